@@ -1,0 +1,107 @@
+"""Rendered scenes on disk: folders of shards, written whole or not at all, read through memory maps.
+
+A shard is `00042.images.npy` (n, 128, 128, 3) uint8, `00042.coverage.npy` (n, 16, 16) float16 and `00042.json` with
+the captions and attributes. The JSON is written last: a shard that has one is complete.
+"""
+
+import bisect
+import json
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ldm.data.scenes.scenes import Scenes
+from ldm.errors import UserError
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """The JSON file that marks shard `index` of `folder` complete."""
+    return Path(folder) / f"{index:05d}.json"
+
+
+def write_shard(folder: Path, index: int, scenes: Scenes) -> Path:
+    """Write `scenes` as shard `index` of `folder`, each file under a temporary name first. Returns its JSON file."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = shard_path(folder, index)
+    for name, array in (("images", scenes.images), ("coverage", scenes.coverage)):
+        _replace(target.with_suffix(f".{name}.npy"), lambda file, array=array: np.save(file, array))
+    text = json.dumps({"captions": scenes.captions, "attributes": scenes.attributes})
+    _replace(target, lambda file: file.write(text.encode()))
+    return target
+
+
+def _replace(path: Path, write: Callable) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class SceneShards(Dataset):
+    """A folder of shards as one data set of captioned images.
+
+    limit: use only the first `limit` shards. Raises UserError when the folder holds no shard.
+    """
+
+    def __init__(self, folder: Path | str, limit: int | None = None):
+        self.folder = Path(folder)
+        self.files = sorted(self.folder.glob("[0-9]*.json"))[:limit]
+        if not self.files:
+            raise UserError(f'"{folder}" holds no shards: render some with scripts/make_scenes.py --out {folder}')
+        self.captions: list[str] = []
+        self.attributes: list[dict] = []
+        self._ends: list[int] = []
+        for file in self.files:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            self.captions += content["captions"]
+            self.attributes += content["attributes"]
+            self._ends.append(len(self.captions))
+        self._map = lru_cache(maxsize=None)(self._open)
+
+    def __getstate__(self) -> dict:
+        # memory maps are opened anew in each worker process
+        return {key: value for key, value in self.__dict__.items() if key != "_map"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._map = lru_cache(maxsize=None)(self._open)
+
+    def _open(self, shard: int, name: str) -> np.ndarray:
+        return np.load(self.files[shard].with_suffix(f".{name}.npy"), mmap_mode="r")
+
+    def _row(self, index: int, name: str) -> np.ndarray:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        index %= len(self)
+        shard = bisect.bisect_right(self._ends, index)
+        return self._map(shard, name)[index - (self._ends[shard - 1] if shard else 0)]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> dict:
+        """"image": float32 (3, 128, 128) in [-1, 1]; "caption": str; "coverage": float32 (1, 16, 16) in [0, 1]."""
+        image = torch.from_numpy(np.array(self._row(index, "images"))).permute(2, 0, 1)
+        coverage = torch.from_numpy(np.array(self._row(index, "coverage"), dtype=np.float32))
+        return {
+            "image": image.float() / 127.5 - 1,
+            "caption": self.captions[index],
+            "coverage": coverage[None],
+        }
+
+    def images(self, index: int) -> np.ndarray:
+        """The image (128, 128, 3) uint8, a view of the file that is read only when used."""
+        return self._row(index, "images")
+
+    def coverage(self, index: int) -> np.ndarray:
+        """The coverage (16, 16) float16, a view of the file."""
+        return self._row(index, "coverage")

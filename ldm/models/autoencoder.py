@@ -1,0 +1,80 @@
+"""`AutoencoderKL`: the first stage, which takes images to latents and back (Rombach et al. 2022, section 3.1)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.modules.diffusionmodules.model import Decoder, Encoder
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """q(z|x): a normal distribution per latent value. `mean` and `logvar` are (b, c, h, w)."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> "DiagonalGaussian":
+        mean, logvar = moments.chunk(2, dim=1)
+        return cls(mean, logvar.clamp(-30.0, 20.0))
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """mean + std * noise. The noise is drawn on the generator's device, so that a seed means one latent."""
+        device = generator.device if generator is not None else self.mean.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=torch.float32)
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """KL(q || N(0, 1)) in nats, summed over c, h, w -> (b,)."""
+        return 0.5 * (self.mean**2 + self.logvar.exp() - 1.0 - self.logvar).sum(dim=(1, 2, 3))
+
+
+class AutoencoderKL(nn.Module):
+    """x (b, 3, H, W) in [-1, 1] <-> z (b, embed_dim, H/f, W/f), unscaled.
+
+    Args:
+        ddconfig: the arguments of `Encoder` and `Decoder`.
+        embed_dim: channels of z.
+        lossconfig, ckpt_path, ignore_keys, image_key, colorize_nlabels, monitor: keys of training that the original
+            configs give. The network does not need them; `ldm.training` and `ldm.checkpoint` do their work.
+    """
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        embed_dim: int,
+        lossconfig: Mapping[str, Any] | None = None,
+        ckpt_path: str | None = None,
+        ignore_keys: list[str] | None = None,
+        image_key: str = "image",
+        colorize_nlabels: int | None = None,
+        monitor: str | None = None,
+    ):
+        super().__init__()
+        if not ddconfig.get("double_z", True):
+            raise ValueError("AutoencoderKL needs a mean and a log-variance: ddconfig.double_z must be true")
+        self.encoder = Encoder(**ddconfig)
+        self.decoder = Decoder(**ddconfig)
+        z_channels = ddconfig["z_channels"]
+        self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        self.embed_dim = embed_dim
+        self.factor = ddconfig.get("patch_size", 1) * 2 ** (len(ddconfig["ch_mult"]) - 1)
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(x)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(z))
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, DiagonalGaussian]:
+        """The reconstruction of x through a sample of its posterior, and that posterior."""
+        posterior = self.encode(x)
+        return self.decode(posterior.sample(generator)), posterior

@@ -1,0 +1,150 @@
+"""`LatentDiffusion`: first stage, denoiser, text encoder and noise schedule in one module (Rombach et al. 2022).
+
+It is a plain module for inference and holds the keys of the public checkpoints. Training lives in `ldm.training`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.diffusion.schedule import make_beta_schedule
+from ldm.util import instantiate_from_config
+
+PARAMETERIZATIONS = ("eps", "v")
+
+
+class DiffusionWrapper(nn.Module):
+    """Holds the UNet under the checkpoints' name, `model.diffusion_model`."""
+
+    def __init__(self, diffusion_model: nn.Module):
+        super().__init__()
+        self.diffusion_model = diffusion_model
+
+    def forward(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return self.diffusion_model(z, t, context)
+
+
+def schedule_buffers(betas: Tensor) -> dict[str, Tensor]:
+    """The twelve (T,) buffers of the checkpoints, in float32 (Ho et al. 2020, equations 4 to 7)."""
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    alphas_cumprod_prev = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+    posterior_variance = betas * (1 - alphas_cumprod_prev) / (1 - alphas_cumprod)
+    buffers = {
+        "betas": betas,
+        "alphas_cumprod": alphas_cumprod,
+        "alphas_cumprod_prev": alphas_cumprod_prev,
+        "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - alphas_cumprod).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - alphas_cumprod).log(),
+        "sqrt_recip_alphas_cumprod": alphas_cumprod.rsqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / alphas_cumprod - 1).sqrt(),
+        "posterior_variance": posterior_variance,
+        # The first variance is 0, whose logarithm is not a number.
+        "posterior_log_variance_clipped": posterior_variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": betas * alphas_cumprod_prev.sqrt() / (1 - alphas_cumprod),
+        "posterior_mean_coef2": (1 - alphas_cumprod_prev) * (1 - betas).sqrt() / (1 - alphas_cumprod),
+    }
+    return {name: value.float() for name, value in buffers.items()}
+
+
+class LatentDiffusion(nn.Module):
+    """A text-to-image latent diffusion model.
+
+    Args:
+        first_stage_config, unet_config, cond_stage_config: what to build, as `{target, params}`.
+        timesteps, beta_schedule, linear_start, linear_end: the forward process, see `make_beta_schedule`.
+        scale_factor: what the first stage's latents are multiplied by, so that their variance is about one.
+        image_size, channels: nominal size and channels of z.
+        parameterization: what the network predicts: `eps`, or `v` (Salimans & Ho 2022).
+        conditioning_key: only `crossattn`.
+        The rest are keys of training that the original configs give; inference does not read them.
+
+    Raises:
+        ValueError: a value that this class does not support.
+    """
+
+    def __init__(
+        self,
+        first_stage_config: Mapping[str, Any],
+        cond_stage_config: Mapping[str, Any],
+        unet_config: Mapping[str, Any],
+        timesteps: int = 1000,
+        beta_schedule: str = "linear",
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        scale_factor: float = 1.0,
+        image_size: int = 256,
+        channels: int = 3,
+        parameterization: str = "eps",
+        conditioning_key: str | None = "crossattn",
+        num_timesteps_cond: int = 1,
+        log_every_t: int = 100,
+        first_stage_key: str = "image",
+        cond_stage_key: str = "caption",
+        cond_stage_trainable: bool = False,
+        monitor: str | None = None,
+        use_ema: bool = True,
+        scale_by_std: bool = False,
+        loss_type: str = "l2",
+        clip_denoised: bool = True,
+        cosine_s: float = 8e-3,
+        original_elbo_weight: float = 0.0,
+        l_simple_weight: float = 1.0,
+        v_posterior: float = 0.0,
+        ckpt_path: str | None = None,
+        ignore_keys: list[str] | None = None,
+        scheduler_config: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        if parameterization not in PARAMETERIZATIONS:
+            raise ValueError(f"parameterization {parameterization!r} is unknown: one of {PARAMETERIZATIONS}")
+        if conditioning_key not in (None, "crossattn"):
+            raise ValueError(f"conditioning_key {conditioning_key!r} is not supported: crossattn")
+        self.parameterization = parameterization
+        self.scale_factor = scale_factor
+        self.image_size, self.channels = image_size, channels
+        self.model = DiffusionWrapper(instantiate_from_config(unet_config))
+        self.first_stage_model = instantiate_from_config(first_stage_config)
+        self.cond_stage_model = instantiate_from_config(cond_stage_config)
+        for name, value in schedule_buffers(
+            make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end)
+        ).items():
+            self.register_buffer(name, value)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side that one latent position stands for."""
+        return self.first_stage_model.factor
+
+    def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
+        """Prompts -> context (b, m, d)."""
+        return self.cond_stage_model(prompts)
+
+    def encode_first_stage(self, x: Tensor) -> Tensor:
+        """x (b, 3, H, W) in [-1, 1] -> z (b, c, H/f, W/f): the mean of the posterior, scaled."""
+        return self.first_stage_model.encode(x).mode() * self.scale_factor
+
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        """z (b, c, h, w) -> x (b, 3, h*f, w*f), about [-1, 1], not clamped."""
+        return self.first_stage_model.decode(z / self.scale_factor)
+
+    def q_sample(self, z_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps, with t (b,) (Ho et al. 2020, eq. 4)."""
+        signal = self.sqrt_alphas_cumprod[t].view(-1, 1, 1, 1)
+        spread = self.sqrt_one_minus_alphas_cumprod[t].view(-1, 1, 1, 1)
+        return signal * z_start + spread * noise
+
+    def apply_model(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """The network's own output at z_t, t (b,): eps or v, as `parameterization` says."""
+        return self.model(z, t, context)
+
+    def predict_eps(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """eps(z_t, t, context), whatever the network predicts: for v, eps = sqrt(a) v + sqrt(1 - a) z."""
+        out = self.apply_model(z, t, context)
+        if self.parameterization == "eps":
+            return out
+        signal = self.sqrt_alphas_cumprod[t].view(-1, 1, 1, 1)
+        spread = self.sqrt_one_minus_alphas_cumprod[t].view(-1, 1, 1, 1)
+        return signal * out + spread * z

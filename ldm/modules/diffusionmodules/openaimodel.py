@@ -1,0 +1,211 @@
+"""`UNetModel`: the denoiser, eps = UNet(z_t, t, context) (Dhariwal & Nichol 2021 with Rombach et al.'s transformers).
+
+Positions such as `input_blocks.4.1`, `in_layers.2` or `out_layers.3` are state-dict keys of the public checkpoints:
+the order within every `nn.Sequential` here is frozen by them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ldm.modules.attention import SpatialTransformer
+from ldm.modules.diffusionmodules.util import normalization, timestep_embedding, zero_module
+
+
+class TimestepEmbedSequential(nn.Sequential):
+    """Passes the time embedding to residual blocks and the text to transformers; the rest takes the features alone."""
+
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                h = layer(h, emb)
+            elif isinstance(layer, SpatialTransformer):
+                h = layer(h, context)
+            else:
+                h = layer(h)
+        return h
+
+
+class Upsample(nn.Module):
+    """Twice the size by repetition, then a 3x3 convolution."""
+
+    def __init__(self, channels: int, use_conv: bool = True):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+
+
+class Downsample(nn.Module):
+    """Half the size by a strided 3x3 convolution, or by a mean."""
+
+    def __init__(self, channels: int, use_conv: bool = True):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.op(h)
+
+
+class ResBlock(nn.Module):
+    """A residual block that the time embedding steers: h (b, c, h, w), emb (b, e) -> (b, out_channels, h, w).
+
+    Args:
+        use_scale_shift_norm: steer by a scale and a shift after the second norm, not by an addition before it.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int,
+        use_checkpoint: bool = False,
+        use_scale_shift_norm: bool = False,
+    ):
+        super().__init__()
+        self.use_checkpoint, self.use_scale_shift_norm = use_checkpoint, use_scale_shift_norm
+        self.in_layers = nn.Sequential(
+            normalization(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
+        )
+        self.out_layers = nn.Sequential(
+            normalization(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        # Recomputing activations saves memory in training and would only cost time at inference.
+        if self.use_checkpoint and self.training and torch.is_grad_enabled():
+            return checkpoint(self._forward, h, emb, use_reentrant=False)
+        return self._forward(h, emb)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        steer = self.emb_layers(emb)[:, :, None, None]
+        if self.use_scale_shift_norm:
+            scale, shift = steer.chunk(2, dim=1)
+            h = self.out_layers[0](h) * (1 + scale) + shift
+            h = self.out_layers[1:](h)
+        else:
+            h = self.out_layers(h + steer)
+        return self.skip_connection(x) + h
+
+
+class UNetModel(nn.Module):
+    """z (b, in_channels, h, w), t (b,), context (b, m, context_dim) -> (b, out_channels, h, w).
+
+    h and w must be multiples of `2 ** (len(channel_mult) - 1)`.
+
+    Args:
+        image_size: nominal latent size; the network takes any that fits.
+        model_channels: width of the first level; `channel_mult` gives each level's multiple of it.
+        num_res_blocks: residual blocks a level on the way down, one more on the way up.
+        attention_resolutions: downsampling factors (1, 2, 4, ...) whose levels get a `SpatialTransformer` a block.
+        num_heads, num_head_channels: heads of attention, by number or by width (one of them; -1 is "not this one").
+        conv_resample: resample by convolutions, not by means.
+        use_checkpoint: recompute the residual blocks' activations in training.
+        dims, num_classes, use_fp16, use_spatial_transformer, legacy: keys of the original configs. Only the values
+            of the text-to-image models are supported: 2, None, False, True and any.
+
+    Raises:
+        ValueError: a key has a value that this network does not support.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        num_classes: int | None = None,
+        use_checkpoint: bool = False,
+        use_fp16: bool = False,
+        num_heads: int = -1,
+        num_head_channels: int = -1,
+        use_scale_shift_norm: bool = False,
+        use_spatial_transformer: bool = True,
+        transformer_depth: int = 1,
+        context_dim: int | None = None,
+        legacy: bool = True,
+    ):
+        super().__init__()
+        if dims != 2 or num_classes is not None or use_fp16 or not use_spatial_transformer:
+            raise ValueError(
+                "UNetModel supports dims=2, num_classes=None, use_fp16=False, use_spatial_transformer=True; got "
+                f"{dims=}, {num_classes=}, {use_fp16=}, {use_spatial_transformer=}"
+            )
+        if (num_heads == -1) == (num_head_channels == -1):
+            raise ValueError(f"give num_heads or num_head_channels, not both or none: {num_heads=}, {num_head_channels=}")
+        self.model_channels = model_channels
+        self.factor = 2 ** (len(channel_mult) - 1)
+        emb_channels = model_channels * 4
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+
+        def res_block(channels: int, out: int) -> ResBlock:
+            return ResBlock(channels, emb_channels, dropout, out, use_checkpoint, use_scale_shift_norm)
+
+        def transformer(channels: int) -> SpatialTransformer:
+            heads = num_heads if num_head_channels == -1 else channels // num_head_channels
+            return SpatialTransformer(channels, heads, channels // heads, transformer_depth, dropout, context_dim)
+
+        def stage(channels: int, out: int, ds: int) -> list[nn.Module]:
+            return [res_block(channels, out), *([transformer(out)] if ds in attention_resolutions else [])]
+
+        stem = nn.Conv2d(in_channels, model_channels, 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(stem)])
+        ch, ds = model_channels, 1
+        skips = [ch]
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                self.input_blocks.append(TimestepEmbedSequential(*stage(ch, mult * model_channels, ds)))
+                ch = mult * model_channels
+                skips.append(ch)
+            if level < len(channel_mult) - 1:
+                self.input_blocks.append(TimestepEmbedSequential(Downsample(ch, conv_resample)))
+                skips.append(ch)
+                ds *= 2
+
+        self.middle_block = TimestepEmbedSequential(res_block(ch, ch), transformer(ch), res_block(ch, ch))
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                layers = stage(ch + skips.pop(), mult * model_channels, ds)
+                ch = mult * model_channels
+                if level > 0 and i == num_res_blocks:
+                    layers.append(Upsample(ch, conv_resample))
+                    ds //= 2
+                self.output_blocks.append(TimestepEmbedSequential(*layers))
+
+        self.out = nn.Sequential(
+            normalization(ch), nn.SiLU(), zero_module(nn.Conv2d(model_channels, out_channels, 3, padding=1))
+        )
+
+    def forward(self, z: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(z.dtype))
+        h, skips = z, []
+        for block in self.input_blocks:
+            h = block(h, emb, context)
+            skips.append(h)
+        h = self.middle_block(h, emb, context)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
+        return self.out(h)

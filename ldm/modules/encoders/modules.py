@@ -1,0 +1,107 @@
+"""`BERTEmbedder`: the text encoder of the text-to-image models, with its tokenizer."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.modules.x_transformer import TransformerWrapper
+
+logger = logging.getLogger(__name__)
+
+
+class BERTTokenizer:
+    """Prompts -> ids (b, max_length), padded and cut to that length: [CLS] words [SEP] [PAD] ...
+
+    Args:
+        name: a folder that `transformers` can read (tokenizer.json or vocab.txt with its configs) or a name on the
+            hub. It is only opened when first used, so that building a network needs no vocabulary.
+        vocab_size: how many ids the network knows; a tokenizer with more is refused.
+    """
+
+    def __init__(self, name: str, vocab_size: int, max_length: int = 77):
+        self.name, self.vocab_size, self.max_length = name, vocab_size, max_length
+        self._tokenizer = None
+
+    @property
+    def tokenizer(self):
+        """The tokenizer of `transformers`.
+
+        Raises:
+            UserError: it can be had neither from the folder nor from the hub, or does not fit the network.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = self._load()
+        return self._tokenizer
+
+    def _load(self):
+        from transformers import AutoTokenizer
+
+        # `from_pretrained` on a folder, never `BertTokenizerFast(vocab_file=...)`, which ignores the file.
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.name)
+        except (OSError, ValueError) as error:
+            mend = (
+                "its files are missing or broken"
+                if Path(self.name).is_absolute()
+                else "connect to the network once, or set cond_stage_config.params.tokenizer to a local folder"
+            )
+            raise UserError(f'cannot load the tokenizer "{self.name}": {mend}') from error
+        if len(tokenizer) > self.vocab_size:
+            raise UserError(
+                f'the tokenizer "{self.name}" knows {len(tokenizer)} tokens and the text encoder {self.vocab_size}: '
+                "they do not belong together"
+            )
+        return tokenizer
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        batch = self.tokenizer(
+            prompts, truncation=True, max_length=self.max_length, padding="max_length", return_tensors="pt"
+        )
+        return batch["input_ids"]
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of a prompt that the vocabulary has no piece for, in their order."""
+        words = self.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(prompt.lower())
+        return [word for word, _ in words if self.tokenizer.unk_token in self.tokenizer.tokenize(word)]
+
+
+class BERTEmbedder(nn.Module):
+    """Prompts -> context (b, max_seq_len, n_embed): a BERT-tokenized text through a pre-norm transformer.
+
+    Args:
+        n_embed: width; n_layer: pairs of attention and feed-forward.
+        vocab_size, max_seq_len: as the checkpoint has them.
+        device: a key of the original configs. The module lives where `.to(...)` puts it.
+        use_tokenizer: a key of the original configs: without it, `forward` takes ids.
+        embedding_dropout: dropout on the embeddings in training.
+        tokenizer: ours. A folder or a name on the hub.
+        with_logits: ours. The public checkpoint holds `transformer.to_logits`, which nothing reads.
+    """
+
+    def __init__(
+        self,
+        n_embed: int,
+        n_layer: int,
+        vocab_size: int = 30522,
+        max_seq_len: int = 77,
+        device: str | None = None,
+        use_tokenizer: bool = True,
+        embedding_dropout: float = 0.0,
+        tokenizer: str = "bert-base-uncased",
+        with_logits: bool = True,
+    ):
+        super().__init__()
+        self.tokenize = BERTTokenizer(tokenizer, vocab_size, max_seq_len) if use_tokenizer else None
+        self.transformer = TransformerWrapper(vocab_size, max_seq_len, n_embed, n_layer, with_logits)
+        self.dropout = nn.Dropout(embedding_dropout)
+
+    def forward(self, prompts: list[str] | Tensor) -> Tensor:
+        tokens = self.tokenize(prompts) if self.tokenize is not None else prompts
+        return self.dropout(self.transformer(tokens.to(self.transformer.token_emb.weight.device)))
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str] | Tensor) -> Tensor:
+        return self(prompts)

@@ -1,0 +1,82 @@
+"""Training of the denoiser and its text encoder on cached latents."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ldm.training.optim import adamw_with_cosine
+from ldm.util import instantiate_from_config
+
+
+class DiffusionTrainer(pl.LightningModule):
+    """Trains a `LatentDiffusion` (under `ldm`) to predict v or eps at a random timestep.
+
+    The batch comes from `LatentScenes`: latents already scaled, token ids, and how much of each latent position an
+    object covers.
+
+    Args:
+        model: the config of the `LatentDiffusion`.
+        learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
+        empty_prompt: how often the prompt is left out, for classifier-free guidance (Ho & Salimans 2021).
+        background_weight: the loss's weight where no object is; with an object it is 1 more. Objects are what the
+            prompt speaks of, and they are the smaller part of the picture.
+    """
+
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        learning_rate: float = 5e-4,
+        warmup: int = 200,
+        empty_prompt: float = 0.1,
+        background_weight: float = 0.35,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.ldm = instantiate_from_config(model).to(memory_format=torch.channels_last)
+        self.ldm.first_stage_model.requires_grad_(False)
+        self.register_buffer("empty_tokens", self.ldm.cond_stage_model.tokenize([""]), persistent=False)
+
+    def on_fit_start(self) -> None:
+        data = self.trainer.datamodule
+        self.ldm.first_stage_model.load_state_dict(data.first_stage_state)
+        self.ldm.scale_factor = data.scale_factor
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["scale_factor"] = self.ldm.scale_factor
+
+    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """The weighted squared error (b,) of one random timestep a sample."""
+        z, tokens = batch["z"].float(), batch["tokens"].long()
+        t = torch.randint(len(self.ldm.betas), (len(z),), generator=generator).to(z.device)
+        noise = torch.randn(z.shape, generator=generator).to(z)
+        z_t = self.ldm.q_sample(z, t, noise).contiguous(memory_format=torch.channels_last)
+        out = self.ldm.apply_model(z_t, t, self.ldm.cond_stage_model.transformer(tokens))
+        target = noise
+        if self.ldm.parameterization == "v":
+            signal = self.ldm.sqrt_alphas_cumprod[t].view(-1, 1, 1, 1)
+            spread = self.ldm.sqrt_one_minus_alphas_cumprod[t].view(-1, 1, 1, 1)
+            target = signal * noise - spread * z
+        # One position more on each side, so that the object's edge is learned with it.
+        coverage = torch.nn.functional.max_pool2d(batch["coverage"].float(), 3, stride=1, padding=1)
+        weight = self.hparams.background_weight + coverage
+        return (weight * (out - target).square()).mean(dim=(1, 2, 3))
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        drop = torch.rand(len(batch["z"]), 1, device=self.device) < self.hparams.empty_prompt
+        tokens = torch.where(drop, self.empty_tokens.to(batch["tokens"]), batch["tokens"])
+        loss = self.loss({**batch, "tokens": tokens}).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """Also with the captions rotated by one sample: the gap between both tells whether the text is heard."""
+        for name, tokens in (("val/loss", batch["tokens"]), ("val/loss_shuffled", batch["tokens"].roll(1, 0))):
+            generator = torch.Generator().manual_seed(index)
+            self.log(name, self.loss({**batch, "tokens": tokens}, generator).mean(), prog_bar=True)
+
+    def configure_optimizers(self):
+        trained = [*self.ldm.model.parameters(), *self.ldm.cond_stage_model.parameters()]
+        return adamw_with_cosine(trained, self.hparams.learning_rate, self.hparams.warmup, self.trainer.max_steps)

@@ -1,0 +1,82 @@
+"""What every floor may use: objects from configs, and the choice of device and precision."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ldm.errors import UserError
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def get_obj_from_str(path: str) -> Any:
+    """The object at a dotted path, `package.module.Name`.
+
+    Raises:
+        UserError: no module or no name of that path.
+    """
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise UserError(f'"{path}" is no class path: expected package.module.Name')
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(f'cannot find the class "{path}" that the config names: {error}') from error
+
+
+def instantiate_from_config(config: Mapping[str, Any], **overrides: Any) -> Any:
+    """Build what a config names: `{target: dotted.path, params: {...}}` -> `target(**params)`.
+
+    Args:
+        config: a mapping with `target` and, optionally, `params` (OmegaConf nodes welcome).
+        overrides: keyword arguments that win over `params`.
+
+    Raises:
+        UserError: there is no `target`, it does not exist, or it refuses a parameter.
+    """
+    if "target" not in config:
+        raise UserError(f"a config needs the key `target`; this one has {sorted(config)}")
+    params = dict(config.get("params") or {}) | overrides
+    cls = get_obj_from_str(config["target"])
+    try:
+        return cls(**params)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error) or "missing" in str(error):
+            raise UserError(f"{config['target']} does not fit its config: {error}") from error
+        raise
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` takes cuda, then mps, then cpu; any other name is taken at its word.
+
+    Raises:
+        UserError: the name is unknown or this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'--device {name} cannot be used here ({reason}); try "--device auto"') from error
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is float32 on a CPU, float16 on mps, bfloat16 on a CUDA device that has it, else float16.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.float16 if device.type == "mps" else torch.float32
+    if name not in PRECISIONS:
+        raise UserError(f'--precision {name} is unknown: choose "auto", {", ".join(PRECISIONS)}')
+    return PRECISIONS[name]

@@ -1,0 +1,87 @@
+"""Render captioned scenes into shards: python scripts/make_scenes.py --out data/scenes/train --count 40000
+
+Shards that exist already are kept, so that a run that was stopped goes on where it stopped. Shard k holds the same
+scenes for the same --seed and --shard_size, however many workers render it.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm.cli import Parser, bounded, run
+
+logger = logging.getLogger("ldm.make_scenes")
+
+SEED_STRIDE = 1_000_000_007  # two seeds share a shard only if they are this far apart
+
+
+def parse(argv: Sequence[str]):
+    parser = Parser(prog="make_scenes.py", description="Render captioned scenes into shards, resuming if stopped.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--count", type=bounded(int, 1), default=40000, help="how many scenes (default 40000)")
+    parser.add_argument("--shard_size", type=bounded(int, 1), default=2000, help="scenes to a shard (default 2000)")
+    parser.add_argument("--workers", type=bounded(int, 1, 256), default=2, help="processes (default 2)")
+    parser.add_argument("--seed", type=bounded(int, 0, 2**31), default=0, help="default 0")
+    return parser.parse_args(argv)
+
+
+def render_shard(folder: Path, index: int, count: int, seed: int) -> int:
+    """Render shard `index` of `folder`: `count` scenes that depend on (seed, index) only. Returns `count`."""
+    import torch
+
+    from ldm.data.scenes.scenes import render_scenes
+    from ldm.data.shards import write_shard
+
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(seed * SEED_STRIDE + index)
+    write_shard(folder, index, render_scenes(count, generator, _pool()))
+    return count
+
+
+_POOL = []
+
+
+def _pool():
+    """The backgrounds, read once in each process."""
+    from ldm.data.scenes.backgrounds import Backgrounds
+
+    if not _POOL:
+        _POOL.append(Backgrounds())
+    return _POOL[0]
+
+
+def missing_shards(folder: Path, count: int, shard_size: int) -> list[tuple[int, int]]:
+    """(index, scenes) of each shard of `folder` that is not there yet."""
+    from ldm.data.shards import shard_path
+
+    sizes = [min(shard_size, count - start) for start in range(0, count, shard_size)]
+    return [(index, size) for index, size in enumerate(sizes) if not shard_path(folder, index).exists()]
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse(argv)
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
+
+    from tqdm import tqdm
+
+    missing = missing_shards(args.out, args.count, args.shard_size)
+    done = args.count - sum(size for _, size in missing)
+    with tqdm(total=args.count, initial=done, unit="scene", disable=None) as bar:
+        if args.workers == 1 or len(missing) < 2:
+            for index, size in missing:
+                bar.update(render_shard(args.out, index, size, args.seed))
+        else:
+            workers = min(args.workers, len(missing))
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+                jobs = [executor.submit(render_shard, args.out, index, size, args.seed) for index, size in missing]
+                for job in as_completed(jobs):
+                    bar.update(job.result())
+    logger.info("%d scenes in %s", args.count, args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

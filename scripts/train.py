@@ -1,0 +1,59 @@
+#!/usr/bin/env python
+"""Train a model from its config: autoencoder, diffusion or CLIP. Run it again to go on where it stopped."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.cli import Parser, run
+from ldm.errors import UserError
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="train.py", description=__doc__)
+    parser.add_argument("config", type=Path, help="a training config, such as configs/scenes/autoencoder.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=1000")
+    parser.add_argument("--rundir", type=Path, help="checkpoints and logs (default: runs/<name of the config>)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches (default 0)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    args = build_parser().parse_args(argv)
+    if not args.config.is_file():
+        raise UserError(f"there is no config {args.config}: see configs/scenes/")
+
+    import pytorch_lightning as pl
+    import torch
+    from omegaconf import OmegaConf
+    from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+    from ldm.util import instantiate_from_config
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    pl.seed_everything(args.seed)
+    config = OmegaConf.merge(OmegaConf.load(args.config), OmegaConf.from_dotlist(args.overrides))
+    config = OmegaConf.to_container(config, resolve=True)
+    rundir = args.rundir or Path("runs") / args.config.stem
+    loggers = [CSVLogger(rundir, name="", version="csv")]
+    try:
+        loggers.append(TensorBoardLogger(rundir, name="", version="tensorboard"))
+    except ModuleNotFoundError:
+        print('no TensorBoard logs: pip install -e ".[train]"')
+    checkpoints = ModelCheckpoint(rundir, save_last=True, every_n_train_steps=config.get("checkpoint_every", 500))
+    callbacks = [checkpoints, LearningRateMonitor(), *map(instantiate_from_config, config.get("callbacks", []))]
+    trainer = pl.Trainer(logger=loggers, callbacks=callbacks, default_root_dir=rundir, **config["trainer"])
+    last = rundir / "last.ckpt"
+    trainer.fit(
+        instantiate_from_config(config["module"]),
+        datamodule=instantiate_from_config(config["data"]),
+        ckpt_path=last if last.exists() else None,
+        weights_only=False,  # our own checkpoint, just written, with the optimiser's state
+    )
+    print(f"done: {last}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
