@@ -15,6 +15,7 @@ from ldm.cli import Parser, bounded, run
 
 logger = logging.getLogger("ldm.make_scenes")
 
+SETTINGS = "settings.json"
 SEED_STRIDE = 1_000_000_007  # two seeds share a shard only if they are this far apart
 
 
@@ -53,12 +54,31 @@ def _pool():
     return _POOL[0]
 
 
-def missing_shards(folder: Path, count: int, shard_size: int) -> list[tuple[int, int]]:
-    """(index, scenes) of each shard of `folder` that is not there yet."""
-    from ldm.data.shards import shard_path
+def check_settings(folder: Path, args) -> None:
+    """Note --seed and --shard_size in `folder`; raise UserError if its shards were rendered with others."""
+    import json
 
-    sizes = [min(shard_size, count - start) for start in range(0, count, shard_size)]
-    return [(index, size) for index, size in enumerate(sizes) if not shard_path(folder, index).exists()]
+    from ldm.data.shards import replace_file
+    from ldm.errors import UserError
+
+    wanted = {"seed": args.seed, "shard_size": args.shard_size}
+    file = folder / SETTINGS
+    if file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found != wanted:
+            given = " ".join(f"--{name} {value}" for name, value in found.items())
+            raise UserError(f'"{folder}" holds shards of {given}: give the same, or another --out')
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(file, lambda stream: stream.write(json.dumps(wanted).encode()))
+
+
+def missing_shards(folder: Path, args) -> list[tuple[int, int]]:
+    """(index, scenes) of each shard that `folder` lacks, or whose last run asked for fewer scenes."""
+    from ldm.data.shards import shard_length
+
+    sizes = [min(args.shard_size, args.count - start) for start in range(0, args.count, args.shard_size)]
+    return [(index, size) for index, size in enumerate(sizes) if shard_length(folder, index) < size]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,7 +88,8 @@ def main(argv: Sequence[str]) -> None:
 
     from tqdm import tqdm
 
-    missing = missing_shards(args.out, args.count, args.shard_size)
+    check_settings(args.out, args)
+    missing = missing_shards(args.out, args)
     done = args.count - sum(size for _, size in missing)
     with tqdm(total=args.count, initial=done, unit="scene", disable=None) as bar:
         if args.workers == 1 or len(missing) < 2:

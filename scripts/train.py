@@ -19,7 +19,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> None:
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     if not args.config.is_file():
         raise UserError(f"there is no config {args.config}: see configs/scenes/")
 

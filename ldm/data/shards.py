@@ -24,19 +24,27 @@ def shard_path(folder: Path, index: int) -> Path:
     return Path(folder) / f"{index:05d}.json"
 
 
+def shard_length(folder: Path, index: int) -> int:
+    """How many scenes shard `index` of `folder` holds; 0 where it is missing or not complete."""
+    if not shard_path(folder, index).exists():
+        return 0
+    return len(np.load(shard_path(folder, index).with_suffix(".images.npy"), mmap_mode="r"))
+
+
 def write_shard(folder: Path, index: int, scenes: Scenes) -> Path:
     """Write `scenes` as shard `index` of `folder`, each file under a temporary name first. Returns its JSON file."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     target = shard_path(folder, index)
     for name, array in (("images", scenes.images), ("coverage", scenes.coverage)):
-        _replace(target.with_suffix(f".{name}.npy"), lambda file, array=array: np.save(file, array))
+        replace_file(target.with_suffix(f".{name}.npy"), lambda file, array=array: np.save(file, array))
     text = json.dumps({"captions": scenes.captions, "attributes": scenes.attributes})
-    _replace(target, lambda file: file.write(text.encode()))
+    replace_file(target, lambda file: file.write(text.encode()))
     return target
 
 
-def _replace(path: Path, write: Callable) -> None:
+def replace_file(path: Path, write: Callable) -> None:
+    """Let `write(stream)` fill a temporary file beside `path`, then put it in the place of `path`."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
@@ -89,7 +97,7 @@ class SceneShards(Dataset):
         return len(self.captions)
 
     def __getitem__(self, index: int) -> dict:
-        """"image": float32 (3, 128, 128) in [-1, 1]; "caption": str; "coverage": float32 (1, 16, 16) in [0, 1]."""
+        """ "image": float32 (3, 128, 128) in [-1, 1]; "caption": str; "coverage": float32 (1, 16, 16) in [0, 1]."""
         image = torch.from_numpy(np.array(self._row(index, "images"))).permute(2, 0, 1)
         coverage = torch.from_numpy(np.array(self._row(index, "coverage"), dtype=np.float32))
         return {

@@ -151,7 +151,7 @@ class UNetModel(nn.Module):
                 f"{dims=}, {num_classes=}, {use_fp16=}, {use_spatial_transformer=}"
             )
         if (num_heads == -1) == (num_head_channels == -1):
-            raise ValueError(f"give num_heads or num_head_channels, not both or none: {num_heads=}, {num_head_channels=}")
+            raise ValueError(f"give one of num_heads and num_head_channels; got {num_heads=}, {num_head_channels=}")
         self.model_channels = model_channels
         self.factor = 2 ** (len(channel_mult) - 1)
         emb_channels = model_channels * 4

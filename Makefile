@@ -1,0 +1,33 @@
+# make demo   edits inputs/img.png and restores its background
+# make test   runs the tests
+# Both make .venv and install what is missing. PYTHON=python3.12 chooses another Python than python3.
+PYTHON ?= python3
+BIN := .venv/bin
+PROMPT := a pink yarn ball
+
+.PHONY: demo test lint install dev
+demo: install
+	$(BIN)/python scripts/text_editing.py --prompt "$(PROMPT)" --init_image inputs/img.png --mask inputs/mask.png
+	$(BIN)/python scripts/reconstruct.py --init_image inputs/img.png --mask inputs/mask.png --selected_indices 0 1
+
+test: dev
+	$(BIN)/python -m pytest
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: .venv/installed
+dev: .venv/installed-dev
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python setup.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@

@@ -1,0 +1,1 @@
+"""A procedural world of rendered, captioned objects in front of photographs and painted backgrounds."""

@@ -1,0 +1,299 @@
+"""Files <-> tensors: pictures as their authors meant them come in, exactly what was computed goes out.
+
+A file becomes an upright 8-bit sRGB picture with its alpha kept apart (`load_image`), a picture becomes a tensor
+x (1,3,H,W) in [-1,1] (`to_tensor`), and both ways are exact for all 256 codes.
+"""
+
+import errno
+import logging
+import math
+import os
+import struct
+import uuid
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from ldm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# What Pillow's parsers raise on damaged files, besides OSError (found by flipping bytes of every format).
+_DAMAGE = (SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError)
+_DAMAGE += (struct.error, zlib.error)
+
+# Pillow reads only the high byte of the colours of a 16-bit PNG. The same bytes read in the other order give the
+# low ones; grey with alpha (four bytes a pixel) is read as if it were 8-bit RGBA.
+_LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
+
+# Pillow's mode of the pixels -> the colour space that a profile for them declares (ICC.1:2010, table 19).
+_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as its author meant it.
+
+    Attributes:
+        rgb: upright 8-bit sRGB; the colours of transparent pixels are those of the file.
+        alpha: "L", 255 is opaque; None for a file without transparency.
+        icc_profile: the profile of a file of RGB pixels, which `rgb` has been converted *from*; else None.
+        path: where it came from.
+    """
+
+    rgb: Image.Image
+    alpha: Image.Image | None
+    icc_profile: bytes | None
+    path: Path
+
+
+def load_image(path: str | os.PathLike) -> Picture:
+    """Read a picture of any kind that Pillow knows.
+
+    EXIF orientation is applied, alpha (also that of a palette) kept apart, a colour profile converted to sRGB
+    (grey and CMYK too), 16 bits scaled to 8 by 1/257 and rounded; 16-bit TIFFs in colour keep their high byte, as
+    Pillow reads them. Of an animation the first frame is taken. Notices tell of 16 bits and of further frames.
+
+    Raises:
+        UserError: there is no such file, it is empty, damaged, too large or no picture.
+    """
+    path = Path(path)
+    image = _open(path)
+    profile = image.info.get("icc_profile")
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert(image.mode[:-1])
+    if image.mode not in _SPACES:
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    rgb, known = _to_srgb(image, profile, path)
+    for part in (rgb, alpha):
+        if part is not None:
+            part.info = {}  # or the profile of the file would be written into our sRGB files
+    return Picture(rgb, alpha, profile if known and image.mode == "RGB" else None, path)
+
+
+def to_tensor(image: Image.Image, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """A picture as x (1,3,H,W), float32 in [-1,1]; `size` is (H,W), by default the picture's own.
+
+    Resizing is Pillow's Lanczos, which is antialiased, and ends in 8 bits: so the input "as used" can be kept as a
+    PNG and gives the same tensor again. Alpha is not looked at.
+    """
+    image = image.convert("RGB")
+    if size is not None and image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H,W,3) -> (3,H,W)
+    return pixels[None].float() / 127.5 - 1
+
+
+def to_pil(x: torch.Tensor) -> Image.Image:
+    """x (3,h,w) or (1,3,h,w), clipped to [-1,1] and rounded to the nearest of the 256 codes.
+
+    Raises:
+        ValueError: another shape.
+    """
+    x = x[0] if x.ndim == 4 and len(x) == 1 else x
+    if x.ndim != 3 or len(x) != 3:
+        raise ValueError(f"a picture is a tensor of (3,h,w) or (1,3,h,w), not {tuple(x.shape)}")
+    codes = ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(codes.permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def save_png(image: Image.Image, path: str | os.PathLike, text: Mapping[str, str] | None = None) -> None:
+    """Write a PNG whole or not at all, with text chunks (tEXt for Latin-1, iTXt for the rest).
+
+    Raises:
+        UserError: the folder is missing or cannot be written, or the disk is full.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        # A command line may hold bytes that are no UTF-8, which Python carries as lone surrogates.
+        chunks.add_text(key, value.encode("utf-8", "replace").decode())
+    with atomic_file(path) as file:
+        image.save(file, "PNG", pnginfo=chunks)
+
+
+def read_png_text(path: str | os.PathLike) -> dict[str, str]:
+    """The text chunks of a PNG; none for other kinds of picture.
+
+    Raises:
+        UserError: as `load_image`.
+    """
+    with _reading(Path(path)) as file:
+        file.load()  # chunks may stand behind the pixels
+        return {key: str(value) for key, value in getattr(file, "text", {}).items()}
+
+
+def make_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
+    """Pictures in rows of `columns` with thin white gaps, each with its caption beneath it where there are any.
+
+    All are brought to the largest one's size, by whole blocks, so that the cells of a small latent mask stay
+    visible. A caption too long for its cell ends in an ellipsis.
+
+    Raises:
+        ValueError: no images, no columns, or as many captions as there are not images.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"a grid needs images and columns, not {len(images)} and {columns}")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"{len(captions)} captions for {len(images)} images")
+    width, height = max(image.width for image in images), max(image.height for image in images)
+    gap = max(2, round(width / 64))
+    font = ImageFont.load_default(min(20, max(10, width // 14)))
+    strip = 0 if captions is None else sum(font.getmetrics()) + gap
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    grid = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + strip + gap) + gap), "white")
+    draw = ImageDraw.Draw(grid)
+    for i, image in enumerate(images):
+        left, top = gap + i % columns * (width + gap), gap + i // columns * (height + strip + gap)
+        scale = min(width / image.width, height / image.height)
+        cell = image.convert("RGB").resize(
+            (round(image.width * scale), round(image.height * scale)), Image.Resampling.NEAREST
+        )
+        grid.paste(cell, (left + (width - cell.width) // 2, top + (height - cell.height) // 2))
+        if captions is not None:
+            draw.text((left, top + height + gap // 2), _fit(captions[i], font, width), fill=(60, 60, 60), font=font)
+    return grid
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write to that appears at `path` when the block ends well, and otherwise leaves no trace.
+
+    Raises:
+        UserError: it cannot be written (see `write_error`).
+    """
+    path = Path(path)
+    # Not `tempfile`: its files are readable by their owner only, and stay so after the rename.
+    part = path.with_name(f".{uuid.uuid4().hex[:12]}.part")
+    try:
+        with open(part, "xb") as file:
+            yield file
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno is None:  # not the system's: Pillow, asked for what it cannot write
+            raise
+        raise write_error(path, error) from error
+    finally:
+        with suppress(OSError):  # gone after the rename, or never there
+            part.unlink()
+
+
+def write_error(path: str | os.PathLike, error: OSError) -> UserError:
+    """What to tell the user when the system refuses to write at `path`."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    mend = "free some space or choose another folder" if full else "choose a folder that exists and can be written"
+    return UserError(f'cannot write "{path}" ({error.strerror}): {mend}')
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Image.Image]:
+    """The opened file, whose pixels are not yet read; whatever goes wrong in the block is a UserError."""
+    try:
+        # Pillow's warnings (corrupt EXIF, many pixels) are no use to the user: what cannot be read raises.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path.stat().st_size == 0:
+                raise UserError(f'the image "{path}" is empty (0 bytes): give another file')
+            with Image.open(path) as file:
+                yield file
+    except FileNotFoundError as error:
+        raise UserError(f'there is no image "{path}": check the path') from error
+    except IsADirectoryError as error:
+        raise UserError(f'"{path}" is a folder: give an image file') from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+        raise UserError(f'the image "{path}" has more than {limit:.0f} million pixels: make it smaller') from error
+    except UnidentifiedImageError as error:
+        raise UserError(f'"{path}" is no image of a known kind: give a PNG, JPEG, WebP or TIFF') from error
+    except (OSError, *_DAMAGE) as error:
+        reason = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]
+        raise UserError(f'the image "{path}" cannot be read ({reason}): give another file or save it anew') from error
+
+
+def _open(path: Path) -> Image.Image:
+    """The first frame of a file, upright, with 8 bits per channel, in whatever mode it comes."""
+    with _reading(path) as file:
+        # The second frame of an MPO is the other eye's view or a preview: nothing that anyone misses.
+        frames = getattr(file, "n_frames", 1)
+        if frames > 1 and file.format != "MPO":
+            logger.warning('"%s" has %d frames: the first one is edited', path, frames)
+            file.seek(0)
+        deep = _deep_pixels(file, path)
+        if deep is None:
+            return ImageOps.exif_transpose(file)
+        logger.warning('"%s" has 16 bits per channel: it is edited with 8', path)
+        # Codes 0 to 65535 -> 0 to 255: 65535 = 257 * 255.
+        image = Image.fromarray(((deep.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        image.info = {key: value for key, value in file.info.items() if key != "transparency"}  # that is 16-bit
+        return ImageOps.exif_transpose(image)
+
+
+def _deep_pixels(file: Image.Image, path: Path) -> np.ndarray | None:
+    """The 16-bit codes of a file that has them, (h,w) or (h,w,channels); None for 8-bit files."""
+    if file.mode.startswith("I;16"):
+        return np.asarray(file)
+    if file.mode in ("I", "F"):
+        codes = np.asarray(file)
+        if file.mode == "F" or codes.min() < 0 or codes.max() > 65535:
+            raise UserError(f'"{path}" has 32 bits per channel: save it with 8 or 16')
+        return codes
+    rawmode = file.tile[0][3] if file.format == "PNG" and file.tile else None
+    if rawmode not in _LOW_BYTES:
+        if file.tile and isinstance(file.tile[0][3], tuple) and ";16" in str(file.tile[0][3][0]):
+            logger.warning('"%s" has 16 bits per channel: it is edited with 8', path)
+        return None
+    high = np.asarray(file).astype(np.uint16)
+    with Image.open(path) as again:
+        codec, extents, offset, _ = again.tile[0]
+        again.tile = [(codec, extents, offset, _LOW_BYTES[rawmode])]
+        low = np.asarray(again).astype(np.uint16)
+    if rawmode == "LA;16B":
+        return low[..., 0::2] * 256 + low[..., 1::2]
+    return high * 256 + low
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> tuple[Image.Image, bool]:
+    """The picture as sRGB, and whether its profile could be used; without one, Pillow's plain conversion."""
+    plain = image.convert("RGB")
+    if not profile:
+        return plain, False
+    try:
+        source = ImageCms.getOpenProfile(BytesIO(profile))
+        if source.profile.xcolor_space.strip() != _SPACES[image.mode]:
+            return plain, False
+        converted = ImageCms.profileToProfile(
+            image,
+            source,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, ImportError, OSError, ValueError) as error:
+        logger.warning('the colour profile of "%s" cannot be used: its colours are taken as sRGB (%s)', path, error)
+        return plain, False
+    # The many profiles that are sRGB in all but name would only add rounding.
+    change = max(high for _, high in ImageChops.difference(plain, converted).getextrema())
+    return (plain if change <= 2 else converted), True
+
+
+def _fit(caption: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The caption on one line, shortened until it is no wider than `width` pixels."""
+    caption = " ".join(caption.split())
+    if font.getlength(caption) <= width:
+        return caption
+    while caption and font.getlength(caption + "…") > width:
+        caption = caption[:-1]
+    return caption.rstrip() + "…"

@@ -1,0 +1,220 @@
+"""Training of a small CLIP in open_clip's format: the ranker of a model whose world it knows.
+
+Contrastive (Radford et al. 2021), with two changes that captions of few words need: a caption counts against a
+picture only when it contradicts it, and each picture has false captions of its own that differ in one attribute.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ldm.checkpoint import save_safetensors
+from ldm.data.object_crops import NOTHING, UNSAID, VALUES, ObjectCrops, Tickets
+from ldm.data.scenes.captions import article, noun_phrase, vocabulary
+from ldm.data.tokenizer import SPECIAL, write_tokenizer
+from ldm.training.optim import adamw_with_cosine
+
+MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]  # of pixels in [0,1], written into the exported config
+MAX_SCALE = 100.0  # of the logits, as CLIP clamps it
+
+
+def contradicts(attributes: Tensor, said: Tensor) -> Tensor:
+    """Which captions are wrong about which pictures: (n, m) bool.
+
+    Args:
+        attributes: (n, a) what is true of the pictures; `UNSAID` where nothing is known.
+        said: (m, a) what the captions say; `UNSAID` where they say nothing.
+    """
+    known = (attributes[:, None] != UNSAID) & (said[None] != UNSAID)  # (n, m, a)
+    return (known & (attributes[:, None] != said[None])).any(dim=-1)
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, attributes: Tensor, said: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy, in which only contradicting captions are negatives.
+
+    Args:
+        image: (n, d) unit embeddings of pictures; attributes: (n, a), what is true of them.
+        text: (m, d) unit embeddings of captions, the first n those of the pictures, the rest false ones;
+            said: (m, a), what they say.
+        scale: factor of the cosines.
+    """
+    n = len(image)
+    logits = scale * image @ text.T  # (n, m)
+    own = torch.eye(n, len(text), dtype=torch.bool, device=logits.device)
+    logits = logits.masked_fill(~(contradicts(attributes, said) | own), float("-inf"))
+    target = torch.arange(n, device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, :n].T, target)) / 2
+
+
+class CLIPTrainer(pl.LightningModule):
+    """Trains open_clip's `CLIP` (under `clip`) on crops of objects.
+
+    Args:
+        embed_dim: width of the common space.
+        vision, text: open_clip's `vision_cfg` and `text_cfg`; the vocabulary and the tokenizer are added here.
+        words: the vocabulary; None takes every word that captions of scenes can hold.
+        ranking: how `CLIPRanker` is to frame predictions (`ldm.editing.ranking.Framing`); kept in the export.
+        learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        vision: Mapping[str, Any],
+        text: Mapping[str, Any],
+        words: Sequence[str] | None = None,
+        ranking: Mapping[str, Any] | None = None,
+        learning_rate: float = 2e-3,
+        warmup: int = 100,
+    ):
+        super().__init__()
+        words = list(words or vocabulary())  # fixed from here on, though the grammar may grow
+        self.save_hyperparameters()
+        from open_clip.model import CLIP
+
+        self.clip = CLIP(**self.model_config()).to(memory_format=torch.channels_last)
+        self._tokenizer = None
+
+    def model_config(self) -> dict[str, Any]:
+        """The `model_cfg` of open_clip."""
+        h = self.hparams
+        text = {
+            **h.text,
+            "vocab_size": len(SPECIAL) + len(set(h.words)),
+            "pool_type": "eos",
+            "eos_id": SPECIAL.index("[SEP]"),
+            "hf_tokenizer_name": "wordpiece",  # any name: in a local folder open_clip takes the folder's own files
+        }
+        return {"embed_dim": h.embed_dim, "vision_cfg": dict(h.vision), "text_cfg": text}
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Token ids (len(texts), context_length), by the class that reads the exported folder."""
+        if self._tokenizer is None:
+            from open_clip.tokenizer import HFTokenizer
+
+            length = self.hparams.text["context_length"]
+            with TemporaryDirectory() as folder:
+                write_tokenizer(self.hparams.words, Path(folder), length)
+                self._tokenizer = HFTokenizer(folder, context_length=length)
+        return self._tokenizer(texts).to(self.device)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Unit embeddings (n, d) of pictures (n,3,S,S) in [0,1]."""
+        mean, std = (image.new_tensor(value).view(1, 3, 1, 1) for value in (MEAN, STD))
+        x = ((image - mean) / std).contiguous(memory_format=torch.channels_last)
+        return self.clip.encode_image(x, normalize=True)
+
+    def training_step(self, batch: Mapping[str, Any], _: int) -> Tensor:
+        texts = [text for column in batch["texts"] for text in column]  # the true captions, then the false ones
+        said = batch["said"].transpose(0, 1).flatten(0, 1)  # (n, 1 + false, 4) -> (m, 4), in the same order
+        image = self.encode_image(batch["image"])
+        text = self.clip.encode_text(self.tokenize(texts), normalize=True)
+        scale = self.clip.logit_scale.exp().clamp(max=MAX_SCALE)
+        loss = contrastive_loss(image, text, scale, batch["attributes"], said)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/scale", scale.detach())
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Embed the plain caption of every object there can be: (shapes, materials, colours, d)."""
+        shapes, materials, colors = (VALUES[key] for key in ("shape", "material", "color"))
+        names = [(shape, material, color) for shape in shapes for material in materials for color in colors]
+        phrases = [article(noun_phrase(torch.Generator(), *name, complete=True)) for name in names]
+        chunks = [self.clip.encode_text(self.tokenize(phrases[i : i + 256]), True) for i in range(0, len(phrases), 256)]
+        self._objects = torch.cat(chunks).view(len(shapes), len(materials), len(colors), -1)
+
+    def validation_step(self, batch: Mapping[str, Any], _: int) -> None:
+        """How often the right shape, material or colour is nearest when the other two are given, and all three."""
+        truth = batch["attributes"][:, :3]
+        named = (truth != UNSAID).all(dim=1) & (truth[:, 0] != NOTHING)
+        truth = truth[named]
+        if len(truth) == 0:
+            return
+        scores = torch.einsum("nd,smcd->nsmc", self.encode_image(batch["image"])[named], self._objects)
+        n, (s, m, c) = torch.arange(len(truth), device=truth.device), truth.T
+        hits = {
+            "shape": scores[n, :, m, c].argmax(1) == s,
+            "material": scores[n, s, :, c].argmax(1) == m,
+            "color": scores[n, s, m, :].argmax(1) == c,
+            "all": scores.flatten(1).argmax(1) == (s * scores.shape[2] + m) * scores.shape[3] + c,
+        }
+        for name, hit in hits.items():
+            self.log(f"val/{name}", hit.float().mean(), prog_bar=True, batch_size=len(truth))
+
+    def configure_optimizers(self):
+        h = self.hparams
+        return adamw_with_cosine(self.clip.parameters(), h.learning_rate, h.warmup, self.trainer.max_steps)
+
+
+class CropData(pl.LightningDataModule):
+    """Crops of rendered objects with captions; see `ldm.data.object_crops.ObjectCrops`.
+
+    Args:
+        train, val: folders of shards (`scripts/make_scenes.py`).
+        size: side of a crop, the vision tower's `image_size`; margin: around the region, as in `ranking`.
+        false_captions: how many wrong ones for each picture.
+        workers: processes that prepare crops; 0 does it in the training process.
+        limit: only so many shards of `train`.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str,
+        size: int,
+        margin: float,
+        batch_size: int,
+        false_captions: int = 2,
+        workers: int = 0,
+        seed: int = 0,
+        limit: int | None = None,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def train_dataloader(self) -> DataLoader:
+        h = self.hparams
+        crops = ObjectCrops(h.train, h.size, h.margin, h.false_captions, h.seed, h.limit)
+        return self._loader(crops, Tickets(len(crops), h.seed), drop_last=True)
+
+    def val_dataloader(self) -> DataLoader:
+        h = self.hparams
+        crops = ObjectCrops(h.val, h.size, h.margin, h.false_captions, h.seed)
+        return self._loader(crops, Tickets(len(crops), None), drop_last=False)
+
+    def _loader(self, crops: ObjectCrops, sampler: Tickets, drop_last: bool) -> DataLoader:
+        h = self.hparams
+        return DataLoader(crops, h.batch_size, sampler=sampler, drop_last=drop_last, num_workers=h.workers)
+
+
+def export(module: CLIPTrainer, folder: Path | str) -> Path:
+    """Write what `CLIPRanker` and open_clip's `local-dir:` read: config, weights in half precision, tokenizer.
+
+    The weights come first and the config last, each at once or not at all.
+    """
+    folder = Path(folder)
+    half = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in module.clip.to(memory_format=torch.contiguous_format).state_dict().items()
+    }
+    save_safetensors(half, folder / "open_clip_model.safetensors")
+    config = {
+        "model_cfg": module.model_config(),
+        "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bilinear", "resize_mode": "squash"},
+        "ranking": dict(module.hparams.ranking or {}),
+    }
+    with TemporaryDirectory(dir=folder) as temporary:
+        write_tokenizer(module.hparams.words, Path(temporary), module.hparams.text["context_length"])
+        (Path(temporary) / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name in ("tokenizer.json", "tokenizer_config.json", "open_clip_config.json"):
+            os.replace(Path(temporary) / name, folder / name)
+    return folder

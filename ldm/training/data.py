@@ -1,0 +1,171 @@
+"""What the trainings read: images for the first stage, cached latents and token ids for the denoiser."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ldm.data.shards import SceneShards
+from ldm.data.tokenizer import write_tokenizer
+from ldm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class RandomCrops(Dataset):
+    """Square crops of `size` pixels at random places of the scenes, mirrored half of the time."""
+
+    def __init__(self, shards: SceneShards, size: int, seed: int = 0):
+        self.shards, self.size = shards, size
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image = self.shards.images(index)
+        room = image.shape[0] - self.size
+        top, left, mirror = torch.randint(0, 1 << 30, (3,), generator=self.generator).tolist()
+        top, left = top % (room + 1), left % (room + 1)
+        crop = np.array(image[top : top + self.size, left : left + self.size])
+        x = torch.from_numpy(crop).permute(2, 0, 1).float() / 127.5 - 1
+        return {"image": x.flip(-1) if mirror % 2 else x}
+
+
+class SceneImages(pl.LightningDataModule):
+    """Crops of rendered scenes for training, whole ones for validation.
+
+    Args:
+        train, val: folders of shards (`scripts/make_scenes.py`).
+        crop: side of the training crops in pixels.
+    """
+
+    def __init__(self, train: str, val: str, crop: int, batch_size: int, workers: int = 0):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def train_dataloader(self) -> DataLoader:
+        h = self.hparams
+        crops = RandomCrops(SceneShards(h.train), h.crop)
+        return DataLoader(crops, h.batch_size, shuffle=True, drop_last=True, num_workers=h.workers)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(SceneShards(self.hparams.val), self.hparams.batch_size)
+
+
+class CachedLatents(Dataset):
+    """Latents (n, c, h, w) float16, token ids (n, m) int16 and coverage (n, 1, h, w) float16, all in memory."""
+
+    def __init__(self, z: Tensor, tokens: Tensor, coverage: Tensor):
+        self.z, self.tokens, self.coverage = z, tokens, coverage
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        rows = torch.tensor(indices)
+        return {"z": self.z[rows], "tokens": self.tokens[rows], "coverage": self.coverage[rows]}
+
+
+class LatentScenes(pl.LightningDataModule):
+    """Scenes as the denoiser sees them. The first stage encodes each once; the result is cached on disk.
+
+    Writes the tokenizer of the captions' words to the folder `tokenizer` where there is none yet.
+
+    Args:
+        train, val: folders of shards.
+        first_stage: a checkpoint of `AutoencoderTrainer`.
+        tokenizer: folder of the tokenizer; vocab_size: the text encoder's, at least as large as its vocabulary.
+        cache: folder of the encoded shards. Delete it when the first stage has changed.
+
+    Attributes:
+        first_stage_state: the first stage's weights.
+        scale_factor: one over the standard deviation of the training latents.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str,
+        first_stage: str,
+        tokenizer: str,
+        vocab_size: int,
+        cache: str,
+        batch_size: int,
+        max_length: int = 32,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self._write_tokenizer()
+        self.data: dict[str, CachedLatents] = {}
+
+    def _write_tokenizer(self) -> None:
+        from ldm.data.scenes.captions import vocabulary
+
+        folder = Path(self.hparams.tokenizer)
+        if not (folder / "tokenizer.json").exists():
+            known = write_tokenizer(vocabulary(), folder, self.hparams.max_length)
+            if known > self.hparams.vocab_size:
+                raise UserError(f"the captions have {known} tokens: set vocab_size to at least that")
+
+    def setup(self, stage: str) -> None:
+        if self.data:
+            return
+        path = Path(self.hparams.first_stage)
+        if not path.exists():
+            raise UserError(f"there is no first stage at {path}: train configs/scenes/autoencoder.yaml first")
+        from ldm.training.autoencoder import AutoencoderTrainer
+
+        trained = AutoencoderTrainer.load_from_checkpoint(path, map_location="cpu").first_stage_model.eval()
+        self.first_stage_state = trained.state_dict()
+        z = {name: self._latents(trained, name) for name in ("train", "val")}
+        self.scale_factor = round(1 / z["train"].float().std().item(), 5)
+        logger.info("latents are scaled by %g", self.scale_factor)
+        for name, latents in z.items():
+            shards = SceneShards(self.hparams[name])
+            coverage = np.stack([shards.coverage(i) for i in range(len(shards))])
+            self.data[name] = CachedLatents(
+                latents * self.scale_factor, self._tokens(shards.captions), torch.from_numpy(coverage)[:, None]
+            )
+
+    @torch.no_grad()
+    def _latents(self, first_stage: torch.nn.Module, name: str) -> Tensor:
+        """The unscaled latents of a folder of shards, from the cache where they are."""
+        cache = Path(self.hparams.cache) / f"{name}.pt"
+        if cache.exists():
+            return torch.load(cache, weights_only=True)
+        shards = SceneShards(self.hparams[name])
+        batches = DataLoader([i for i in range(len(shards))], 64)
+        z = []
+        for rows in tqdm(batches, desc=f"encoding {name}"):
+            x = torch.from_numpy(np.stack([shards.images(int(i)) for i in rows])).permute(0, 3, 1, 2)
+            x = (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+            z.append(first_stage.encode(x).mode().half().contiguous())
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        part = cache.with_suffix(".part")
+        torch.save(torch.cat(z), part)
+        os.replace(part, cache)
+        return torch.cat(z)
+
+    def _tokens(self, captions: list[str]) -> Tensor:
+        from ldm.modules.encoders.modules import BERTTokenizer
+
+        tokenize = BERTTokenizer(self.hparams.tokenizer, self.hparams.vocab_size, self.hparams.max_length)
+        return tokenize(captions).short()
+
+    def _loader(self, name: str, shuffle: bool) -> DataLoader:
+        return DataLoader(
+            self.data[name], self.hparams.batch_size, shuffle=shuffle, drop_last=True, collate_fn=lambda batch: batch
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val", shuffle=False)
