@@ -33,16 +33,18 @@ def colour(image: Image.Image, xy=(5, 5)) -> np.ndarray:
     return np.array(image.getpixel(xy)).astype(int)
 
 
-def png16(codes: np.ndarray, interlace: int = 0) -> bytes:
-    """A 16-bit PNG of (h,w) or (h,w,2..4), which Pillow itself writes only for grey."""
+def png16(codes: np.ndarray, transparent: bytes = b"") -> bytes:
+    """A 16-bit PNG of (h,w) or (h,w,2..4), which Pillow itself writes only for grey; `transparent` is one colour."""
     height, width, channels = (*codes.shape, 1)[:3]
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, interlace)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in codes)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    key = chunk(b"tRNS", transparent) if transparent else b""
+    pixels = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + key + pixels + chunk(b"IEND", b"")
 
 
 def icc(space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
@@ -164,6 +166,9 @@ def test_sixteen_bits_are_scaled_and_rounded(tmp_path, caplog):
         if loaded.alpha is not None:
             assert np.array_equal(loaded.alpha, expected[..., channels - 1])
         assert [r.levelno for r in caplog.records] == [logging.WARNING] and "16 bits" in caplog.text
+    for deep in (png16(codes[..., :3], bytes(6)), png16(codes[..., 0], b"\0\0")):
+        path.write_bytes(deep)
+        assert load_image(path).alpha is None, "one transparent colour of 16 bits is no use in 8"
     Image.fromarray(codes[..., 0].astype(np.uint16)).save(tmp_path / "deep.tif")
     assert np.array_equal(np.array(load_image(tmp_path / "deep.tif").rgb)[..., 0], expected[..., 0])
 
@@ -221,6 +226,11 @@ def test_srgb_profile_changes_no_pixel(tmp_path):
     path, image = tmp_path / "srgb.png", picture()
     image.save(path, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     assert np.array_equal(load_image(path).rgb, image)
+    nearly = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    start = int.from_bytes(nearly[nearly.find(b"rXYZ") + 4 :][:4], "big") + 8
+    nearly[start : start + 4] = (int.from_bytes(nearly[start : start + 4], "big") + 300).to_bytes(4, "big")
+    image.save(path, icc_profile=bytes(nearly))
+    assert np.array_equal(load_image(path).rgb, image), "sRGB as another maker rounds it"
 
 
 def test_broken_and_foreign_profiles(tmp_path, caplog):
@@ -229,9 +239,13 @@ def test_broken_and_foreign_profiles(tmp_path, caplog):
     loaded = load_image(path)
     assert np.array_equal(loaded.rgb, image) and loaded.icc_profile is None
     assert "profile" in caplog.text and len(caplog.records) == 1
+    caplog.clear()
     image.save(path, icc_profile=grey_profile(1.0))
     loaded = load_image(path)
     assert np.array_equal(loaded.rgb, image) and loaded.icc_profile is None
+    image.convert("L").save(path, icc_profile=swapped_rgb())
+    assert np.array_equal(load_image(path).rgb.getchannel(0), image.convert("L"))
+    assert not caplog.records, "many a file carries the profile of what it was before"
 
 
 def test_grey_profile_is_converted(tmp_path):
@@ -276,9 +290,9 @@ def test_each_bad_file_is_one_line_with_its_name(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(encoded(picture((300, 200)), "JPEG")[:-20000])
     for name, word in (
         ("missing.png", "there is no"),
-        ("empty.png", "empty"),
+        ("empty.png", "is empty"),
         ("text.png", "no image"),
-        ("folder.png", "folder"),
+        ("folder.png", "is a folder"),
         ("cut.png", "cannot be read"),
         ("cut.jpg", "cannot be read"),
     ):
@@ -287,6 +301,17 @@ def test_each_bad_file_is_one_line_with_its_name(tmp_path):
         assert name in str(caught.value) and "\n" not in str(caught.value) and ": " in str(caught.value)
     with pytest.raises(UserError):
         load_image("nul\0byte.png")
+
+
+def test_reasons_of_several_lines_are_cut(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError("first line\nsecond line")
+
+    (tmp_path / "a.png").write_bytes(b"a")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match="first line") as caught:
+        load_image(tmp_path / "a.png")
+    assert "\n" not in str(caught.value)
 
 
 def test_decompression_bomb(tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def tiny_config(tokenizer: str) -> dict[str, Any]:
 
 def tiny_model(tokenizer: str | Path | None = None) -> LatentDiffusion:
     """The model in eval mode and without gradients, as `ldm.zoo.load` gives it."""
-    config = tiny_config(str(tokenizer or _tokenizer()))
+    config = tiny_config(str(tokenizer or _tokenizer().name))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LatentDiffusion(**config["model"]["params"])
@@ -89,12 +89,7 @@ def save_tiny_model(folder: str | Path, **sections: Any) -> Path:
 
 
 @functools.cache
-def _tokenizer_folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="tiny-tokenizer-")  # goes with the process
-
-
-@functools.cache
-def _tokenizer() -> Path:
-    folder = Path(_tokenizer_folder().name)
-    write_tokenizer(WORDS, folder, max_length=77)
+def _tokenizer() -> tempfile.TemporaryDirectory:
+    folder = tempfile.TemporaryDirectory(prefix="tiny-tokenizer-")  # goes with the process
+    write_tokenizer(WORDS, Path(folder.name), max_length=77)
     return folder

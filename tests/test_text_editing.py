@@ -1,0 +1,179 @@
+"""scripts/text_editing.py from the outside: files in, a run folder out, one line for every mistake."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from tests.tiny import save_tiny_model
+
+from ldm.cli import run
+from ldm.editing.images import read_png_text
+
+ROOT = Path(__file__).parents[1]
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+text_editing = load_script("text_editing")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model, an image and a mask."""
+    folder = tmp_path_factory.mktemp("job")
+    save_tiny_model(folder / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "img.png")
+    mask = np.zeros((90, 120), np.uint8)
+    mask[20:60, 30:80] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def edit(folder, outdir, *more, prompt="a red ball", image="img.png", mask="mask.png") -> int:
+    argv = ["--prompt", prompt, "--init_image", str(folder / image), "--mask", str(folder / mask)]
+    argv += ["--model", str(folder / "model"), "--outdir", str(outdir), "--ddim_steps", "3", "--n_samples", "2"]
+    return run(text_editing.main, [*argv, "--device", "cpu", *map(str, more)])
+
+
+def test_a_run_leaves_what_the_next_step_needs(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert edit(folder, out, "--seed", 7) == 0
+    record = json.loads((out / "samples" / "run.json").read_text())
+    assert record["prompt"] == "a red ball" and record["seeds"] == [7, 8] and record["scores"] is None
+    assert sorted(p.name for p in (out / "samples" / "images").iterdir()) == ["0000.png", "0001.png"]
+    assert load_file(out / "samples" / "latents.safetensors")["z0"].shape == (2, 4, 8, 8)
+    assert Image.open(out / "samples" / "images" / "0000.png").size == (64, 64)
+    assert Image.open(out / "a-red-ball.png").size[0] > 5 * 64
+    assert "Seed: 7" in read_png_text(out / "samples" / "images" / "0000.png")["parameters"]
+    said = capsys.readouterr()
+    assert str(out / "a-red-ball.png") in said.out
+    assert said.err.count("unranked") == 1  # no CLIP weights: said once, and the run went on
+
+
+def test_the_same_seed_gives_the_same_files(folder, tmp_path):
+    for name in "ab":
+        assert edit(folder, tmp_path / name) == 0
+    one, other = ((tmp_path / name / "samples/images/0001.png") for name in "ab")
+    assert Image.open(one).tobytes() == Image.open(other).tobytes()
+
+
+def test_a_new_run_replaces_the_old_one_as_a_whole(folder, tmp_path):
+    assert edit(folder, tmp_path, "--n_samples", 3) == 0
+    assert edit(folder, tmp_path, prompt="a blue cube") == 0
+    assert len(list((tmp_path / "samples" / "images").iterdir())) == 2
+    assert json.loads((tmp_path / "samples" / "run.json").read_text())["prompt"] == "a blue cube"
+
+
+def test_inverting_the_mask_edits_the_other_part(folder, tmp_path):
+    assert edit(folder, tmp_path, "--invert_mask") == 0
+    mask = np.asarray(Image.open(tmp_path / "samples" / "assets" / "mask.png"))
+    assert mask[0, 0] == 255 and mask[30, 30] == 0
+
+
+def test_working_size(folder, tmp_path):
+    assert edit(folder, tmp_path, "--H", 48, "--W", 80) == 0
+    assert Image.open(tmp_path / "samples/images/0000.png").size == (80, 48)
+
+
+@pytest.mark.parametrize("prompt", ["", "a/b\\c\n..", "🦀 über", "x" * 5000, "CON", "-p"])
+def test_any_prompt_is_a_safe_file_name(folder, tmp_path, prompt):
+    assert run(
+        text_editing.main,
+        [f"--prompt={prompt}", "-i", str(folder / "img.png"), "--mask", str(folder / "mask.png")]
+        + ["--model", str(folder / "model"), "-o", str(tmp_path / "o"), "--ddim_steps", "1", "--n_samples", "1"],
+    ) == 0
+    grids = list((tmp_path / "o").glob("*.png"))
+    assert len(grids) == 1 and len(grids[0].name) < 100
+    assert json.loads((tmp_path / "o/samples/run.json").read_text())["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"image": "none.png"}, "none.png"),
+        ({"mask": "none.png"}, "none.png"),
+        ({"image": "text.png"}, "text.png"),
+        ({"mask": "black.png"}, "black.png"),
+        ({"more": ["--H", 50]}, "--H 48"),
+        ({"more": ["--ddim_steps", 1001]}, "1001"),
+        ({"more": ["--ddim_steps", 0]}, "0 is out of range"),
+        ({"more": ["--skip_steps", 3]}, "skip_steps 3"),
+        ({"more": ["--n_samples", 0]}, "0 is out of range"),
+        ({"more": ["--scale", "much"]}, '"much"'),
+        ({"more": ["--percentage_of_pixel_blending", 30]}, "30 is out of range"),
+        ({"more": ["--model", "nonesuch"]}, "nonesuch"),
+        ({"more": ["--device", "cuda:99"]}, "cuda:99"),
+        ({"more": ["--config", "x.yaml"]}, "--ckpt"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(folder, tmp_path, capsys, arguments, named):
+    (folder / "text.png").write_text("this is no picture")
+    Image.new("L", (120, 90)).save(folder / "black.png")
+    more = arguments.pop("more", [])
+    try:
+        code = edit(folder, tmp_path / "out", *more, **arguments)
+    except SystemExit as stop:  # argparse's own way
+        code = stop.code
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and named in errors[0], said.err
+    assert "Traceback" not in said.err and said.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_written(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert edit(folder, tmp_path / "file" / "out") == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_a_missing_video_writer_is_named_with_its_extra_before_the_work(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    assert edit(folder, tmp_path / "out", "--save_video") == 2
+    assert 'pip install -e ".[video]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_of_the_estimates(folder, tmp_path):
+    import imageio.v3 as iio
+
+    assert edit(folder, tmp_path, "--save_video", "--ddim_steps", 6) == 0
+    frames = iio.imread(tmp_path / "samples/videos/0001.mp4", plugin="FFMPEG")
+    assert frames.shape[1:] == (64, 64, 3) and len(frames) >= 6
+    assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 2
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path):
+    for script in sorted((ROOT / "scripts").glob("*.py")):
+        code = f"import sys, runpy; sys.argv = [{str(script)!r}, '--help']\ntry: runpy.run_path({str(script)!r}, "
+        code += "run_name='__main__')\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.splitlines()[-1] == "False", (script, done.stdout, done.stderr)
+        assert "usage:" in done.stdout
+        assert time.perf_counter() - start < 10  # a hang, not a benchmark
+
+
+def test_editing_imports_only_what_it_uses(folder, tmp_path):
+    code = "import sys, ldm.editing.job; print([m for m in ('pytorch_lightning', 'open_clip', 'cv2', 'imageio', "
+    code += "'diffusers', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
