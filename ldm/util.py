@@ -17,8 +17,8 @@ def get_obj_from_str(path: str) -> Any:
     Raises:
         UserError: no module or no name of that path.
     """
-    module, _, name = path.rpartition(".")
-    if not module:
+    module, _, name = str(path).rpartition(".")
+    if not (name and all(module.split("."))):
         raise UserError(f'"{path}" is no class path: expected package.module.Name')
     try:
         return getattr(importlib.import_module(module), name)
@@ -34,7 +34,7 @@ def instantiate_from_config(config: Mapping[str, Any], **overrides: Any) -> Any:
         overrides: keyword arguments that win over `params`.
 
     Raises:
-        UserError: there is no `target`, it does not exist, or it refuses a parameter.
+        UserError: there is no `target`, it does not exist, or it refuses a parameter or its value.
     """
     if "target" not in config:
         raise UserError(f"a config needs the key `target`; this one has {sorted(config)}")
@@ -46,6 +46,8 @@ def instantiate_from_config(config: Mapping[str, Any], **overrides: Any) -> Any:
         if "unexpected keyword argument" in str(error) or "missing" in str(error):
             raise UserError(f"{config['target']} does not fit its config: {error}") from error
         raise
+    except ValueError as error:
+        raise UserError(f"{config['target']} refuses its config: {error}") from error
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -60,9 +62,9 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=device).item()  # `meta` is a device too, which holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise UserError(f'--device {name} cannot be used here ({reason}); try "--device auto"') from error
     return device
 

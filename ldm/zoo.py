@@ -118,8 +118,7 @@ def _from_files(model: str, config: str | Path | None, ckpt: str | Path | None) 
 
 
 def _best_available() -> ModelFiles:
-    large = MODELS["text2img-large"]
-    if _first(models_dir() / large.folder, WEIGHTS_NAMES):
+    if _root_of(MODELS["text2img-large"]):
         logger.info("model: text2img-large (--model scenes is the small one)")
         return _known("text2img-large")
     logger.info(
@@ -131,9 +130,7 @@ def _best_available() -> ModelFiles:
 
 def _known(name: str) -> ModelFiles:
     model = MODELS[name]
-    roots = [models_dir(), REPOSITORY / "models"]
-    absent = roots[0 if model.remote else 1]
-    root = next((r for r in roots if _first(r / model.folder, WEIGHTS_NAMES)), absent)
+    root = _root_of(model) or (models_dir() if model.remote else REPOSITORY / "models")
     folder = root / model.folder
     weights = _first(folder, WEIGHTS_NAMES)
     config = REPOSITORY / model.config if model.config else folder / "config.yaml"
@@ -144,6 +141,12 @@ def _known(name: str) -> ModelFiles:
     if isinstance(clip, Path):
         clip = root / clip if (root / clip).is_dir() else None
     return ModelFiles(name, config, weights, clip)
+
+
+def _root_of(model: KnownModel) -> Path | None:
+    """The models folder that holds the weights: of LDM_MODELS and the repository's own, the first that does."""
+    roots = (models_dir(), REPOSITORY / "models")
+    return next((root for root in roots if _first(root / model.folder, WEIGHTS_NAMES)), None)
 
 
 def _from_folder(folder: Path) -> ModelFiles:

@@ -46,11 +46,12 @@ def main(argv: Sequence[str]) -> None:
     callbacks = [checkpoints, LearningRateMonitor(), *map(instantiate_from_config, config.get("callbacks", []))]
     trainer = pl.Trainer(logger=loggers, callbacks=callbacks, default_root_dir=rundir, **config["trainer"])
     last = rundir / "last.ckpt"
+    data = instantiate_from_config(config["data"])  # first: it writes the tokenizer that a module may read
     trainer.fit(
         instantiate_from_config(config["module"]),
-        datamodule=instantiate_from_config(config["data"]),
+        datamodule=data,
         ckpt_path=last if last.exists() else None,
-        weights_only=False,  # our own checkpoint, just written, with the optimiser's state
+        weights_only=True,
     )
     print(f"done: {last}")
 

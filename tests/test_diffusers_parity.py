@@ -157,12 +157,13 @@ class Toy(LatentDiffusion):
         self.model.diffusion_model = unet
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("scale", [5.0, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("parameterization", ["eps", "v"])
 @torch.no_grad()
-def test_ten_guided_ddim_steps(eta: float, scale: float, parameterization: str):
-    unet, theirs = both_unets(num_heads=4)
+def test_ten_guided_ddim_steps(eta: float, parameterization: str, scale: float = 5.0):
+    ours, theirs = both_unets(num_heads=4)
+    for last in (ours.out[2], theirs.conv_out):
+        last.weight.mul_(0.5)  # else guidance makes the walk chaotic: rounding alone would grow to 1e-2 in ten steps
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -176,20 +177,16 @@ def test_ten_guided_ddim_steps(eta: float, scale: float, parameterization: str):
     start, (context, empty) = normal(2, 4, 8, 8), normal(2, 1, 7, CONTEXT, seed=2)
     noise, z, expected = NoiseSource([3, 4]), start, []
     for t in scheduler.timesteps:
-        out_empty, out_context = (
-            theirs(z, t, encoder_hidden_states=c.expand(2, -1, -1)).sample for c in (empty, context)
-        )
-        fresh = noise.draw(z.shape[1:], z) if eta > 0 and t > 1 else torch.zeros_like(z)
-        out = out_empty + scale * (out_context - out_empty)
-        z = scheduler.step(out, t, z, eta=eta, variance_noise=fresh).prev_sample
+        without, with_text = (theirs(z, t, encoder_hidden_states=c.expand(2, -1, -1)).sample for c in (empty, context))
+        out = without + scale * (with_text - without)
+        z = scheduler.step(out, t, z, eta=eta, variance_noise=noise.draw(z.shape[1:], z)).prev_sample
         expected.append(z)
 
-    model = Toy(unet, parameterization)
-    denoiser = guided_denoiser(model, context, empty, scale)
+    model = Toy(ours, parameterization)
     schedule = make_sampling_schedule(model.alphas_cumprod, steps=10, eta=eta)
-    seen: list[Tensor] = []
-    z0 = DDIMSampler(denoiser, schedule).sample(start, NoiseSource([3, 4]), lambda info: seen.append(info.z))
     assert schedule.timesteps == tuple(scheduler.timesteps.tolist())
-    assert len(seen) == len(expected) == 10 and torch.equal(z0, seen[-1])
+    sampler, seen = DDIMSampler(guided_denoiser(model, context, empty, scale), schedule), []
+    z0 = sampler.sample(start, NoiseSource([3, 4]), lambda info: seen.append(info.z))
+    assert len(seen) == 10 and torch.equal(z0, seen[-1])
     for ours_z, their_z in zip(seen, expected, strict=True):
         assert_same(ours_z, their_z)

@@ -76,6 +76,12 @@ def test_auto_takes_the_public_model_once_it_is_there(
     assert "model: text2img-large (--model scenes" in caplog.text
 
 
+def test_auto_also_looks_in_the_repository(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    put(house / "models" / "ldm" / "text2img-large" / "model.ckpt")
+    monkeypatch.setenv("LDM_MODELS", str(tmp_path / "big-disk"))
+    assert zoo.resolve("auto").name == "text2img-large"
+
+
 def test_an_unfinished_download_is_no_model(house: Path):
     put(house / "models" / "ldm" / "text2img-large" / "model.ckpt.part")
     assert zoo.resolve("auto").name == "scenes"
@@ -91,11 +97,17 @@ def test_scenes_is_found_though_models_are_kept_elsewhere(house: Path, tmp_path:
     assert zoo.resolve("scenes").weights == retrained / "model.safetensors"
 
 
-def test_a_model_that_is_not_here(house: Path):
-    with pytest.raises(UserError, match=r"text2img-large.* is missing: python scripts/download_models\.py text2img-l"):
+def test_a_model_that_is_not_here(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LDM_MODELS", str(tmp_path / "big-disk"))
+    with pytest.raises(
+        UserError, match=r"big-disk/ldm/text2img-large.* is missing: python scripts/download_models\.py text2img-l"
+    ):
         zoo.resolve("text2img-large")
     (house / "models" / "ldm" / "scenes" / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"scenes.model\.safetensors is missing: git checkout -- models/ldm/scenes"):
+    with pytest.raises(
+        UserError,
+        match=r"repository/models/ldm/scenes/model\.safetensors is missing: git checkout -- models/ldm/scenes",
+    ):
         zoo.resolve("auto")
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from ldm.editing.images import to_pil, to_tensor
@@ -23,8 +24,8 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 
 logger = logging.getLogger(__name__)
 
-# OpenCV erodes the mask so often, by a 3x3 square, before it clones.
-_POISSON_EROSION = 3
+# OpenCV erodes the mask by so many pixels before it clones, and we dilate it by so many before that.
+_OPENCV_EROSION, _POISSON_GROWTH = 3, 2
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,23 @@ class ReconstructionOptions:
         steps: of Adam.
         learning_rate: None is the default of the mode, see `LEARNING_RATES`.
         background_weight: the paper's lambda.
+
+    Raises:
+        UserError: a number is out of its range.
     """
 
     steps: int = 75
     learning_rate: float | None = None
     background_weight: float = 100.0
+
+    def __post_init__(self):
+        rate = 1.0 if self.learning_rate is None else self.learning_rate
+        if self.steps < 1:
+            raise UserError(f"steps is {self.steps}: give a number of at least 1")
+        if not 0 < rate < math.inf:
+            raise UserError(f"learning_rate is {rate}: give a number above 0")
+        if not 0 <= self.background_weight < math.inf:
+            raise UserError(f"background_weight is {self.background_weight}: give a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -146,10 +159,11 @@ def paste(task: ReconstructionTask, options: ReconstructionOptions, on_step: OnS
 def poisson(task: ReconstructionTask, options: ReconstructionOptions, on_step: OnStep | None = None) -> Tensor:
     """Poisson image editing (Pérez et al. 2003) by OpenCV's seamlessClone, in 8 bits.
 
-    OpenCV takes the gradients of the prediction inside the mask, eroded by 3 pixels, and solves for the whole
-    rectangle around it: colours of the background may change within that rectangle, and parts of the mask thinner
-    than 7 pixels show nothing of the edit. Where the mask meets the edge of the picture, the picture goes on mirrored,
-    so that the edit is free there instead of being drawn to the input's colours.
+    OpenCV takes gradients from the prediction inside the mask and from the input elsewhere, and solves for the whole
+    rectangle around the mask: what shifts the edit's colours may shift the background's within that rectangle. It
+    erodes the mask by 3 pixels first; 2 are added before, so that thin parts live on and only the gradients across
+    the border are left out. (Holes narrower than 5 pixels are closed by that.) Where the mask meets the edge of the
+    picture, the picture goes on mirrored, so that the edit is free there and not drawn to the input's colours.
 
     Raises:
         MissingExtra: OpenCV is not installed.
@@ -164,14 +178,178 @@ def poisson(task: ReconstructionTask, options: ReconstructionOptions, on_step: O
         return task.x_hat
     if not mask.any():
         return task.x_source
+    square = np.ones((3, 3), np.uint8)
+    mask = cv2.dilate(mask, square, iterations=_POISSON_GROWTH)
+    if not cv2.erode(mask, square, iterations=_OPENCV_EROSION).any():
+        logger.warning("the mask is nowhere 3 pixels thick: Poisson cloning shows nothing of the edit")
+        return task.x_source
     height, width = mask.shape
-    mirrored = [(height * mask[0].any(), height * mask[-1].any()), (width * mask[:, 0].any(), width * mask[:, -1].any())]
-    top, left = mirrored[0][0] + 1, mirrored[1][0] + 1
-    # One pixel more all around: OpenCV misplaces a patch that meets the border of its array.
-    source, target = (_padded(np.asarray(to_pil(x)), mirrored, "edge") for x in (task.x_hat, task.x_source))
-    mask = _padded(mask, mirrored, "constant")
-    if not cv2.erode(mask, np.ones((3, 3)), iterations=_POISSON_EROSION).any():
-        logger.warning("the mask is nowhere 7 pixels thick: OpenCV's seamless cloning shows nothing of the edit")
+    rows = (height * mask[0].any(), height * mask[-1].any())  # to mirror above and below
+    columns = (width * mask[:, 0].any(), width * mask[:, -1].any())
+    source, target = (_padded(np.asarray(to_pil(x)), rows, columns, "edge") for x in (task.x_hat, task.x_source))
+    mask = _padded(mask, rows, columns, "constant")
+    # OpenCV lays the middle of the rectangle here; only this rounding puts each pixel back where it was.
     x, y, w, h = cv2.boundingRect(mask)
     out = cv2.seamlessClone(source, target, mask, (x + w // 2, y + h // 2), cv2.NORMAL_CLONE)
+    top, left = rows[0] + 1, columns[0] + 1
     return to_tensor(Image.fromarray(out[top : top + height, left : left + width]))
+
+
+def _padded(array: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], ring: str) -> np.ndarray:
+    """(h, w) or (h, w, 3), mirrored by so many pixels at each end, and one pixel all around in numpy's mode `ring`.
+
+    OpenCV misplaces a patch that meets the border of its array, so none does.
+    """
+    rest = [(0, 0)] * (array.ndim - 2)
+    array = np.pad(array, [rows, columns, *rest], mode="symmetric")
+    return np.pad(array, [(1, 1), (1, 1), *rest], mode=ring)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def optimize_weights(task: ReconstructionTask, options: ReconstructionOptions, on_step: OnStep | None = None) -> Tensor:
+    """D_theta*(z0) with theta* = argmin ||D_theta(z0) m - x_hat m||^2 + lambda ||D_theta(z0) (1-m) - x (1-m)||^2.
+
+    By Adam, from the model's own theta, on a copy: the model is never changed. Always in float32, whatever the
+    model's precision, its `requires_grad` and the caller's grad mode.
+
+    Raises:
+        UserError: the loss leaves the numbers.
+        ValueError: no z0 or model, or they do not fit.
+    """
+    decoder, z0 = _decoder_and_latent(task)
+    decoder.requires_grad_(True)
+    return _minimize("optimization", list(decoder.parameters()), lambda: decoder(z0), task, options, on_step)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def optimize_latents(task: ReconstructionTask, options: ReconstructionOptions, on_step: OnStep | None = None) -> Tensor:
+    """D(z*) with z* = argmin ||D(z) m - x_hat m||^2 + lambda ||D(z) (1-m) - x (1-m)||^2, from z0. Else as the above."""
+    decoder, z = _decoder_and_latent(task)
+    z.requires_grad_(True)
+    return _minimize("optimization_latents", [z], lambda: decoder(z), task, options, on_step)
+
+
+# kind -> function; the kind also names the folder of its results, `reconstructed_<kind>`.
+RECONSTRUCTIONS: dict[str, Callable[[ReconstructionTask, ReconstructionOptions, OnStep | None], Tensor]] = {
+    "optimization": optimize_weights,
+    "optimization_latents": optimize_latents,
+    "pixel": paste,
+    "poisson": poisson,
+}
+
+
+def reconstruction_loss(x: Tensor, x_hat: Tensor, x_source: Tensor, mask: Tensor, background_weight: float) -> Tensor:
+    """The objective of section 4.2, at a picture x (1, 3, H, W): a scalar.
+
+    Each squared norm is divided by the number of all values, 3HW, whatever the mask's share of them. That leaves the
+    minimum where it is, and lambda keeps its meaning: one background pixel counts as `background_weight` others.
+    """
+    foreground = F.mse_loss(x * mask, x_hat * mask)
+    background = F.mse_loss(x * (1 - mask), x_source * (1 - mask))
+    return foreground + background_weight * background
+
+
+def psnr(x: Tensor, reference: Tensor, region: Tensor) -> float | None:
+    """Peak signal-to-noise ratio in dB, of pictures (1, 3, H, W) in [-1, 1] (a range of 2) where `region` is 1.
+
+    `region` is (1, 1, H, W) in {0, 1}. Values outside [-1, 1] count as the picture will show them, clipped.
+    Infinite for equal pictures, None for an empty region.
+    """
+    pixels = region.sum().item()
+    if pixels == 0:
+        return None
+    error = ((x.clamp(-1, 1) - reference.clamp(-1, 1)) * region).double().square().sum().item() / (3 * pixels)
+    return 10 * math.log10(4 / error) if error > 0 else math.inf
+
+
+@torch.no_grad()
+def decode_prediction(model: LatentDiffusion, z0: Tensor) -> Tensor:
+    """x_hat = D(z0), (1, 3, H, W), exact: in float32 and not clamped, on the CPU."""
+    decoder = _FloatDecoder(model)
+    return decoder(_float(z0, decoder.device)).cpu()
+
+
+@torch.no_grad()
+def encode_prediction(model: LatentDiffusion, x_hat: Tensor) -> Tensor:
+    """z0 = E(x_hat), (1, c, H/f, W/f) on the CPU, for a prediction whose latent was not kept."""
+    first_stage = copy.deepcopy(model.first_stage_model).float()
+    weight = next(first_stage.parameters())
+    return (first_stage.encode(_float(x_hat, weight.device)).mode() * model.scale_factor).cpu()
+
+
+class _FloatDecoder(nn.Module):
+    """D as a copy of its own: z (1, c, h, w), scaled -> x (1, 3, h*f, w*f), in float32, as yet without gradients."""
+
+    def __init__(self, model: LatentDiffusion):
+        super().__init__()
+        self.post_quant_conv = copy.deepcopy(model.first_stage_model.post_quant_conv)
+        self.decoder = copy.deepcopy(model.first_stage_model.decoder)
+        self.scale_factor = model.scale_factor
+        on_cpu = self.device.type == "cpu"  # where convolutions take this layout without reordering
+        self.to(dtype=torch.float32, memory_format=torch.channels_last if on_cpu else torch.preserve_format)
+        self.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.post_quant_conv.weight.device
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(z / self.scale_factor))
+
+
+def _decoder_and_latent(task: ReconstructionTask) -> tuple[_FloatDecoder, Tensor]:
+    """Copies of the model's decoder and of z0, on the model's device."""
+    if task.model is None or task.z0 is None:
+        raise ValueError("an optimisation needs z0 and the model")
+    size, factor = task.x_source.shape[2:], task.model.factor
+    if len(task.z0) != 1 or task.z0.shape[2] * factor != size[0] or task.z0.shape[3] * factor != size[1]:
+        raise ValueError(f"z0 of {tuple(task.z0.shape)} does not belong to a picture of {tuple(size)}")
+    decoder = _FloatDecoder(task.model)
+    return decoder, _float(task.z0, decoder.device)
+
+
+def _float(x: Tensor, device: torch.device) -> Tensor:
+    """A copy that gradients can flow through even if x was made in inference mode."""
+    return x.detach().to(device, torch.float32, copy=True)
+
+
+def _minimize(
+    kind: str,
+    parameters: list[Tensor],
+    decode: Callable[[], Tensor],
+    task: ReconstructionTask,
+    options: ReconstructionOptions,
+    on_step: OnStep | None,
+) -> Tensor:
+    """Adam on `reconstruction_loss` of `decode()`, and what `decode()` gives after the last step."""
+    device = parameters[0].device
+    x_source, x_hat, mask = (_float(t, device) for t in (task.x_source, task.x_hat, task.mask))
+    rate = options.learning_rate or LEARNING_RATES[kind]
+    optimizer = torch.optim.Adam(parameters, lr=rate, fused=device.type in ("cpu", "cuda"))
+    with torch.autocast(device.type, enabled=False):
+        for step in range(options.steps + 1):
+            with torch.set_grad_enabled(step < options.steps):
+                x = decode()
+                loss = reconstruction_loss(x, x_hat, x_source, mask, options.background_weight)
+            if not torch.isfinite(loss):
+                raise UserError(_diverged(step, rate))
+            if step == options.steps:
+                break
+            if on_step is not None:
+                seen = x.detach()
+                background, foreground = psnr(seen, x_source, 1 - mask), psnr(seen, x_hat, mask)
+                on_step(ReconstructionStep(step, options.steps, loss.item(), background, foreground))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+    return x
+
+
+def _diverged(step: int, rate: float) -> str:
+    if step == 0:
+        return "the decoded latent is no picture (not a number): make the run again with --precision float32"
+    return (
+        f"the optimisation diverged after {step} steps at a learning rate of {rate:g}: give a smaller --learning_rate"
+    )

@@ -66,7 +66,7 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
         self.embed_dim = embed_dim
-        self.factor = ddconfig.get("patch_size", 1) * 2 ** (len(ddconfig["ch_mult"]) - 1)
+        self.factor = self.encoder.patch_size * 2 ** (len(self.encoder.down) - 1)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(x)))

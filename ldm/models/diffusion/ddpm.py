@@ -134,7 +134,7 @@ class LatentDiffusion(nn.Module):
         """z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps, with t (b,) (Ho et al. 2020, eq. 4)."""
         signal = self.sqrt_alphas_cumprod[t].view(-1, 1, 1, 1)
         spread = self.sqrt_one_minus_alphas_cumprod[t].view(-1, 1, 1, 1)
-        return signal * z_start + spread * noise
+        return (signal * z_start + spread * noise).to(z_start.dtype)  # the schedule is float32 in every precision
 
     def apply_model(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """The network's own output at z_t, t (b,): eps or v, as `parameterization` says."""
@@ -147,4 +147,4 @@ class LatentDiffusion(nn.Module):
             return out
         signal = self.sqrt_alphas_cumprod[t].view(-1, 1, 1, 1)
         spread = self.sqrt_one_minus_alphas_cumprod[t].view(-1, 1, 1, 1)
-        return signal * out + spread * z
+        return (signal * out + spread * z).to(z.dtype)

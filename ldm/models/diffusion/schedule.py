@@ -55,7 +55,7 @@ def ddim_timesteps(steps: int, train_steps: int = 1000) -> tuple[int, ...]:
         UserError: fewer than 1 step or more than the model was trained with.
     """
     if not 1 <= steps <= train_steps:
-        raise UserError(f"{steps} steps are out of range: the model was trained with {train_steps}, give 1 to that")
+        raise UserError(f"{steps} steps are out of range: the model was trained with {train_steps}, give 1 to that many")
     # +1 as in the original, which pairs step k with the training level k+1; there is no room for it at full count.
     offset = 1 if steps < train_steps else 0
     return tuple(min(i * train_steps // steps + offset, train_steps - 1) for i in range(steps))
@@ -73,14 +73,14 @@ def make_sampling_schedule(
         eta: 0 is deterministic, 1 adds as much noise as the ancestral sampler.
 
     Raises:
-        UserError: `steps` out of range, `skip_steps` that leave no step, or a negative eta.
+        UserError: `steps` out of range, `skip_steps` that leave no step, or eta outside 0 to 1.
     """
-    if not 0 <= skip_steps < steps:
-        raise UserError(f"skip_steps {skip_steps} leaves nothing to do: give 0 to {steps - 1} with {steps} steps")
-    if not 0.0 <= eta <= 1.0:
-        raise UserError(f"eta {eta:g} is out of range: give 0 (deterministic) to 1 (as noisy as DDPM)")
     levels = alphas_cumprod.double().cpu()
     ascending = ddim_timesteps(steps, len(levels))
+    if not 0 <= skip_steps < steps:
+        raise UserError(f"skip_steps {skip_steps} is out of range: give 0 to {steps - 1} with {steps} steps")
+    if not 0.0 <= eta <= 1.0:
+        raise UserError(f"eta {eta:g} is out of range: give 0 (deterministic) to 1 (as noisy as DDPM)")
     alphas = levels[list(ascending)]
     alphas_prev = torch.cat([levels[:1], alphas[:-1]])
     sigmas = eta * torch.sqrt((1 - alphas_prev) / (1 - alphas) * (1 - alphas / alphas_prev).clamp(min=0))

@@ -42,10 +42,10 @@ class BERTTokenizer:
         # `from_pretrained` on a folder, never `BertTokenizerFast(vocab_file=...)`, which ignores the file.
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.name)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged file may break a parser in any way
             mend = (
                 "its files are missing or broken"
-                if Path(self.name).is_absolute()
+                if Path(self.name).is_absolute() or Path(self.name).exists()
                 else "connect to the network once, or set cond_stage_config.params.tokenizer to a local folder"
             )
             raise UserError(f'cannot load the tokenizer "{self.name}": {mend}') from error

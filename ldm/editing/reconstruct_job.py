@@ -1,0 +1,220 @@
+"""Reconstruction from a run folder to the same run folder: what `scripts/reconstruct.py` does."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm import zoo
+from ldm.editing.images import load_image, to_pil, to_tensor
+from ldm.editing.masks import load_mask
+from ldm.editing.reconstruct import (
+    LEARNING_RATES,
+    Reconstruction,
+    ReconstructionOptions,
+    ReconstructionStep,
+    ReconstructionTask,
+    decode_prediction,
+    encode_prediction,
+    psnr,
+    reconstruct,
+)
+from ldm.editing.run_folder import Run, check_writable, read_run, write_reconstruction
+from ldm.errors import UserError
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.util import choose_device
+
+logger = logging.getLogger(__name__)
+
+# Inside the mask, the decoded latent and the saved prediction differ by rounding and precision: 40 dB and more.
+_SAME_PREDICTION = 25.0
+
+
+@dataclass(frozen=True)
+class ReconstructionJob:
+    """Which predictions of which run to restore, and how.
+
+    images_path: the run's `samples` folder. indices: of the predictions. kind: see `RECONSTRUCTIONS`.
+    init_image, mask: None takes those that the run kept; `invert_mask` belongs to a mask that is given.
+    size: (H, W), None in either place is the run's; it cannot be another.
+    learning_rate: None is the model's, from the section `reconstruction` of its config, or else the default.
+    model, config, ckpt: see `ldm.zoo.resolve`; all None is the model that made the run. device: see `ldm.util`.
+    """
+
+    images_path: Path
+    indices: Sequence[int] = (0,)
+    kind: str = "optimization"
+    init_image: Path | None = None
+    mask: Path | None = None
+    invert_mask: bool = False
+    size: tuple[int | None, int | None] = (None, None)
+    optimization_steps: int = 75
+    learning_rate: float | None = None
+    model: str | None = None
+    config: Path | None = None
+    ckpt: Path | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A reconstruction on disk, and what `reconstruction.json` says of it."""
+
+    path: Path
+    info: Mapping[str, Any]
+
+    def summary(self) -> str:
+        """The numbers that matter, in a line."""
+        before, after = (_decibel(self.info[name]) for name in ("background_psnr_before", "background_psnr"))
+        inside = _decibel(self.info["foreground_psnr"])
+        return f"PSNR background {before} -> {after} dB, foreground {inside} dB, {self.info['seconds']:.1f} s"
+
+
+def run_reconstruction(job: ReconstructionJob) -> list[Restored]:
+    """Restore the background of each prediction. All that can be wrong with the input is found before the first.
+
+    Raises:
+        UserError: no run, no such prediction, bad input, no model, or a folder that cannot be written.
+    """
+    run = read_run(job.images_path)
+    indices = list(dict.fromkeys(run.check(index) for index in job.indices))
+    options = ReconstructionOptions(job.optimization_steps, job.learning_rate)
+    x_source, mask = _inputs(job, run)
+    check_writable(run.path)
+    optimizing = job.kind in LEARNING_RATES
+    model = None  # the others need none: what they make of the prediction is of 8 bits anyway
+    if optimizing:
+        device = choose_device(job.device)
+        files = _model_files(job, run)
+        options = replace(options, learning_rate=job.learning_rate or _learning_rate(job.kind, files))
+        # Only the first stage has work to do: the rest stays on the CPU, mapped from its file and not read.
+        model = zoo.load(files, torch.device("cpu"), torch.float32)
+        model.first_stage_model.to(device)
+    tasks = [_task(run, index, x_source, mask, model) for index in indices]
+
+    restored = []
+    for index, task in zip(indices, tasks, strict=True):
+        hidden = None if optimizing else True  # None: where stderr is no terminal
+        with tqdm(total=options.steps, desc=f"restoring {index:04d}", unit="step", disable=hidden) as bar:
+            result = reconstruct(job.kind, task, options, _on_bar(bar))
+        info = _info(job, task, options, result)
+        path = write_reconstruction(run.path, job.kind, index, to_pil(result.x), info)
+        restored.append(Restored(path, info))
+    return restored
+
+
+def _inputs(job: ReconstructionJob, run: Run) -> tuple[Tensor, Tensor]:
+    """x_source (1, 3, H, W) and mask (1, 1, H, W) at the run's size: the user's, or those that the run kept."""
+    size = tuple(run.record.size)
+    wanted = tuple(side or own for side, own in zip(job.size, size, strict=True))
+    if wanted != size:
+        raise UserError(
+            f"--W {wanted[1]} --H {wanted[0]} is not the size of the run, {size[1]}x{size[0]}: leave them out, or "
+            "make a run of that size"
+        )
+    if job.invert_mask and job.mask is None:
+        raise UserError("--invert_mask needs --mask: the mask that the run kept is inverted already where it should be")
+    picture = load_image(job.init_image or _kept(run, "input", "--init_image")).rgb
+    if job.mask is None:
+        return to_tensor(picture, size), load_mask(_kept(run, "mask", "--mask"), size)
+    own_size = (picture.height, picture.width)
+    return to_tensor(picture, size), load_mask(job.mask, size, job.invert_mask, image_size=own_size)
+
+
+def _kept(run: Run, name: str, option: str) -> Path:
+    path = run.path / "assets" / f"{name}.png"
+    if not path.is_file():
+        raise UserError(f'the run kept no "{path}": give the file by {option}')
+    return path
+
+
+def _model_files(job: ReconstructionJob, run: Run) -> zoo.ModelFiles:
+    """The model that the user names, else the one that made the run: where it lay, or under its name."""
+    if job.model or job.config or job.ckpt:
+        return zoo.resolve(job.model or "auto", job.config, job.ckpt)
+    record = run.record
+    missing = next((path for path in (record.config, record.weights) if not Path(path).is_file()), None)
+    if missing is None:
+        return replace(zoo.resolve(config=record.config, ckpt=record.weights), name=record.model)
+    if record.model in zoo.MODELS:  # the run or the models have moved
+        return zoo.resolve(record.model)
+    raise UserError(
+        f'"{missing}" of the model that made this run is missing: give it by --model, or --config and --ckpt'
+    )
+
+
+def _learning_rate(kind: str, files: zoo.ModelFiles) -> float:
+    """What the section `reconstruction` of the model's config says, or the default."""
+    known = {"optimization": "learning_rate", "optimization_latents": "latents_learning_rate"}
+    section = zoo.read_config(files.config).get("reconstruction") or {}
+    if not isinstance(section, dict) or section.keys() - set(known.values()):
+        raise UserError(f"{files.config}: the section `reconstruction` may hold {' and '.join(known.values())} alone")
+    rate = section.get(known[kind], LEARNING_RATES[kind])
+    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise UserError(f"{files.config}: reconstruction.{known[kind]} is {rate}: write a number above 0")
+    return float(rate)
+
+
+def _task(run: Run, index: int, x_source: Tensor, mask: Tensor, model: LatentDiffusion | None) -> ReconstructionTask:
+    """Prediction `index` as exactly as it can be had: decoded from its latent, else from its 8-bit picture."""
+    if model is None:
+        return ReconstructionTask(x_source, to_tensor(run.image(index), x_source.shape[2:]), mask)
+    z0 = run.z0(index)
+    if z0 is None:
+        logger.warning('"%s" keeps no latents: prediction %d is encoded anew, which costs detail', run.path, index)
+        x_hat = to_tensor(run.image(index), x_source.shape[2:])
+        return ReconstructionTask(x_source, x_hat, mask, encode_prediction(model, x_hat), model)
+    shape = (1, model.channels, *(side // model.factor for side in x_source.shape[2:]))
+    if tuple(z0.shape) != shape:
+        raise UserError(
+            f'the latents in "{run.path}" are {tuple(z0.shape)[1:]}, the model\'s {shape[1:]}: give the model '
+            "that made the run, by --model, or --config and --ckpt"
+        )
+    x_hat = decode_prediction(model, z0)
+    if (run.path / "images" / f"{index:04d}.png").is_file():
+        likeness = psnr(x_hat, to_tensor(run.image(index), x_source.shape[2:]), mask)
+        if likeness is not None and likeness < _SAME_PREDICTION:
+            logger.warning(
+                "the model does not give prediction %d again (PSNR %.0f dB): is it the one that made the run?",
+                index,
+                likeness,
+            )
+    return ReconstructionTask(x_source, x_hat, mask, z0, model)
+
+
+def _on_bar(bar: tqdm) -> Callable[[ReconstructionStep], None]:
+    def show(now: ReconstructionStep) -> None:
+        words = f"loss {now.loss:.4f}, PSNR background {_decibel(now.background_psnr)}, "
+        bar.set_postfix_str(words + f"foreground {_decibel(now.foreground_psnr)}", refresh=False)
+        bar.update()
+
+    return show
+
+
+def _decibel(value: float | str | None) -> str:
+    return "-" if value is None else f"{float(value):.1f}"
+
+
+def _info(
+    job: ReconstructionJob, task: ReconstructionTask, options: ReconstructionOptions, result: Reconstruction
+) -> dict[str, Any]:
+    """What `reconstruction.json` keeps. JSON has no infinity: the PSNR of equal pictures is "inf"."""
+    numbers = {
+        "loss": result.loss,
+        "background_psnr_before": psnr(task.x_hat, task.x_source, 1 - task.mask),
+        "background_psnr": result.background_psnr,
+        "foreground_psnr": result.foreground_psnr,
+        "seconds": result.seconds,
+    }
+    if result.steps:
+        numbers |= {"steps": result.steps, "learning_rate": options.learning_rate}
+        numbers["background_weight"] = options.background_weight
+    given = {"init_image": job.init_image, "mask": job.mask}
+    finite = {name: "inf" if value == math.inf else value for name, value in numbers.items()}
+    return finite | {name: str(path) for name, path in given.items() if path is not None}

@@ -1,0 +1,30 @@
+#!/usr/bin/env python
+"""Export a training checkpoint as a model that the other scripts run: weights in half precision and a config."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.cli import Parser, bounded, run
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="export_model.py", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="such as runs/diffusion/last.ckpt or runs/clip/last.ckpt")
+    parser.add_argument("folder", type=Path, help="such as models/ldm/scenes or models/clip/scenes")
+    parser.add_argument(
+        "--reconstruction_lr", type=bounded(float, 0, 1), help="learning rate that reconstruct.py takes for this model"
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    args = build_parser().parse_args(argv)
+    from ldm.training.export import export_checkpoint
+
+    rate = args.reconstruction_lr
+    sections = {} if rate is None else {"reconstruction": {"learning_rate": rate}}
+    print(f"exported: {export_checkpoint(args.checkpoint, args.folder, sections)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,394 @@
+"""DDIM and blended DDIM: what is exact stays exact, each step lands on its level, and a seed is one prediction."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.editing.edit import EditRequest, edit_image
+from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending, mask_parts
+from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, StepInfo, guided_denoiser, model_denoiser
+from ldm.models.diffusion.ddpm import schedule_buffers
+from ldm.models.diffusion.schedule import make_beta_schedule, make_sampling_schedule
+from tests.tiny import tiny_model
+
+LEVELS = schedule_buffers(make_beta_schedule("linear", 1000, 0.00085, 0.012))["alphas_cumprod"]
+SIZE = 12  # of the latents
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def wavy(z: Tensor, t: Tensor) -> Tensor:
+    """A denoiser of nothing in particular: bounded, and every position depends on others and on the timestep."""
+    return torch.sin(3 * z + z.flip(-1) + z.flip(-2) + 0.01 * t.view(-1, 1, 1, 1))
+
+
+def squares(*sizes: int) -> Tensor:
+    """(K, 1, SIZE, SIZE) masks: centred squares of these sides."""
+    masks = torch.zeros(len(sizes), 1, SIZE, SIZE)
+    for mask, side in zip(masks, sizes, strict=True):
+        low = (SIZE - side) // 2
+        mask[:, low : low + side, low : low + side] = 1
+    return masks
+
+
+class Recorder(NoiseSource):
+    """Keeps what it gave."""
+
+    def draw(self, shape, like):
+        self.drawn = [*getattr(self, "drawn", []), super().draw(shape, like)]
+        return self.drawn[-1]
+
+
+def noised(z0: Tensor, level: Tensor | float, noise: Tensor) -> Tensor:
+    level = torch.as_tensor(level, dtype=torch.float64)
+    return (level.sqrt() * z0 + (1 - level).sqrt() * noise).float()
+
+
+def same(ours: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+# --- plain DDIM ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_denoiser_that_knows_the_answer_is_led_to_it(eta: float):
+    """With the true eps every estimate of z_0 is the true one, and the walk ends at the level alphas_cumprod[0]."""
+    truth = normal(2, 4, 5, 5)
+
+    def oracle(z: Tensor, t: Tensor) -> Tensor:
+        level = LEVELS[t].view(-1, 1, 1, 1)
+        return (z - level.sqrt() * truth) / (1 - level).sqrt()
+
+    schedule, estimates = make_sampling_schedule(LEVELS, 7, eta), []
+    z = DDIMSampler(oracle, schedule).sample(normal(2, 4, 5, 5, seed=2), NoiseSource([1, 2]), estimates.append)
+    for info in estimates:
+        torch.testing.assert_close(info.z0, truth, rtol=1e-3, atol=1e-3)
+    residue = (z - LEVELS[0].sqrt() * truth) / (1 - LEVELS[0]).sqrt()
+    assert residue.std().item() == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_a_step_is_equation_12(eta: float):
+    noise, seen, z = Recorder([5]), [], normal(1, 4, 6, 6)
+    schedule = make_sampling_schedule(LEVELS, 4, eta)
+    DDIMSampler(wavy, schedule).sample(z, noise, seen.append)
+    assert [info.timestep for info in seen] == [751, 501, 251, 1]
+    assert [(info.step, info.total) for info in seen] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    for i, (info, after) in enumerate(zip(seen, [501, 251, 1, 0], strict=True)):
+        a, before = LEVELS[info.timestep].double(), LEVELS[after].double()
+        sigma = eta * ((1 - before) / (1 - a) * (1 - a / before)).sqrt()
+        eps = wavy(z, torch.tensor([info.timestep]))
+        z0 = (z - (1 - a).sqrt() * eps) / a.sqrt()
+        z = before.sqrt() * z0 + (1 - before - sigma**2).sqrt() * eps
+        z = (z + sigma * noise.drawn[i] if eta else z).float()
+        same(info.z0, z0.float())
+        same(info.z, z)
+    assert len(getattr(noise, "drawn", [])) == (4 if eta else 0)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 9, 27, 30, 36, 50, 101, 111, 251, 333, 501, 1000])
+def test_steps_asked_are_steps_taken(steps: int):
+    schedule, told = make_sampling_schedule(LEVELS, steps), []
+
+    def denoiser(z: Tensor, t: Tensor) -> Tensor:
+        told.append(t.tolist())
+        return torch.zeros_like(z)
+
+    DDIMSampler(denoiser, schedule).sample(normal(2, 1, 1, 1), NoiseSource([1, 2]))
+    assert told == [[t, t] for t in schedule.timesteps] and len(told) == steps
+    told.clear()
+    blended = BlendedDDIMSampler(denoiser, schedule, torch.ones(4, 1, 1, 1))
+    seen: list[StepInfo] = []
+    blended.sample(normal(1, 1, 1, 1), NoiseSource([1, 2]), seen.append)
+    assert told == [[t, t] for t in schedule.timesteps] and len(seen) == steps
+
+
+# --- guidance --------------------------------------------------------------------------------------------------------
+
+
+class Spy:
+    """Stands for a LatentDiffusion: eps is the mean of the context, and every call is kept."""
+
+    def __init__(self):
+        self.calls = []
+
+    def predict_eps(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        self.calls.append((z, t, context))
+        return context.mean(dim=(1, 2)).view(-1, 1, 1, 1) + 0 * z
+
+
+def test_guidance_extrapolates_from_the_empty_prompt():
+    spy, z, t = Spy(), normal(3, 4, 2, 2), torch.tensor([7, 7, 7])
+    context, empty = torch.full((1, 5, 6), 3.0), torch.full((1, 5, 6), 1.0)
+    for scale, expected in ((5.0, 11.0), (0.0, 1.0), (1.5, 4.0)):
+        eps = guided_denoiser(spy, context, empty, scale)(z, t)
+        same(eps, torch.full_like(z, expected))
+    assert len(spy.calls) == 3, "both prompts go through the network as one batch"
+    for seen_z, seen_t, seen_context in spy.calls:
+        assert torch.equal(seen_z, torch.cat([z, z])) and seen_t.tolist() == [7] * 6
+        assert seen_context.shape == (6, 5, 6)
+
+
+def test_at_scale_one_the_empty_prompt_is_not_computed():
+    context = torch.full((1, 5, 6), 3.0)
+    for make in (lambda spy: guided_denoiser(spy, context, None, 1.0), lambda spy: model_denoiser(spy, context)):
+        spy = Spy()
+        same(make(spy)(normal(3, 4, 2, 2), torch.tensor([7, 7, 7])), torch.full((3, 4, 2, 2), 3.0))
+        assert [len(z) for z, _, _ in spy.calls] == [3]
+
+
+# --- the masks' parts of the walk ------------------------------------------------------------------------------------
+
+
+def test_parts_are_as_equal_as_steps_allow_widest_first_tight_last():
+    for steps in [*range(1, 60), 99, 100, 101, 333, 1000]:
+        for masks in range(1, 12):
+            parts = mask_parts(steps, masks)
+            assert len(parts) == steps and list(parts) == sorted(parts)
+            assert parts[-1] == masks - 1, "the tight mask comes last"
+            sizes = [parts.count(k) for k in range(masks)]
+            if steps >= masks:
+                assert max(sizes) - min(sizes) <= 1
+            else:
+                assert max(sizes) == 1
+
+
+@pytest.mark.parametrize(("steps", "parts"), [(4, "0123"), (8, "00112233"), (2, "13"), (1, "3"), (6, "001233")])
+def test_each_step_blends_with_the_mask_of_its_part(steps: int, parts: str):
+    masks, z_source, seen = squares(12, 8, 4, 2), normal(1, 4, SIZE, SIZE), []
+    noise = Recorder([1, 2])
+    BlendedDDIMSampler(wavy, make_sampling_schedule(LEVELS, steps), masks).sample(z_source, noise, seen.append)
+    assert tuple(map(int, parts)) == mask_parts(steps, 4) or steps == 6
+    for info, part in zip(seen, mask_parts(steps, 4), strict=True):
+        level = 1.0 if info.step == steps - 1 else LEVELS[seen[info.step + 1].timestep]
+        fresh = noise.drawn[info.step + 1] if info.step < steps - 1 else torch.zeros(2, 4, SIZE, SIZE)
+        outside = (info.z - noised(z_source, level, fresh)).abs().amax(dim=(0, 1)) < 1e-5
+        assert torch.equal(~outside, masks[part, 0].bool())
+
+
+# --- blended DDIM ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize(("steps", "skip"), [(1, 0), (3, 0), (10, 4), (1000, 990)])
+def test_background_at_the_end_is_the_source_bit_for_bit(eta: float, steps: int, skip: int):
+    masks, z_source = squares(10, 8, 6, 4), normal(1, 4, SIZE, SIZE)
+    schedule = make_sampling_schedule(LEVELS, steps, eta, skip)
+    z = BlendedDDIMSampler(wavy, schedule, masks).sample(z_source, NoiseSource([1, 2, 3]))
+    assert z.shape == (3, 4, SIZE, SIZE)
+    inside = masks[-1, 0].bool()
+    assert torch.equal(z[..., ~inside], z_source.expand(3, -1, -1, -1)[..., ~inside])
+    assert (z[..., inside] != z_source[..., inside]).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("skip", [0, 3])
+def test_the_walk_starts_from_the_source_at_the_first_step_s_level(skip: int):
+    z_source, starts = normal(1, 4, SIZE, SIZE), []
+
+    def denoiser(z: Tensor, t: Tensor) -> Tensor:
+        starts.append((t[0].item(), z))
+        return wavy(z, t)
+
+    schedule = make_sampling_schedule(LEVELS, 10, skip_steps=skip)
+    BlendedDDIMSampler(denoiser, schedule, squares(4)).sample(z_source, noise := Recorder([1, 2]))
+    timestep, z = starts[0]
+    assert timestep == 901 - 100 * skip
+    same(z, noised(z_source, LEVELS[timestep], noise.drawn[0]))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_background_on_the_way_has_the_level_after_the_step(eta: float):
+    z_source, seen, noise = normal(1, 4, SIZE, SIZE), [], Recorder([1, 2])
+    schedule = make_sampling_schedule(LEVELS, 10, eta)
+    BlendedDDIMSampler(wavy, schedule, squares(4)).sample(z_source, noise, seen.append)
+    outside = squares(4)[0, 0] == 0
+    draws = noise.drawn[1:]  # after the start: for each step its own noise where there is eta, then the background's
+    for info, after in zip(seen[:-1], [801, 701, 601, 501, 401, 301, 201, 101, 1], strict=True):
+        fresh = draws[2 * info.step + 1] if eta else draws[info.step]
+        same(info.z[..., outside], noised(z_source, LEVELS[after], fresh)[..., outside])
+    assert len(draws) == (19 if eta else 9), "the last step needs no background noise"
+
+
+def test_with_a_white_mask_it_is_plain_ddim_from_the_same_start():
+    z_source, schedule = normal(1, 4, SIZE, SIZE), make_sampling_schedule(LEVELS, 10, skip_steps=2)
+    z = BlendedDDIMSampler(wavy, schedule, torch.ones(4, 1, SIZE, SIZE)).sample(z_source, NoiseSource([1, 2]))
+    start = noised(z_source, LEVELS[701], NoiseSource([1, 2]).draw((4, SIZE, SIZE), z_source))
+    plain = DDIMSampler(wavy, schedule).sample(start, NoiseSource([1, 2]))
+    torch.testing.assert_close(z, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_callbacks_see_the_estimate_of_the_clean_latents():
+    seen, asked = [], []
+
+    def denoiser(z: Tensor, t: Tensor) -> Tensor:
+        asked.append((z, wavy(z, t)))
+        return asked[-1][1]
+
+    schedule = make_sampling_schedule(LEVELS, 5, eta=0.5)
+    z_end = BlendedDDIMSampler(denoiser, schedule, squares(8, 4)).sample(
+        normal(1, 4, SIZE, SIZE), NoiseSource([1]), seen.append
+    )
+    assert [info.step for info in seen] == [0, 1, 2, 3, 4] and {info.total for info in seen} == {5}
+    assert torch.equal(seen[-1].z, z_end)
+    for info, (z, eps) in zip(seen, asked, strict=True):
+        a = LEVELS[info.timestep].double()
+        same(info.z0, ((z - (1 - a).sqrt() * eps) / a.sqrt()).float())
+
+
+# --- pixel blending --------------------------------------------------------------------------------------------------
+
+
+class Folding:
+    """A first stage that loses nothing: pixels are folded into channels, 2x2 to a position, and halved."""
+
+    factor = 2
+
+    def __init__(self):
+        self.encoded = 0
+
+    def encode_first_stage(self, x: Tensor) -> Tensor:
+        self.encoded += 1
+        return F.pixel_unshuffle(x, 2) / 2
+
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        return F.pixel_shuffle(z * 2, 2)
+
+
+def pixel_walk(fraction: float, steps: int = 10, eta: float = 0.0):
+    model, x_source = Folding(), normal(1, 3, 2 * SIZE, 2 * SIZE).clamp(-1, 1)
+    mask = torch.zeros(1, 1, 2 * SIZE, 2 * SIZE)
+    mask[..., 7:15, 8:17] = 1  # odd edges: the border runs through latent positions
+    z_source = model.encode_first_stage(x_source)
+    model.encoded = 0
+    noise, seen = Recorder([1, 2]), []
+    sampler = BlendedDDIMSampler(
+        wavy, make_sampling_schedule(LEVELS, steps, eta), squares(10, 6), PixelBlending(model, x_source, mask, fraction)
+    )
+    z = sampler.sample(z_source, noise, seen.append)
+    return model, x_source, mask, z, noise, seen
+
+
+@pytest.mark.parametrize(
+    ("fraction", "steps", "expected"), [(0.0, 10, 0), (0.3, 10, 3), (1.0, 10, 10), (0.25, 30, 8), (1.0, 1, 1)]
+)
+def test_pixels_are_blended_in_the_last_part_of_the_walk(fraction: float, steps: int, expected: int):
+    assert pixel_walk(fraction, steps)[0].encoded == expected
+
+
+def test_pixel_blending_noises_to_the_level_after_the_step():
+    model, x_source, mask, _, noise, seen = pixel_walk(fraction=0.5)
+    draws = noise.drawn[1:]
+    for info, after in zip(seen[5:-1], [401 - 100, 201, 101, 1], strict=True):
+        blended = model.decode_first_stage(info.z0) * mask + x_source * (1 - mask)
+        clean = model.encode_first_stage(blended)
+        same(info.z, noised(clean, LEVELS[after], draws[info.step]))
+
+
+def test_pixel_blending_ends_with_the_very_pixels_of_the_source():
+    model, x_source, mask, z, _, seen = pixel_walk(fraction=0.5, eta=1.0)
+    x, outside = model.decode_first_stage(z), mask[0, 0] == 0
+    same(x[..., outside], x_source.expand(2, -1, -1, -1)[..., outside])
+    same(x[..., ~outside], model.decode_first_stage(seen[-1].z0)[..., ~outside])
+    touched = F.max_pool2d(mask, 2)[0, 0] > 0
+    z_source = model.encode_first_stage(x_source)
+    assert torch.equal(z[..., ~touched], z_source.expand(2, -1, -1, -1)[..., ~touched])
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_noise_of_a_seed_is_its_own_whatever_the_batch():
+    batch, alone = NoiseSource([7, 8, 9]), NoiseSource([8])
+    like = torch.zeros(1)
+    for _ in range(3):
+        drawn = batch.draw((4, 5, 6), like)
+        assert drawn.shape == (3, 4, 5, 6) and torch.equal(drawn[1:2], alone.draw((4, 5, 6), like))
+        assert not torch.equal(drawn[0], drawn[1])
+    rounded = NoiseSource([8]).draw((4,), like.bfloat16())
+    assert rounded.dtype == torch.bfloat16 and torch.equal(rounded, NoiseSource([8]).draw((4,), like).bfloat16())
+    assert len(batch) == 3 and batch.seeds == (7, 8, 9)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def edit(model, **options) -> Tensor:
+    x_source, mask = normal(1, 3, 64, 64).clamp(-1, 1), torch.zeros(1, 1, 64, 64)
+    mask[..., 16:48, 16:48] = 1
+    request = EditRequest(**{"prompt": "a pink ball", "ddim_steps": 4, "ddim_eta": 1.0, "seed": 5} | options)
+    return edit_image(model, x_source, mask, request)
+
+
+@pytest.mark.parametrize("pixels", [0.0, 0.5])
+def test_a_prediction_is_the_same_alone_in_a_batch_and_with_n_iter(model, pixels: float):
+    options = {"percentage_of_pixel_blending": pixels}
+    batch = edit(model, n_samples=3, **options)
+    one_by_one = edit(model, n_samples=1, n_iter=3, **options)
+    alone = edit(model, n_samples=1, seed=6, **options)
+    assert batch.seeds == one_by_one.seeds == (5, 6, 7) and alone.seeds == (6,)
+    assert batch.x.shape == (3, 3, 64, 64)
+    for ours, expected in ((one_by_one, batch.x), (alone, batch.x[1:2])):
+        torch.testing.assert_close(ours.x, expected, rtol=0, atol=1e-4)  # 8-bit levels are 8e-3 apart
+    assert not torch.allclose(batch.x[0], batch.x[1], atol=1e-2)
+
+
+def test_the_global_generator_is_neither_read_nor_moved(model):
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        results.append(edit(model, n_samples=2, percentage_of_pixel_blending=0.5).z0)
+        assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(*results)
+
+
+# --- what inference must not do --------------------------------------------------------------------------------------
+
+
+def test_no_gradients_are_tracked():
+    weight = torch.ones(1, requires_grad=True)
+    z_source = normal(1, 4, SIZE, SIZE).requires_grad_()
+    schedule = make_sampling_schedule(LEVELS, 3)
+    seen: list[StepInfo] = []
+    blended = BlendedDDIMSampler(lambda z, t: weight * wavy(z, t), schedule, squares(8, 4))
+    z = blended.sample(z_source, NoiseSource([1]), seen.append)
+    plain = DDIMSampler(lambda z, t: weight * wavy(z, t), schedule).sample(z_source, NoiseSource([1]), seen.append)
+    assert not any(t.requires_grad for info in seen for t in (info.z, info.z0, z, plain))
+
+
+def test_editing_encodes_each_prompt_once_and_tracks_no_gradients():
+    model, encoded, tracked = tiny_model().requires_grad_(True), [], []
+    encode = model.cond_stage_model.forward
+
+    def spy(prompts: list[str]) -> Tensor:
+        encoded.append(prompts)
+        tracked.append(torch.is_grad_enabled())
+        return encode(prompts)
+
+    model.cond_stage_model.forward = spy
+    for network in (model.model, model.first_stage_model.decoder, model.first_stage_model.encoder):
+        network.register_forward_hook(lambda *_: tracked.append(torch.is_grad_enabled()))
+    result = edit(model, n_samples=2, n_iter=2, percentage_of_pixel_blending=0.5)
+    assert sorted(encoded) == [[""], ["a pink ball"]]
+    assert len(tracked) > 2 + 2 * 4 and not any(tracked)
+    assert not result.x.requires_grad and not result.z0.requires_grad
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "v"])
+def test_half_precision_goes_all_the_way(parameterization: str):
+    """The schedule's buffers stay float32, as `ldm.checkpoint.load_model` leaves them, and must not widen the rest."""
+    model = tiny_model()
+    schedule = dict(model.named_buffers(recurse=False))
+    model.bfloat16()
+    for name, buffer in schedule.items():
+        setattr(model, name, buffer)
+    model.parameterization = parameterization
+    z, t, context = normal(2, 4, 8, 8).bfloat16(), torch.tensor([5, 5]), normal(2, 7, 32).bfloat16()
+    assert model.predict_eps(z, t, context).dtype == model.q_sample(z, t, z).dtype == torch.bfloat16
+    assert torch.isfinite(edit(model, n_samples=1).x).all()

@@ -1,0 +1,173 @@
+"""Noise levels: the model's buffers against closed forms, and the steps that a sampler takes."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.models.diffusion.ddpm import schedule_buffers
+from ldm.models.diffusion.schedule import ddim_timesteps, make_beta_schedule, make_sampling_schedule
+
+PUBLIC = dict(linear_start=0.00085, linear_end=0.012)
+
+
+@pytest.fixture(scope="module")
+def levels() -> Tensor:
+    """alphas_cumprod of the public model, as its buffer holds it."""
+    return schedule_buffers(make_beta_schedule("linear", 1000, **PUBLIC))["alphas_cumprod"]
+
+
+# --- the model's side ------------------------------------------------------------------------------------------------
+
+
+def test_betas_are_linear_in_their_square_roots():
+    betas = make_beta_schedule("linear", 1000, **PUBLIC)
+    assert betas.shape == (1000,) and betas.dtype == torch.float64
+    low, high = math.sqrt(0.00085), math.sqrt(0.012)
+    for t in (0, 1, 500, 999):
+        assert betas[t].item() == pytest.approx((low + (high - low) * t / 999) ** 2, rel=1e-12)
+
+
+def test_the_other_schedule_is_linear_in_beta():
+    betas = make_beta_schedule("sqrt_linear", 11, 0.1, 0.2)
+    assert betas.tolist() == pytest.approx([0.1 + 0.01 * t for t in range(11)], rel=1e-12)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="frob"):
+        make_beta_schedule("frob")
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> dict[str, list[float]]:
+    """The twelve buffers in plain Python floats, a step at a time (Ho et al. 2020, eq. 4 to 7)."""
+    low, high = math.sqrt(0.00085), math.sqrt(0.012)
+    rows, product = [], 1.0
+    for t in range(1000):
+        beta = (low + (high - low) * t / 999) ** 2
+        before, product = product, product * (1 - beta)
+        variance = beta * (1 - before) / (1 - product)
+        rows.append(
+            {
+                "betas": beta,
+                "alphas_cumprod": product,
+                "alphas_cumprod_prev": before,
+                "sqrt_alphas_cumprod": math.sqrt(product),
+                "sqrt_one_minus_alphas_cumprod": math.sqrt(1 - product),
+                "log_one_minus_alphas_cumprod": math.log(1 - product),
+                "sqrt_recip_alphas_cumprod": math.sqrt(1 / product),
+                "sqrt_recipm1_alphas_cumprod": math.sqrt(1 / product - 1),
+                "posterior_variance": variance,
+                "posterior_log_variance_clipped": math.log(max(variance, 1e-20)),
+                "posterior_mean_coef1": beta * math.sqrt(before) / (1 - product),
+                "posterior_mean_coef2": (1 - before) * math.sqrt(1 - beta) / (1 - product),
+            }
+        )
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def test_buffers_equal_their_closed_forms(by_hand):
+    buffers = schedule_buffers(make_beta_schedule("linear", 1000, **PUBLIC))
+    assert buffers.keys() == by_hand.keys()
+    for name, expected in by_hand.items():
+        assert buffers[name].shape == (1000,) and buffers[name].dtype == torch.float32
+        torch.testing.assert_close(buffers[name], torch.tensor(expected), rtol=1e-5, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_posterior_of_a_walk_is_its_own_mean(by_hand):
+    """Where x_t carries no noise, the posterior mean of x_{t-1} carries none: c1 + c2 sqrt(a_t) = sqrt(a_{t-1})."""
+    for t in (1, 10, 999):
+        mean = by_hand["posterior_mean_coef1"][t] + by_hand["posterior_mean_coef2"][t] * by_hand[
+            "sqrt_alphas_cumprod"
+        ][t]
+        assert mean == pytest.approx(math.sqrt(by_hand["alphas_cumprod_prev"][t]), rel=1e-9)
+
+
+# --- the sampler's side ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [n for n in range(1, 1000) if 1000 % n == 0])
+def test_timesteps_are_the_original_s_where_the_count_divides(steps: int):
+    assert ddim_timesteps(steps) == tuple(range(1, 1000, 1000 // steps))
+
+
+def test_fifty_steps():
+    assert ddim_timesteps(50)[:3] == (1, 21, 41) and ddim_timesteps(50)[-2:] == (961, 981)
+    assert ddim_timesteps(1000) == tuple(range(1000))
+
+
+def test_any_count_is_exact_distinct_in_range_and_even():
+    for steps in range(1, 1001):
+        timesteps = ddim_timesteps(steps)
+        assert len(timesteps) == len(set(timesteps)) == steps
+        assert list(timesteps) == sorted(timesteps)
+        assert timesteps[0] >= 0 and timesteps[-1] <= 999
+        gaps = {b - a for a, b in zip(timesteps, timesteps[1:], strict=False)}
+        assert gaps <= {1000 // steps, 1000 // steps + 1}
+        assert 1000 - timesteps[-1] <= 1000 / steps + 1, "the walk begins too far down"
+
+
+def test_counts_of_a_model_with_fewer_levels():
+    assert ddim_timesteps(4, 8) == (1, 3, 5, 7)
+    for steps in range(1, 9):
+        assert len(set(ddim_timesteps(steps, 8))) == steps and max(ddim_timesteps(steps, 8)) <= 7
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 9, 27, 30, 36, 50, 101, 111, 251, 333, 501, 750, 999, 1000])
+def test_each_step_arrives_where_the_next_one_starts(levels: Tensor, steps: int):
+    schedule = make_sampling_schedule(levels, steps)
+    assert len(schedule) == steps == len(schedule.alphas) == len(schedule.alphas_prev) == len(schedule.sigmas)
+    assert list(schedule.timesteps) == sorted(schedule.timesteps, reverse=True)
+    assert schedule.alphas == tuple(levels[t].item() for t in schedule.timesteps)
+    assert schedule.alphas_prev[:-1] == schedule.alphas[1:]
+    assert schedule.alphas_prev[-1] == levels[0].item() < 1
+    assert set(schedule.sigmas) == {0.0}
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("steps", [1, 10, 333, 1000])
+def test_sigmas_are_eta_times_the_ancestral_sampler_s(levels: Tensor, steps: int, eta: float):
+    schedule = make_sampling_schedule(levels, steps, eta)
+    for a, before, sigma in zip(schedule.alphas, schedule.alphas_prev, schedule.sigmas, strict=True):
+        expected = eta * math.sqrt((1 - before) / (1 - a)) * math.sqrt(1 - a / before)  # Song et al. 2021, eq. 16
+        assert sigma == pytest.approx(expected, rel=1e-9)
+        assert sigma**2 <= 1 - before, "more noise than the level holds"
+    assert schedule.sigmas[0] > 0 and (schedule.sigmas[-1] > 0) == (steps < 1000)
+
+
+def test_at_every_level_sigma_squared_is_the_posterior_variance(levels: Tensor):
+    """With all steps and eta 1, DDIM is DDPM: the step from t has the variance of q(x_{t-1} | x_t, x_0)."""
+    betas = make_beta_schedule("linear", 1000, **PUBLIC)
+    sigmas = make_sampling_schedule(levels, 1000, eta=1.0).sigmas
+    variance = schedule_buffers(betas)["posterior_variance"].flip(0)
+    torch.testing.assert_close(torch.tensor(sigmas[:-1]) ** 2, variance[:-1], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("skip", [0, 1, 10, 49])
+def test_skipped_steps_are_the_noisiest(levels: Tensor, skip: int):
+    whole, rest = make_sampling_schedule(levels, 50, 0.5), make_sampling_schedule(levels, 50, 0.5, skip_steps=skip)
+    assert len(rest) == 50 - skip
+    for name in ("timesteps", "alphas", "alphas_prev", "sigmas"):
+        assert getattr(rest, name) == getattr(whole, name)[skip:]
+    assert rest.timesteps[0] == 981 - 20 * skip and rest.timesteps[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(steps=0), "0 steps .* 1000"),
+        (dict(steps=-5), "-5 steps .* 1000"),
+        (dict(steps=1001), "1001 steps .* 1000"),
+        (dict(steps=50, skip_steps=50), "skip_steps 50 .* 0 to 49"),
+        (dict(steps=50, skip_steps=-1), "skip_steps -1 .* 0 to 49"),
+        (dict(steps=50, eta=-0.1), r"eta -0\.1"),
+        (dict(steps=50, eta=1.1), r"eta 1\.1"),
+        (dict(steps=50, eta=math.nan), "eta nan"),
+    ],
+)
+def test_numbers_out_of_range_are_one_line(levels: Tensor, arguments: dict, message: str):
+    with pytest.raises(UserError, match=message) as error:
+        make_sampling_schedule(levels, **arguments)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,163 @@
+"""The three commands that make a model: render, train (and resume), export. All at the smallest widths."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm import zoo
+from ldm.cli import run
+from ldm.data.scenes.scenes import render_scenes
+from ldm.data.shards import write_shard
+from ldm.editing.edit import EditRequest, edit_image
+from ldm.models.diffusion.ddim import noised
+from ldm.training.autoencoder import psnr, reconstruction_loss
+from ldm.training.diffusion import DiffusionTrainer
+from ldm.training.optim import adamw_with_cosine
+
+ROOT = Path(__file__).parents[1]
+SMALL_AE = ["params.ddconfig.ch=32", "params.ddconfig.ch_mult=[1,1]"]
+QUIET = ["trainer.enable_progress_bar=false", "trainer.limit_val_batches=1", "trainer.accelerator=cpu"]
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a few rendered scenes."""
+    folder = tmp_path_factory.mktemp("training")
+    write_shard(folder / "train", 0, render_scenes(24, 0))
+    write_shard(folder / "val", 0, render_scenes(8, 1))
+    return folder
+
+
+def train(config: str, work: Path, *overrides: str) -> int:
+    argv = [str(ROOT / "configs" / "scenes" / f"{config}.yaml"), "--rundir", str(work / config)]
+    data = [f"data.params.train={work / 'train'}", f"data.params.val={work / 'val'}", "data.params.batch_size=4"]
+    return run(script("train").main, [*argv, *data, *QUIET, *overrides])
+
+
+def step_of(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+def test_train_resume_export_and_edit(work, capsys):
+    small = [f"module.params.model.{o}" for o in SMALL_AE]
+    steps = ["checkpoint_every=2", "trainer.val_check_interval=2", "data.params.crop=32"]
+    assert train("autoencoder", work, *small, *steps, "trainer.max_steps=2") == 0
+    assert step_of(work / "autoencoder/last.ckpt") == 2
+    assert train("autoencoder", work, *small, *steps, "trainer.max_steps=4") == 0
+    assert step_of(work / "autoencoder/last.ckpt") == 4  # went on, did not start over
+
+    model = "module.params.model.params"
+    small = [f"{model}.first_stage_config.{o}" for o in SMALL_AE]
+    small += [f"{model}.unet_config.params.model_channels=32", f"{model}.unet_config.params.channel_mult=[1,1,1]"]
+    files = [f"data.params.{key}={work / value}" for key, value in DIFFUSION_FILES.items()]
+    steps = ["checkpoint_every=2", "trainer.val_check_interval=2", "trainer.max_steps=2"]
+    assert train("diffusion", work, *small, *files, *steps) == 0
+
+    export = script("export_model").main
+    assert run(export, [str(work / "diffusion/last.ckpt"), str(work / "model"), "--reconstruction_lr", "1e-3"]) == 0
+    config = zoo.read_config(work / "model/config.yaml")
+    assert config["reconstruction"] == {"learning_rate": 1e-3}
+    exported = zoo.load(zoo.resolve(str(work / "model")), torch.device("cpu"), torch.float32)
+    trained = torch.load(work / "diffusion/last.ckpt", weights_only=True)
+    for key, value in exported.state_dict().items():
+        torch.testing.assert_close(value, trained["state_dict"][f"ldm.{key}"], atol=1e-3, rtol=1e-3)
+    assert exported.scale_factor == trained["scale_factor"]
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 16:48, 16:48] = 1
+    edit = edit_image(exported, torch.zeros(1, 3, 64, 64), mask, EditRequest("a red ball", n_samples=1, ddim_steps=2))
+    assert torch.isfinite(edit.x).all()
+
+
+DIFFUSION_FILES = {"first_stage": "autoencoder/last.ckpt", "tokenizer": "tokenizer", "cache": "latents"}
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "named"),
+    [
+        ("train", ["configs/none.yaml"], "configs/none.yaml"),
+        ("export_model", ["none.ckpt", "out"], "none.ckpt"),
+    ],
+)
+def test_mistakes_are_one_line(name, argv, named, capsys):
+    assert run(script(name).main, argv) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_psnr_and_the_reconstruction_loss():
+    x = torch.zeros(2, 3, 16, 16)
+    assert psnr(x + 0.2, x).item() == pytest.approx(10 * math.log10(4 / 0.04), abs=1e-3)
+    assert reconstruction_loss(x, x, 0.5, 0.5) == 0
+    # A constant shift has no gradient, and is the same at every size of the pyramid.
+    assert reconstruction_loss(x + 0.2, x, 0.5, 0.5).item() == pytest.approx(0.2 * 2, abs=1e-6)
+
+
+def test_learning_rate_warms_up_and_decays():
+    chosen = adamw_with_cosine([torch.nn.Parameter(torch.zeros(1))], 1.0, warmup=10, total=100, floor=0.02)
+    rates = []
+    for _ in range(101):
+        rates.append(chosen["optimizer"].param_groups[0]["lr"])
+        chosen["optimizer"].step()
+        chosen["lr_scheduler"]["scheduler"].step()
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.51, abs=0.02) and rates[100] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("parameterization", ["v", "eps"])
+def test_a_denoiser_that_knows_the_answer_has_no_loss(parameterization, monkeypatch):
+    """The target of the training and `predict_eps` of the sampling are two sides of one definition."""
+    from tests.tiny import tiny_config, tiny_model
+
+    tokenizer = tiny_model().cond_stage_model.tokenize.name
+    config = tiny_config(tokenizer)["model"]
+    config["params"]["parameterization"] = parameterization
+    trainer = DiffusionTrainer(config)
+    z = torch.randn(3, 4, 8, 8)
+    seen = {}
+
+    def perfect(z_t, t, context):
+        alpha = trainer.ldm.alphas_cumprod[t].view(-1, 1, 1, 1)
+        eps = (z_t - alpha.sqrt() * z) / (1 - alpha).sqrt()
+        seen.update(z_t=z_t, t=t, eps=eps)
+        return eps if parameterization == "eps" else (eps - (1 - alpha).sqrt() * z_t) / alpha.sqrt()
+
+    monkeypatch.setattr(trainer.ldm, "apply_model", perfect)
+    batch = {"z": z, "tokens": trainer.empty_tokens.expand(3, -1), "coverage": torch.ones(3, 1, 8, 8)}
+    assert trainer.loss(batch, torch.Generator().manual_seed(0)).max() < 1e-5
+    eps = trainer.ldm.predict_eps(seen["z_t"], seen["t"], None)
+    torch.testing.assert_close(eps, seen["eps"], atol=1e-3, rtol=1e-3)
+    alpha = trainer.ldm.alphas_cumprod[seen["t"][0]].item()
+    torch.testing.assert_close(noised(z[:1], alpha, eps[:1]), seen["z_t"][:1], atol=1e-3, rtol=1e-3)
+
+
+def test_objects_weigh_more_than_background():
+    from tests.tiny import tiny_config, tiny_model
+
+    trainer = DiffusionTrainer(tiny_config(tiny_model().cond_stage_model.tokenize.name)["model"])
+    batch = {"z": torch.randn(2, 4, 8, 8), "tokens": trainer.empty_tokens.expand(2, -1)}
+    losses = [
+        trainer.loss({**batch, "coverage": torch.full((2, 1, 8, 8), c)}, torch.Generator().manual_seed(0)).mean()
+        for c in (0.0, 1.0)
+    ]
+    assert (losses[1] / losses[0]).item() == pytest.approx(1.35 / 0.35, rel=1e-4)
+
+
+def test_captions_are_tokens_without_unknown_words(work):
+    from ldm.training.data import LatentScenes
+
+    captions = json.loads((work / "train/00000.json").read_text())["captions"]
+    data = LatentScenes(
+        str(work / "train"), str(work / "val"), "none", str(work / "words"), 128, str(work / "no-cache"), 4
+    )
+    tokens = data._tokens(captions)
+    assert tokens.shape == (24, 32) and not (tokens == 1).any()  # 1 is [UNK]
