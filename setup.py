@@ -30,6 +30,6 @@ setup(
     ],
     extras_require={
         **EXTRAS,
-        "dev": ["pytest", "ruff", "diffusers", *sum(EXTRAS.values(), [])],
+        "dev": ["pytest", "ruff", "diffusers", *(package for extra in EXTRAS.values() for package in extra)],
     },
 )

@@ -1,6 +1,5 @@
 """Download a model's weights, or list the models: `python scripts/download_models.py text2img-large`."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,4 +34,4 @@ def _state(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    raise SystemExit(cli.run(main))

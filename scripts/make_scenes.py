@@ -5,11 +5,8 @@ scenes for the same --seed and --shard_size, however many workers render it.
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.cli import Parser, bounded, run
 
@@ -105,4 +102,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    raise SystemExit(run(main))

@@ -9,9 +9,7 @@ from ldm.cli import Parser, bounded, run
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="text_editing.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(prog="text_editing.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     what = parser.add_argument_group("what to edit")
     what.add_argument("--prompt", "-p", required=True, help="what to paint inside the mask; '' paints what fits")
     what.add_argument("--init_image", "-i", type=Path, required=True, help="the image")
@@ -27,7 +25,7 @@ def build_parser() -> Parser:
     how.add_argument("--ddim_eta", type=bounded(float, 0, 1), default=0.0, help="0 deterministic, 1 as noisy as DDPM")
     how.add_argument("--scale", type=bounded(float, 0), default=5.0, help="classifier-free guidance; 1 is without")
     how.add_argument(
-        "--skip_steps", type=bounded(int, 0, 999), default=0, help="steps left out at the start, to keep more of the input"
+        "--skip_steps", type=bounded(int, 0, 999), default=0, help="steps left out at the start: keeps more"
     )
     how.add_argument(
         "--percentage_of_pixel_blending",

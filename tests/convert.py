@@ -39,7 +39,9 @@ def unet_to_diffusers(state: dict[str, Tensor], levels: int, blocks: int) -> dic
             here = rf"^input_blocks\.{1 + level * (blocks + 1) + i}\."
             rules.append((here + "0", f"down_blocks.{level}.resnets.{i}"))
             rules.append((here + "1", f"down_blocks.{level}.attentions.{i}"))
-        rules.append((rf"^input_blocks\.{(level + 1) * (blocks + 1)}\.0\.op", f"down_blocks.{level}.downsamplers.0.conv"))
+        rules.append(
+            (rf"^input_blocks\.{(level + 1) * (blocks + 1)}\.0\.op", f"down_blocks.{level}.downsamplers.0.conv")
+        )
         for i in range(blocks + 1):
             here = rf"^output_blocks\.{level * (blocks + 1) + i}\."
             rules.append((here + r"[12]\.conv", f"up_blocks.{level}.upsamplers.0.conv"))

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.tiny import tiny_model
 
 from ldm.editing.edit import EditRequest, edit_image
 from ldm.editing.images import to_pil
 from ldm.errors import UserError
 from ldm.models.diffusion.ddim import StepInfo
+from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")

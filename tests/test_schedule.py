@@ -73,15 +73,17 @@ def test_buffers_equal_their_closed_forms(by_hand):
     assert buffers.keys() == by_hand.keys()
     for name, expected in by_hand.items():
         assert buffers[name].shape == (1000,) and buffers[name].dtype == torch.float32
-        torch.testing.assert_close(buffers[name], torch.tensor(expected), rtol=1e-5, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            buffers[name], torch.tensor(expected), rtol=1e-5, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def test_the_posterior_of_a_walk_is_its_own_mean(by_hand):
     """Where x_t carries no noise, the posterior mean of x_{t-1} carries none: c1 + c2 sqrt(a_t) = sqrt(a_{t-1})."""
     for t in (1, 10, 999):
-        mean = by_hand["posterior_mean_coef1"][t] + by_hand["posterior_mean_coef2"][t] * by_hand[
-            "sqrt_alphas_cumprod"
-        ][t]
+        mean = (
+            by_hand["posterior_mean_coef1"][t] + by_hand["posterior_mean_coef2"][t] * by_hand["sqrt_alphas_cumprod"][t]
+        )
         assert mean == pytest.approx(math.sqrt(by_hand["alphas_cumprod_prev"][t]), rel=1e-9)
 
 

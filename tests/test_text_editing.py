@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-from tests.tiny import save_tiny_model
 
 from ldm.cli import run
 from ldm.editing.images import read_png_text
+from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,11 +95,9 @@ def test_working_size(folder, tmp_path):
 
 @pytest.mark.parametrize("prompt", ["", "a/b\\c\n..", "🦀 über", "x" * 5000, "CON", "-p"])
 def test_any_prompt_is_a_safe_file_name(folder, tmp_path, prompt):
-    assert run(
-        text_editing.main,
-        [f"--prompt={prompt}", "-i", str(folder / "img.png"), "--mask", str(folder / "mask.png")]
-        + ["--model", str(folder / "model"), "-o", str(tmp_path / "o"), "--ddim_steps", "1", "--n_samples", "1"],
-    ) == 0
+    argv = [f"--prompt={prompt}", "-i", str(folder / "img.png"), "--mask", str(folder / "mask.png")]
+    argv += ["--model", str(folder / "model"), "-o", str(tmp_path / "o"), "--ddim_steps", "1", "--n_samples", "1"]
+    assert run(text_editing.main, argv) == 0
     grids = list((tmp_path / "o").glob("*.png"))
     assert len(grids) == 1 and len(grids[0].name) < 100
     assert json.loads((tmp_path / "o/samples/run.json").read_text())["prompt"] == prompt

@@ -126,9 +126,7 @@ def edit_image(
         UserError: a size that does not fit the network, or steps out of range.
     """
     check_size(model, *x_source.shape[2:])
-    schedule = make_sampling_schedule(
-        model.alphas_cumprod, request.ddim_steps, request.ddim_eta, request.skip_steps
-    )
+    schedule = make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta, request.skip_steps)
     weight = next(model.parameters())
     x_source = x_source.to(weight)
     masks = latent_masks(mask, model.factor, request.mask_dilation_iterations)

@@ -73,9 +73,7 @@ def run_edit(job: EditJob) -> EditResult:
     model = zoo.load(files, device, dtype)
     size = tuple(side or model.image_size * model.factor for side in job.size)
     check_size(model, *size)
-    make_sampling_schedule(
-        model.alphas_cumprod, job.request.ddim_steps, job.request.ddim_eta, job.request.skip_steps
-    )
+    make_sampling_schedule(model.alphas_cumprod, job.request.ddim_steps, job.request.ddim_eta, job.request.skip_steps)
     x_source = to_tensor(picture.rgb, size)
     mask = load_mask(job.mask, size, job.invert_mask, image_size=(picture.rgb.height, picture.rgb.width))
     _tell_unknown_words(model, job.request.prompt)

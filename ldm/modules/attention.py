@@ -61,9 +61,7 @@ class CrossAttention(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward, each with its layer norm before and a residual around."""
 
-    def __init__(
-        self, dim: int, n_heads: int, d_head: int, dropout: float = 0.0, context_dim: int | None = None
-    ):
+    def __init__(self, dim: int, n_heads: int, d_head: int, dropout: float = 0.0, context_dim: int | None = None):
         super().__init__()
         self.attn1 = CrossAttention(dim, None, n_heads, d_head, dropout)
         self.ff = FeedForward(dim, dropout=dropout)

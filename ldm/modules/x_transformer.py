@@ -87,4 +87,3 @@ class TransformerWrapper(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.norm(self.attn_layers(self.token_emb(tokens) + self.pos_emb(tokens)))
-
