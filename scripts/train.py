@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     config = OmegaConf.merge(OmegaConf.load(args.config), OmegaConf.from_dotlist(args.overrides))
     config = OmegaConf.to_container(config, resolve=True)
     rundir = args.rundir or Path("runs") / args.config.stem
-    loggers = [CSVLogger(rundir, name="", version="csv")]
+    loggers = [CSVLogger(rundir, name="csv")]  # a new version for each resumption: no log is overwritten
     try:
         loggers.append(TensorBoardLogger(rundir, name="", version="tensorboard"))
     except ModuleNotFoundError:

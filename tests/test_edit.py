@@ -166,3 +166,18 @@ def test_an_oblong_image_is_edited_at_its_own_shape(model):
     mask = torch.zeros(1, 1, 32, 80)
     mask[..., 8:24, 16:56] = 1
     assert edit_image(model, torch.zeros(1, 3, 32, 80), mask, request()).x.shape == (2, 3, 32, 80)
+
+
+def test_weights_in_half_precision_leave_the_latents_in_float32(x_source, mask):
+    half = tiny_model()
+    schedule = {name: buffer for name, buffer in half.named_buffers(recurse=False)}
+    half.to(torch.bfloat16)
+    for name, buffer in schedule.items():  # as `ldm.checkpoint.load_model` keeps it
+        setattr(half, name, buffer)
+    edit = edit_image(half, x_source, mask, request(n_samples=1))
+    exact = edit_image(tiny_model(), x_source, mask, request(n_samples=1))
+    assert edit.x.dtype == edit.z0.dtype == torch.float32
+    assert (edit.z0 - exact.z0).abs().mean() < 0.05 * exact.z0.abs().mean()
+    z_source = half.encode_first_stage(x_source)
+    outside = (edit.latent_masks[-1:] == 0).expand_as(z_source)
+    assert torch.equal(edit.z0[outside], z_source[outside])

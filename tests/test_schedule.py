@@ -1,6 +1,7 @@
 """Noise levels: the model's buffers against closed forms, and the steps that a sampler takes."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -73,9 +74,7 @@ def test_buffers_equal_their_closed_forms(by_hand):
     assert buffers.keys() == by_hand.keys()
     for name, expected in by_hand.items():
         assert buffers[name].shape == (1000,) and buffers[name].dtype == torch.float32
-        torch.testing.assert_close(
-            buffers[name], torch.tensor(expected), rtol=1e-5, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
-        )
+        assert torch.allclose(buffers[name], torch.tensor(expected), rtol=1e-5, atol=1e-9), name
 
 
 def test_the_posterior_of_a_walk_is_its_own_mean(by_hand):
@@ -106,7 +105,7 @@ def test_any_count_is_exact_distinct_in_range_and_even():
         assert len(timesteps) == len(set(timesteps)) == steps
         assert list(timesteps) == sorted(timesteps)
         assert timesteps[0] >= 0 and timesteps[-1] <= 999
-        gaps = {b - a for a, b in zip(timesteps, timesteps[1:], strict=False)}
+        gaps = {b - a for a, b in pairwise(timesteps)}
         assert gaps <= {1000 // steps, 1000 // steps + 1}
         assert 1000 - timesteps[-1] <= 1000 / steps + 1, "the walk begins too far down"
 

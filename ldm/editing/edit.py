@@ -127,17 +127,16 @@ def edit_image(
     """
     check_size(model, *x_source.shape[2:])
     schedule = make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta, request.skip_steps)
-    weight = next(model.parameters())
-    x_source = x_source.to(weight)
+    x_source, mask = x_source.to(model.device), mask.to(model.device)
     masks = latent_masks(mask, model.factor, request.mask_dilation_iterations)
     context = model.get_learned_conditioning([request.prompt])
     empty = model.get_learned_conditioning([""])
     z_source = model.encode_first_stage(x_source)
     pixels = None
     if request.percentage_of_pixel_blending > 0:
-        pixels = PixelBlending(model, x_source, mask.to(weight), request.percentage_of_pixel_blending)
+        pixels = PixelBlending(model, x_source, mask, request.percentage_of_pixel_blending)
     sampler = BlendedDDIMSampler(
-        guided_denoiser(model, context, empty, request.scale), schedule, masks.to(weight), pixels
+        guided_denoiser(model, context, empty, request.scale), schedule, masks, pixels
     )
 
     x, z0, steps = [], [], []
@@ -147,18 +146,18 @@ def edit_image(
 
         def see(info: StepInfo, kept: list[Tensor] = kept) -> None:
             if keep_steps:
-                kept.append(info.z0.float().cpu())
+                kept.append(info.z0.cpu())
             if on_step is not None:
                 on_step(info)
 
         z = sampler.sample(z_source, NoiseSource(seeds), see)
         # One at a time: the decoder needs far more memory a sample than the denoiser, and the same seed gives the
         # same picture whatever the batch.
-        x += [model.decode_first_stage(one).float().cpu() for one in z.split(1)]
-        z0.append(z.float().cpu())
+        x += [model.decode_first_stage(one).cpu() for one in z.split(1)]
+        z0.append(z.cpu())
         if keep_steps:
             steps += torch.stack(kept, dim=1).unbind()  # (steps, b, c, h, w) -> b of (steps, c, h, w)
-    return _ranked(torch.cat(x), torch.cat(z0), steps, masks, mask, request, ranker)
+    return _ranked(torch.cat(x), torch.cat(z0), steps, masks.cpu(), mask.cpu(), request, ranker)
 
 
 def _ranked(

@@ -21,7 +21,7 @@ import time
 import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -133,9 +133,6 @@ class RunRecord:
         version = values.get("format", FORMAT)
         if not isinstance(version, int) or version > FORMAT:
             raise UserError(f'"{source}" has format {version}, this version reads up to {FORMAT}: update the program')
-        missing = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING and f.name not in values]
-        if missing:
-            raise UserError(f'"{source}" is damaged, it lacks {", ".join(missing)}: make the run again')
         try:
             return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
         except (TypeError, ValueError) as error:

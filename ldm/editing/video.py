@@ -24,9 +24,8 @@ def require_video_writer() -> None:
 @torch.no_grad()
 def decode_steps(model: LatentDiffusion, z0_steps: Tensor) -> Iterable[np.ndarray]:
     """The z0 estimates of one prediction (steps, c, h, w) -> frames (H, W, 3) of uint8."""
-    weight = next(model.parameters())
     for z0 in z0_steps.split(1):
-        yield np.asarray(to_pil(model.decode_first_stage(z0.to(weight)).float().cpu()))
+        yield np.asarray(to_pil(model.decode_first_stage(z0.to(model.device))))
 
 
 def write_video(frames: Iterable[np.ndarray], path: Path, fps: int = 10, hold: int = 10) -> None:

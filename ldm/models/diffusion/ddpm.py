@@ -52,6 +52,9 @@ def schedule_buffers(betas: Tensor) -> dict[str, Tensor]:
 class LatentDiffusion(nn.Module):
     """A text-to-image latent diffusion model.
 
+    Images and latents go in and come out in the caller's precision, float32 as a rule, whatever that of the weights:
+    the sampler's sums stay exact where the networks run in half precision.
+
     Args:
         first_stage_config, unet_config, cond_stage_config: what to build, as `{target, params}`.
         timesteps, beta_schedule, linear_start, linear_end: the forward process, see `make_beta_schedule`.
@@ -114,6 +117,15 @@ class LatentDiffusion(nn.Module):
             self.register_buffer(name, value)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self.first_stage_model.quant_conv.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.betas.device
+
+    @property
     def factor(self) -> int:
         """Pixels a side that one latent position stands for."""
         return self.first_stage_model.factor
@@ -124,21 +136,21 @@ class LatentDiffusion(nn.Module):
 
     def encode_first_stage(self, x: Tensor) -> Tensor:
         """x (b, 3, H, W) in [-1, 1] -> z (b, c, H/f, W/f): the mean of the posterior, scaled."""
-        return self.first_stage_model.encode(x).mode() * self.scale_factor
+        return self.first_stage_model.encode(x.to(self.dtype)).mode().to(x.dtype) * self.scale_factor
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
         """z (b, c, h, w) -> x (b, 3, h*f, w*f), about [-1, 1], not clamped."""
-        return self.first_stage_model.decode(z / self.scale_factor)
+        return self.first_stage_model.decode((z / self.scale_factor).to(self.dtype)).to(z.dtype)
 
     def q_sample(self, z_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps, with t (b,) (Ho et al. 2020, eq. 4)."""
         signal = self.sqrt_alphas_cumprod[t].view(-1, 1, 1, 1)
         spread = self.sqrt_one_minus_alphas_cumprod[t].view(-1, 1, 1, 1)
-        return (signal * z_start + spread * noise).to(z_start.dtype)  # the schedule is float32 in every precision
+        return signal * z_start + spread * noise
 
     def apply_model(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """The network's own output at z_t, t (b,): eps or v, as `parameterization` says."""
-        return self.model(z, t, context)
+        return self.model(z.to(context.dtype), t, context).to(z.dtype)
 
     def predict_eps(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """eps(z_t, t, context), whatever the network predicts: for v, eps = sqrt(a) v + sqrt(1 - a) z."""
@@ -147,4 +159,4 @@ class LatentDiffusion(nn.Module):
             return out
         signal = self.sqrt_alphas_cumprod[t].view(-1, 1, 1, 1)
         spread = self.sqrt_one_minus_alphas_cumprod[t].view(-1, 1, 1, 1)
-        return (signal * out + spread * z).to(z.dtype)
+        return signal * out + spread * z

@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
@@ -101,7 +100,3 @@ class BERTEmbedder(nn.Module):
     def forward(self, prompts: list[str] | Tensor) -> Tensor:
         tokens = self.tokenize(prompts) if self.tokenize is not None else prompts
         return self.dropout(self.transformer(tokens.to(self.transformer.token_emb.weight.device)))
-
-    @torch.no_grad()
-    def encode(self, prompts: list[str] | Tensor) -> Tensor:
-        return self(prompts)
