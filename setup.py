@@ -16,7 +16,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ldm", "ldm.*"]),
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.6",  # the first whose weights-only loading ldm/checkpoint.py can rely on
         "torchvision",
         "pytorch-lightning>=2.6",
         "omegaconf>=2.3",

@@ -56,6 +56,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Notices("%(message)s"))
     logger = logging.getLogger("ldm")
+    before = logger.handlers, logger.level
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     try:
@@ -66,4 +67,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    finally:
+        logger.handlers = before[0]
+        logger.setLevel(before[1])
     return 0

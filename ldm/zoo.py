@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Where a folder of the user's may keep its config (the last two: as `scripts/train.py` and the original LDM log runs)
-# and its weights. The first pattern that matches counts, and of several matches the last by name.
+# Where a folder of the user's may keep its config and its weights; the last of each is how the original LDM logs a
+# run. The first pattern that matches counts, and of several matches the last by name.
 CONFIG_NAMES = ("config.yaml", "project.yaml", "*-project.yaml", "configs/*-project.yaml")
 WEIGHTS_NAMES = ("model.safetensors", "model.ckpt", "checkpoints/last.ckpt")
 

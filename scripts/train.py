@@ -34,7 +34,12 @@ def main(argv: Sequence[str]) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     pl.seed_everything(args.seed)
-    config = OmegaConf.merge(OmegaConf.load(args.config), OmegaConf.from_dotlist(args.overrides))
+    config = OmegaConf.load(args.config)
+    for override in args.overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UserError(f'"{override}" is no override: write key=value, such as trainer.max_steps=1000')
+        OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v)
     config = OmegaConf.to_container(config, resolve=True)
     rundir = args.rundir or Path("runs") / args.config.stem
     loggers = [CSVLogger(rundir, name="csv")]  # a new version for each resumption: no log is overwritten

@@ -299,8 +299,8 @@ def test_at_the_edge_of_the_picture_the_edit_is_free():
     target = np.full((48, 64, 3), 100, np.uint8)
     ramp = np.clip(32 - X, 0, None)[..., None] * 3  # highest at the edge, nothing at the mask's border
     out = seamless_clone((target + ramp).astype(np.uint8), target, X < 32)
-    # The gradients of a few pixels about the border are the target's: 3 levels each.
-    assert np.abs(out.astype(int) - target - ramp).max() <= 12
+    # The gradients of four pixels about the border are the target's, 3 levels each, and OpenCV rounds down.
+    assert np.abs(out.astype(int) - target - ramp).max() <= 13
 
 
 def test_a_mask_too_thin_to_clone_gives_the_target_with_a_notice(caplog: pytest.LogCaptureFixture):

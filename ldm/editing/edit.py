@@ -135,9 +135,7 @@ def edit_image(
     pixels = None
     if request.percentage_of_pixel_blending > 0:
         pixels = PixelBlending(model, x_source, mask, request.percentage_of_pixel_blending)
-    sampler = BlendedDDIMSampler(
-        guided_denoiser(model, context, empty, request.scale), schedule, masks, pixels
-    )
+    sampler = BlendedDDIMSampler(guided_denoiser(model, context, empty, request.scale), schedule, masks, pixels)
 
     x, z0, steps = [], [], []
     for start in range(0, len(request.seeds), request.n_samples):

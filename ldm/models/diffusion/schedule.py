@@ -55,9 +55,7 @@ def ddim_timesteps(steps: int, train_steps: int = 1000) -> tuple[int, ...]:
         UserError: fewer than 1 step or more than the model was trained with.
     """
     if not 1 <= steps <= train_steps:
-        raise UserError(
-            f"{steps} steps are out of range: give 1 to {train_steps}, the model's own number"
-        )
+        raise UserError(f"{steps} steps are out of range: give 1 to {train_steps}, the model's own number")
     # +1 as in the original, which pairs step k with the training level k+1; there is no room for it at full count.
     offset = 1 if steps < train_steps else 0
     return tuple(min(i * train_steps // steps + offset, train_steps - 1) for i in range(steps))
