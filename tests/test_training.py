@@ -86,6 +86,7 @@ DIFFUSION_FILES = {"first_stage": "autoencoder/last.ckpt", "tokenizer": "tokeniz
     ("name", "argv", "named"),
     [
         ("train", ["configs/none.yaml"], "configs/none.yaml"),
+        ("train", [str(ROOT / "configs/scenes/clip.yaml"), "fast"], '"fast" is no override'),
         ("export_model", ["none.ckpt", "out"], "none.ckpt"),
     ],
 )
