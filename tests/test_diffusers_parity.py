@@ -15,7 +15,7 @@ from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, guided_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
-from ldm.modules.x_transformer import DIM_HEAD, HEADS, TransformerWrapper
+from ldm.modules.x_transformer import TransformerWrapper
 from tests.convert import autoencoder_to_diffusers, randomise, text_encoder_to_diffusers, unet_to_diffusers
 
 CONTEXT = 24  # width of the text in these tests
@@ -130,15 +130,8 @@ def test_autoencoder(config: dict):
 @torch.no_grad()
 def test_text_encoder():
     ours = randomise(TransformerWrapper(num_tokens=50, max_seq_len=12, dim=48, depth=3))
-    config = LDMBertConfig(
-        vocab_size=50,
-        max_position_embeddings=12,
-        encoder_layers=3,
-        encoder_ffn_dim=4 * 48,
-        encoder_attention_heads=HEADS,
-        head_dim=DIM_HEAD,
-        d_model=48,
-    )
+    # Their defaults for the rest are the public model's: 8 heads of 64, whatever the width.
+    config = LDMBertConfig(vocab_size=50, max_position_embeddings=12, encoder_layers=3, encoder_ffn_dim=192, d_model=48)
     theirs = load(LDMBertModel(config), text_encoder_to_diffusers(ours.state_dict(), depth=3))
     for length in (12, 7):
         ids = torch.randint(50, (2, length), generator=torch.Generator().manual_seed(length))

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from ldm.editing import reconstruct as module
 from ldm.editing.images import to_pil
@@ -25,15 +24,9 @@ from ldm.editing.reconstruct import (
 )
 from ldm.errors import MissingExtra, UserError
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_picture
 
 QUICK = ReconstructionOptions(steps=12, learning_rate=1e-3)
-
-
-def picture(height: int = 32, width: int = 48, seed: int = 0) -> Tensor:
-    """A smooth picture (1, 3, H, W) in [-0.7, 0.7]."""
-    coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 1.4 - 0.7
-    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +39,7 @@ def task(model: LatentDiffusion) -> ReconstructionTask:
     z0 = torch.randn(1, 4, 4, 6, generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(1, 1, 32, 48)
     mask[..., 8:24, 10:30] = 1
-    return ReconstructionTask(picture(), decode_prediction(model, z0), mask, z0, model)
+    return ReconstructionTask(tiny_picture(32, 48), decode_prediction(model, z0), mask, z0, model)
 
 
 @pytest.fixture
@@ -185,7 +178,7 @@ def test_an_optimisation_needs_what_it_starts_from(task: ReconstructionTask):
 
 
 def test_a_prediction_without_latent_is_encoded(model: LatentDiffusion):
-    x = picture()
+    x = tiny_picture(32, 48)
     torch.testing.assert_close(encode_prediction(model, x), model.encode_first_stage(x))
     z0 = encode_prediction(tiny_model().to(torch.bfloat16), x)
     assert z0.dtype == torch.float32
@@ -262,8 +255,8 @@ MASKS = {
 }
 
 
-def codes(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
-    return np.asarray(to_pil(picture(height, width, seed)))
+def codes(height: int = 48, width: int = 64) -> np.ndarray:
+    return np.asarray(to_pil(tiny_picture(height, width)))
 
 
 @pytest.mark.parametrize("where", MASKS)

@@ -18,8 +18,7 @@ from ldm.editing.images import load_image, to_pil, to_tensor
 from ldm.editing.reconstruct import decode_prediction
 from ldm.editing.run_folder import RunRecord, read_run, write_run
 from scripts.reconstruct import main
-from tests.test_reconstruct import picture
-from tests.tiny import save_tiny_model, tiny_model
+from tests.tiny import save_tiny_model, tiny_model, tiny_picture
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIZE = (32, 48)
@@ -50,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pa
     images = [to_pil(decode_prediction(model, z)) for z in z0.split(1)]
     mask = np.zeros(SIZE, np.uint8)
     mask[8:24, 10:30] = 255
-    assets = {"input": to_pil(picture(*SIZE)), "mask": Image.fromarray(mask)}
+    assets = {"input": to_pil(tiny_picture(*SIZE)), "mask": Image.fromarray(mask)}
     return write_run(tmp_path_factory.mktemp("run"), record, images[0], images, z0, assets)
 
 

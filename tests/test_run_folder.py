@@ -284,10 +284,10 @@ def test_a_new_run_replaces_the_old_one_as_a_whole(tmp_path):
     write_reconstruction(samples, "optimization", 4, tile(3), {})
     (samples / "notes.txt").write_text("stale")
     save(tmp_path, 2, level=60, prompt="a blue cube")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-blue-cube.png", "a-pink-yarn-ball.png", "samples"]
     assert sorted(p.name for p in samples.iterdir()) == ["assets", "images", "latents.safetensors", "run.json"]
     assert sorted(p.name for p in (samples / "images").iterdir()) == ["0000.png", "0001.png"]
     assert read_run(samples).record.prompt == "a blue cube"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-blue-cube.png", "a-pink-yarn-ball.png", "samples"]
     save(tmp_path, 1, level=200)
     assert Image.open(tmp_path / "a-pink-yarn-ball.png").getpixel((1, 1))[0] == 200, "the grid is the latest one"
 

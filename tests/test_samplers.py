@@ -317,11 +317,15 @@ def model() -> LatentDiffusion:
     return tiny_model()
 
 
+def source() -> Tensor:
+    return normal(1, 3, 64, 64).clamp(-1, 1)
+
+
 def edit(model: LatentDiffusion, **options) -> Edit:
-    x_source, mask = normal(1, 3, 64, 64).clamp(-1, 1), torch.zeros(1, 1, 64, 64)
+    mask = torch.zeros(1, 1, 64, 64)
     mask[..., 16:48, 16:48] = 1
     request = EditRequest(**{"prompt": "a pink ball", "ddim_steps": 4, "ddim_eta": 1.0, "seed": 5} | options)
-    return edit_image(model, x_source, mask, request)
+    return edit_image(model, source(), mask, request)
 
 
 @pytest.mark.parametrize("pixels", [0.0, 0.5])
@@ -380,14 +384,19 @@ def test_editing_encodes_each_prompt_once_and_tracks_no_gradients():
 
 
 @pytest.mark.parametrize("parameterization", ["eps", "v"])
-def test_half_precision_goes_all_the_way(parameterization: str):
-    """The schedule's buffers stay float32, as `ldm.checkpoint.load_model` leaves them, and must not widen the rest."""
-    model = tiny_model()
+def test_in_half_precision_the_networks_are_half_and_the_latents_are_not(parameterization: str):
+    model, seen = tiny_model(), []
     schedule = dict(model.named_buffers(recurse=False))
     model.bfloat16()
-    for name, buffer in schedule.items():
+    for name, buffer in schedule.items():  # float32 in every precision, as `ldm.checkpoint.load_model` has it
         setattr(model, name, buffer)
     model.parameterization = parameterization
-    z, t, context = normal(2, 4, 8, 8).bfloat16(), torch.tensor([5, 5]), normal(2, 7, 32).bfloat16()
-    assert model.predict_eps(z, t, context).dtype == model.q_sample(z, t, z).dtype == torch.bfloat16
-    assert torch.isfinite(edit(model, n_samples=1).x).all()
+    model.model.diffusion_model.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0].dtype, out.dtype)))
+    eps = model.predict_eps(normal(2, 4, 8, 8), torch.tensor([5, 5]), normal(2, 7, 32).bfloat16())
+    assert eps.dtype == torch.float32
+    result = edit(model, n_samples=1)
+    assert result.x.dtype == result.z0.dtype == torch.float32 and torch.isfinite(result.x).all()
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    outside = result.latent_masks[-1, 0] == 0
+    z_source = model.encode_first_stage(source())
+    assert torch.equal(result.z0[..., outside], z_source[..., outside])

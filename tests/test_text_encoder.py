@@ -144,7 +144,6 @@ def test_embedder_gives_one_context_a_prompt(folder: Path):
     torch.testing.assert_close(context, by_ids, rtol=0, atol=0)
     assert not torch.allclose(context[0], context[1])
     assert not torch.allclose(embedder(["pink a ball"]), context[:1], atol=1e-4), "the order of words has no effect"
-    assert context.requires_grad and not embedder.encode([""]).requires_grad
 
 
 def test_embedder_without_a_tokenizer_takes_ids():

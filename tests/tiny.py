@@ -88,6 +88,12 @@ def save_tiny_model(folder: str | Path, **sections: Any) -> Path:
     return folder
 
 
+def tiny_picture(height: int = 64, width: int = 64, seed: int = 0) -> torch.Tensor:
+    """A smooth picture x (1, 3, H, W) in [-0.7, 0.7]."""
+    coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 1.4 - 0.7
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
+
+
 @functools.cache
 def _tokenizer() -> tempfile.TemporaryDirectory:
     folder = tempfile.TemporaryDirectory(prefix="tiny-tokenizer-")  # goes with the process
