@@ -47,7 +47,9 @@ def main(argv: Sequence[str]) -> None:
         loggers.append(TensorBoardLogger(rundir, name="", version="tensorboard"))
     except ModuleNotFoundError:
         print('no TensorBoard logs: pip install -e ".[train]"')
-    checkpoints = ModelCheckpoint(rundir, save_last=True, every_n_train_steps=config.get("checkpoint_every", 500))
+    # Without the counter a resumed run writes last.ckpt again, and not a last-v1.ckpt that nothing resumes from.
+    every = config.get("checkpoint_every", 500)
+    checkpoints = ModelCheckpoint(rundir, save_last=True, every_n_train_steps=every, enable_version_counter=False)
     callbacks = [checkpoints, LearningRateMonitor(), *map(instantiate_from_config, config.get("callbacks", []))]
     trainer = pl.Trainer(logger=loggers, callbacks=callbacks, default_root_dir=rundir, **config["trainer"])
     last = rundir / "last.ckpt"
@@ -58,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
         ckpt_path=last if last.exists() else None,
         weights_only=True,
     )
+    trainer.save_checkpoint(last)  # the end seldom falls on a multiple of `checkpoint_every`
     print(f"done: {last}")
 
 

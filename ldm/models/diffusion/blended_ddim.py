@@ -1,5 +1,6 @@
 """Blended latent diffusion: Algorithm 1 of the paper with progressive mask shrinking (section 4.3)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,8 @@ class PixelBlending:
     fraction: float
 
     def begins_at(self, steps: int) -> int:
-        return steps - round(self.fraction * steps)
+        """The first step that blends pixels; any fraction above 0 is at least one step."""
+        return steps - math.ceil(self.fraction * steps - 1e-9)
 
     @property
     def latent_mask(self) -> Tensor:

@@ -64,7 +64,11 @@ class BERTTokenizer:
     def unknown_words(self, prompt: str) -> list[str]:
         """The words of a prompt that the vocabulary has no piece for, in their order."""
         words = self.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(prompt.lower())
-        return [word for word, _ in words if self.tokenizer.unk_token in self.tokenizer.tokenize(word)]
+        return [
+            word
+            for word, _ in words
+            if any(map(str.isalnum, word)) and self.tokenizer.unk_token in self.tokenizer.tokenize(word)
+        ]
 
 
 class BERTEmbedder(nn.Module):
