@@ -223,7 +223,8 @@ def edit_record(samples: Path, **changes) -> None:
 
 
 MISTAKES = {
-    "index": (("--selected_indices", 0, 3), "there is no prediction 3", lambda s: None),
+    # Before the model, which takes long to load, is even looked for.
+    "index": (("--selected_indices", 0, 3), "there is no prediction 3", lambda s: edit_record(s, weights="/gone.ckpt")),
     "no integer": (("--selected_indices", "best"), '"best" is not an integer', lambda s: None),
     "no run": (("--images_path", "/nowhere"), "scripts/text_editing.py", lambda s: None),
     "steps": (("--optimization_steps", 0), "at least 1", lambda s: None),
