@@ -1,0 +1,10 @@
+"""One thread for each process of the tests: tiny models gain nothing from more, and on a busy machine the threads of
+one process wait for each other at every operation, which turns seconds into minutes."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported here, and for the processes that tests start
+
+import torch
+
+torch.set_num_threads(1)
