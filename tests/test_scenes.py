@@ -236,7 +236,7 @@ def test_held_out_photographs_are_never_drawn():
     assert len(HELD_OUT) == 4 and {"chelsea.png", "coffee.png", "rocket.jpg"} <= set(HELD_OUT)
     assert not {photo.file for photo in PHOTOS} & set(HELD_OUT)
     for file in HELD_OUT:
-        assert backgrounds.read_photo(file).shape[0] == 3
+        assert backgrounds.read_photo(backgrounds.Photo(file, 1.0)).shape[0] == 3
     with pytest.raises(ValueError, match=r"chelsea\.png"):
         Backgrounds((backgrounds.Photo("chelsea.png", 1.0),))
     Backgrounds((backgrounds.Photo("chelsea.png", 1.0),), allow_held_out=True)

@@ -1,4 +1,6 @@
-"""Backgrounds: crops of the photographs in scikit-image's wheel, and painted grounds, walls and skies with words.
+"""Backgrounds: crops of photographs under free licences, and painted grounds, walls and skies with words.
+
+The photographs come with the wheels of scikit-image and scikit-learn: nothing is downloaded.
 
 All pictures here are (3, 128, 128) display colours in [0, 1].
 """
@@ -24,18 +26,19 @@ HELD_OUT = ("chelsea.png", "coffee.png", "rocket.jpg", "camera.png")
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph of the wheel: `kind` is the captioned background it shows (with `tint`), if any."""
+    """A photograph of the wheel of `package`: `kind` is the captioned background it shows (with `tint`), if any."""
 
     file: str
     weight: float
     kind: str | None = None
     tint: tuple[float, float, float] | None = None
+    package: str = "skimage"
 
 
 PHOTOS = (
     Photo("astronaut.png", 3.0),
-    Photo("motorcycle_left.png", 2.5),
-    Photo("motorcycle_right.png", 2.0),
+    Photo("china.jpg", 3.0, package="sklearn"),
+    Photo("flower.jpg", 2.0, package="sklearn"),
     Photo("hubble_deep_field.jpg", 0.8, "night sky"),
     Photo("grass.png", 1.3, "grass", (0.62, 1.12, 0.40)),
     Photo("gravel.png", 1.3, "gravel", (1.03, 1.0, 0.93)),
@@ -43,10 +46,12 @@ PHOTOS = (
     Photo("ihc.png", 0.9),
     Photo("retina.jpg", 0.6),
     Photo("coins.png", 0.9),
-    Photo("moon.png", 0.5),
-    Photo("page.png", 0.3),
     Photo("text.png", 0.3),
 )
+"""Those of free or known licence only; `models/ldm/scenes/README.md` names each licence."""
+
+PACKAGES = {"skimage": ("scikit-image", "data"), "sklearn": ("scikit-learn", "datasets/images")}
+"""Import name -> name on the package index, folder of its photographs."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +64,16 @@ class Kind:
     paint: Callable[["Backgrounds", torch.Generator], Tensor] | None = None
 
 
-def photo_folder() -> Path:
-    """The `data` folder of scikit-image's wheel. Raises MissingExtra where the package is not installed."""
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise MissingExtra("scikit-image", "train", "rendering scenes in front of photographs")
-    return Path(spec.origin).parent / "data"
-
-
-def read_photo(file: str) -> Tensor:
-    """A photograph of the wheel as (3, h, w) in [0, 1]; gray ones get three equal channels."""
+def read_photo(photo: Photo) -> Tensor:
+    """A photograph as (3, h, w) in [0, 1]; gray ones get three equal channels. Raises MissingExtra without its wheel."""
     import numpy as np
     from PIL import Image
 
-    with Image.open(photo_folder() / file) as image:
+    name, folder = PACKAGES[photo.package]
+    spec = importlib.util.find_spec(photo.package)
+    if spec is None or spec.origin is None:
+        raise MissingExtra(name, "train", "rendering scenes in front of photographs")
+    with Image.open(Path(spec.origin).parent / folder / photo.file) as image:
         pixels = np.asarray(image.convert("RGB"))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
@@ -91,7 +92,7 @@ class Backgrounds:
     """Draws backgrounds; holds the photographs, shrunk by halves, and four noise textures.
 
     photos: the photographs to crop, those of `PHOTOS` unless said otherwise.
-    Raises MissingExtra without scikit-image, ValueError when a held-out photograph is asked for.
+    Raises MissingExtra without the packages of the photographs, ValueError when a held-out photograph is asked for.
     """
 
     def __init__(self, photos: tuple[Photo, ...] = PHOTOS, *, allow_held_out: bool = False):
@@ -99,7 +100,7 @@ class Backgrounds:
         if held_out and not allow_held_out:
             raise ValueError(f"held-out photographs must not be trained on: {held_out}")
         self.photos = photos
-        self.levels = {photo.file: _halves(read_photo(photo.file)) for photo in photos}
+        self.levels = {photo.file: _halves(read_photo(photo)) for photo in photos}
         generator = torch.Generator().manual_seed(11)
         noise = torch.stack([_spectral_noise(generator, 256, slope) for slope in (0.6, 1.1, 1.6, 2.2)])
         self.noise = F.pad(noise[None], (0, 1, 0, 1), mode="circular")
