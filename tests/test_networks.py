@@ -81,6 +81,20 @@ def test_timestep_embedding_is_cosines_then_sines(dim: int):
 
 
 @torch.no_grad()
+def test_a_trained_unet_goes_on_as_it_was_when_it_gets_a_pooled_context():
+    plain, pooling = unet(), unet(pooled_context=True)
+    missing = pooling.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing == ["context_embed.weight", "context_embed.bias"]
+    z, t, context = normal(2, 4, 8, 8), torch.tensor([3, 700]), normal(2, 5, pooling.context_embed.in_features)
+    with torch.no_grad():
+        pooling.context_embed.weight.zero_(), pooling.context_embed.bias.zero_()
+        assert torch.equal(plain(z, t, context), pooling(z, t, context))
+        pooling.context_embed.weight.copy_(normal(*pooling.context_embed.weight.shape))
+        assert not torch.allclose(plain(z, t, context), pooling(z, t, context))
+    fresh = UNetModel(8, 4, 32, 4, 1, [1], channel_mult=[1, 2], num_heads=2, context_dim=8, pooled_context=True)
+    assert not any(parameter.any() for parameter in fresh.context_embed.parameters())
+
+
 def test_a_new_unet_predicts_nothing_and_a_new_transformer_changes_nothing():
     network = UNetModel(8, 4, 32, 4, 1, [1], channel_mult=[1, 2], num_heads=2, context_dim=8)
     assert not network(normal(2, 4, 8, 8), torch.tensor([1, 2]), normal(2, 3, 8)).any()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.training.optim import adamw_with_cosine
+from ldm.training.optim import adamw_with_cosine, begin_from
 from ldm.util import instantiate_from_config
 
 
@@ -43,6 +43,7 @@ class AutoencoderTrainer(pl.LightningModule):
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
         kl_weight: weight of the KL divergence a latent value, in nats.
         gradient_weight, pyramid_weight: see `reconstruction_loss`.
+        begin: a file of weights to begin with, that of a shipped model.
     """
 
     def __init__(
@@ -53,10 +54,15 @@ class AutoencoderTrainer(pl.LightningModule):
         kl_weight: float = 3e-4,
         gradient_weight: float = 0.5,
         pyramid_weight: float = 0.5,
+        begin: str | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
         self.first_stage_model = instantiate_from_config(model).to(memory_format=torch.channels_last)
+
+    def on_fit_start(self) -> None:
+        if self.hparams.begin and self.global_step == 0:
+            begin_from(self.first_stage_model, self.hparams.begin, "first_stage_model.")
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
         x = batch["image"].contiguous(memory_format=torch.channels_last)

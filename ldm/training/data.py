@@ -114,15 +114,24 @@ class LatentScenes(pl.LightningDataModule):
             if known > self.hparams.vocab_size:
                 raise UserError(f"the captions have {known} tokens: set vocab_size to at least that")
 
-    def setup(self, stage: str) -> None:
-        if self.data:
-            return
+    def prepare_data(self) -> None:
+        """Encode what no cache holds yet: in one process alone, while others wait."""
+        trained = self._first_stage()
+        for name in ("train", "val"):
+            self._latents(trained, name)
+
+    def _first_stage(self) -> torch.nn.Module:
+        from ldm.training.autoencoder import AutoencoderTrainer
+
         path = Path(self.hparams.first_stage)
         if not path.exists():
             raise UserError(f"there is no first stage at {path}: train configs/scenes/autoencoder.yaml first")
-        from ldm.training.autoencoder import AutoencoderTrainer
+        return AutoencoderTrainer.load_from_checkpoint(path, map_location="cpu").first_stage_model.eval()
 
-        trained = AutoencoderTrainer.load_from_checkpoint(path, map_location="cpu").first_stage_model.eval()
+    def setup(self, stage: str) -> None:
+        if self.data:
+            return
+        trained = self._first_stage()
         self.first_stage_state = trained.state_dict()
         z = {name: self._latents(trained, name) for name in ("train", "val")}
         self.scale_factor = round(1 / z["train"].float().std().item(), 5)

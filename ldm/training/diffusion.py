@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ldm.training.optim import adamw_with_cosine
+from ldm.training.optim import adamw_with_cosine, begin_from
 from ldm.util import instantiate_from_config
 
 
@@ -23,6 +24,8 @@ class DiffusionTrainer(pl.LightningModule):
         empty_prompt: how often the prompt is left out, for classifier-free guidance (Ho & Salimans 2021).
         background_weight: the loss's weight where no object is; with an object it is 1 more. Objects are what the
             prompt speaks of, and they are the smaller part of the picture.
+        begin: a file of weights to begin with, that of a shipped model; the first stage is the data's all the same.
+        seed: of timesteps, noise and left-out prompts, together with the process and the step that it starts from.
     """
 
     def __init__(
@@ -32,6 +35,8 @@ class DiffusionTrainer(pl.LightningModule):
         warmup: int = 200,
         empty_prompt: float = 0.1,
         background_weight: float = 0.35,
+        begin: str | None = None,
+        seed: int = 0,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -40,14 +45,19 @@ class DiffusionTrainer(pl.LightningModule):
         self.register_buffer("empty_tokens", self.ldm.cond_stage_model.tokenize([""]), persistent=False)
 
     def on_fit_start(self) -> None:
+        # Each process draws its own; a resumed run does not draw again what it drew at its beginning.
+        words = (self.hparams.seed, self.global_rank, self.global_step)
+        self.generator = torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
         data = self.trainer.datamodule
+        if self.hparams.begin and self.global_step == 0:
+            begin_from(self.ldm, self.hparams.begin)
         self.ldm.first_stage_model.load_state_dict(data.first_stage_state)
         self.ldm.scale_factor = data.scale_factor
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["scale_factor"] = self.ldm.scale_factor
 
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """The weighted squared error (b,) of one random timestep a sample."""
         z, tokens = batch["z"].float(), batch["tokens"].long()
         t = torch.randint(len(self.ldm.betas), (len(z),), generator=generator).to(z.device)
@@ -65,9 +75,9 @@ class DiffusionTrainer(pl.LightningModule):
         return (weight * (out - target).square()).mean(dim=(1, 2, 3))
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        drop = torch.rand(len(batch["z"]), 1, device=self.device) < self.hparams.empty_prompt
+        drop = torch.rand(len(batch["z"]), 1, generator=self.generator).to(self.device) < self.hparams.empty_prompt
         tokens = torch.where(drop, self.empty_tokens.to(batch["tokens"]), batch["tokens"])
-        loss = self.loss({**batch, "tokens": tokens}).mean()
+        loss = self.loss({**batch, "tokens": tokens}, self.generator).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

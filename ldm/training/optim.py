@@ -1,10 +1,44 @@
-"""The optimiser that our trainings share."""
+"""What our trainings share: where they begin, and the optimiser."""
 
+import logging
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import nn
+
+from ldm.checkpoint import read_state_dict
+from ldm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def begin_from(module: nn.Module, path: str | Path, prefix: str = "") -> None:
+    """Give `module` the weights that the file has under `prefix`, where name and shape are the same.
+
+    For going on with shipped weights, also after the config has grown: what the file lacks keeps its fresh values,
+    and one line says how many tensors those are.
+
+    Raises:
+        UserError: the file cannot be read, or nothing in it fits.
+    """
+    found = read_state_dict(Path(path))
+    own = module.state_dict()
+    known = {
+        name: found[prefix + name]
+        for name, value in own.items()
+        if prefix + name in found and found[prefix + name].shape == value.shape
+    }
+    if not known:
+        raise UserError(f"nothing in {path} fits the model of this config: is it another model's?")
+    module.load_state_dict({name: value.to(own[name].dtype) for name, value in known.items()}, strict=False)
+    new = sorted(own.keys() - known.keys())
+    logger.warning("%d of %d tensors are those of %s%s", len(known), len(own), path, _new(new))
+
+
+def _new(names: list[str]) -> str:
+    return f"; new: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" if names else ""
 
 
 def adamw_with_cosine(

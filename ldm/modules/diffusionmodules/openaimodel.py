@@ -114,6 +114,8 @@ class UNetModel(nn.Module):
         num_heads, num_head_channels: heads of attention, by number or by width (one of them; -1 is "not this one").
         conv_resample: resample by convolutions, not by means.
         use_checkpoint: recompute the residual blocks' activations in training.
+        pooled_context: ours. Adds a projection of the context's first token, [CLS], to the time embedding, so that
+            the levels without attention hear the prompt too; needs `context_dim`. False is the original.
         dims, num_classes, use_fp16, use_spatial_transformer, legacy: keys of the original configs. Only the values
             of the text-to-image models are supported: 2, None, False, True and any.
 
@@ -143,6 +145,7 @@ class UNetModel(nn.Module):
         transformer_depth: int = 1,
         context_dim: int | None = None,
         legacy: bool = True,
+        pooled_context: bool = False,
     ):
         super().__init__()
         if dims != 2 or num_classes is not None or use_fp16 or not use_spatial_transformer:
@@ -158,6 +161,9 @@ class UNetModel(nn.Module):
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
+
+        # Starts at zero, so that a network trained without it can go on with it.
+        self.context_embed = zero_module(nn.Linear(context_dim, emb_channels)) if pooled_context else None
 
         def res_block(channels: int, out: int) -> ResBlock:
             return ResBlock(channels, emb_channels, dropout, out, use_checkpoint, use_scale_shift_norm)
@@ -201,6 +207,8 @@ class UNetModel(nn.Module):
 
     def forward(self, z: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(z.dtype))
+        if self.context_embed is not None:
+            emb = emb + self.context_embed(context[:, 0])
         h, skips = z, []
         for block in self.input_blocks:
             h = block(h, emb, context)
