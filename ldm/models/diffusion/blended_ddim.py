@@ -26,7 +26,7 @@ class PixelBlending:
 
     Slower, but the border then follows the mask of the image and not that of the latent cells.
 
-    x_source: (1, 3, H, W) in [-1, 1]; mask: (1, 1, H, W) in {0, 1}.
+    x_source: (1, 3, H, W) in [-1, 1]; mask: (1, 1, H, W) in {0, 1}; or one of each for every sample of a batch.
     """
 
     model: LatentDiffusion
@@ -40,7 +40,7 @@ class PixelBlending:
 
     @property
     def latent_mask(self) -> Tensor:
-        """(1, 1, h, w): the latent positions that hold any masked pixel."""
+        """(1 or b, 1, h, w): the latent positions that hold any masked pixel."""
         return F.max_pool2d(self.mask, self.model.factor)
 
     def blend(self, z0: Tensor) -> Tensor:
@@ -55,7 +55,8 @@ class BlendedDDIMSampler:
     Args:
         denoiser: `(z, t) -> eps`, guided or not.
         schedule: the steps to take.
-        latent_masks: (K, 1, h, w) in {0, 1}, widest first, the tight mask last.
+        latent_masks: (K, 1, h, w) in {0, 1}, widest first, the tight mask last; or (K, b, 1, h, w), where each
+            sample of a batch has its own.
         pixels: see `PixelBlending`.
     """
 
@@ -68,14 +69,15 @@ class BlendedDDIMSampler:
     ):
         self.denoiser, self.schedule, self.pixels = denoiser, schedule, pixels
         self.pixels_from = len(schedule) if pixels is None else pixels.begins_at(len(schedule))
-        self.masks = [latent_masks[k : k + 1] for k in mask_parts(len(schedule), len(latent_masks))]
+        stack = latent_masks if latent_masks.ndim == 5 else latent_masks[:, None]
+        self.masks = [stack[k] for k in mask_parts(len(schedule), len(stack))]
         if pixels is not None:
             tail = len(schedule) - self.pixels_from
             self.masks[self.pixels_from :] = [pixels.latent_mask] * tail
 
     @torch.no_grad()
     def sample(self, z_source: Tensor, noise: NoiseSource, callback: Callback | None = None) -> Tensor:
-        """z_source (1, c, h, w) -> z_0 (b, c, h, w), one for each seed of `noise`.
+        """z_source (1 or b, c, h, w) -> z_0 (b, c, h, w), one for each seed of `noise`.
 
         The walk starts from the input noised to the first step's level, so `skip_steps` keeps more of it. After
         every step the background is the input noised to the level that the step arrived at; after the last one that

@@ -53,7 +53,7 @@ class NoiseSource:
 
 
 def model_denoiser(model: LatentDiffusion, context: Tensor) -> Denoiser:
-    """The model under one context (1, m, d), which every sample of the batch shares."""
+    """The model under a context: (1, m, d), which every sample of a batch shares, or (b, m, d), one for each."""
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         return model.predict_eps(z, t, context.expand(len(z), -1, -1))
@@ -67,7 +67,7 @@ def guided_denoiser(model: LatentDiffusion, context: Tensor, empty: Tensor, scal
     Both halves go through the network as one batch. At scale 1 the empty prompt is not computed.
 
     Args:
-        context, empty: (1, m, d), of the prompt and of the empty prompt.
+        context, empty: (1, m, d), of the prompt and of the empty prompt; or (b, m, d), one for each sample.
     """
     if scale == 1.0:
         return model_denoiser(model, context)
