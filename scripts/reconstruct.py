@@ -30,12 +30,20 @@ def build_parser() -> Parser:
     what.add_argument("--H", type=bounded(int, 8), default=None, help="the run's height, and no other")
     what.add_argument("--W", type=bounded(int, 8), default=None, help="the run's width, and no other")
 
+    what.add_argument(
+        "--feather",
+        type=bounded(float, 0),
+        default=None,
+        help="band around the mask, in pixels of the image, where the edit fades out (default: the run's)",
+    )
+
     how = parser.add_argument_group("how")
     how.add_argument(
         "--reconstruction_type",
-        choices=("optimization", "pixel", "poisson"),
+        choices=("optimization", "residual", "pixel", "poisson"),
         default="optimization",
-        help="fit the decoder to this image; paste the edit; or clone it seamlessly by OpenCV",
+        help="fit the decoder to this image; give back what the autoencoder lost; paste the edit; or clone it "
+        "seamlessly by OpenCV",
     )
     how.add_argument(
         "--optimization_mode",

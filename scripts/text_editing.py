@@ -11,10 +11,20 @@ from ldm.cli import Parser, bounded, run
 def build_parser() -> Parser:
     parser = Parser(prog="text_editing.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     what = parser.add_argument_group("what to edit")
-    what.add_argument("--prompt", "-p", required=True, help="what to paint inside the mask; '' paints what fits")
-    what.add_argument("--init_image", "-i", type=Path, required=True, help="the image")
-    what.add_argument("--mask", type=Path, required=True, help="the mask: white is edited")
+    what.add_argument("--prompt", "-p", help="what to paint inside the mask; '' paints what fits")
+    what.add_argument("--init_image", "-i", type=Path, help="the image, of any size")
+    what.add_argument("--mask", type=Path, help="the mask: white is edited")
     what.add_argument("--invert_mask", action="store_true", help="edit where the mask is black")
+    what.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="PNG",
+        help="make the prediction of this picture of a run again; other options change what they name",
+    )
+    what.add_argument(
+        "--check", action="store_true", help="look at image and mask, tell what is odd, and do not run the model"
+    )
     what.add_argument("--outdir", "-o", type=Path, default=Path("outputs/edit_results"), help="where results go")
 
     how = parser.add_argument_group("how")
@@ -33,15 +43,41 @@ def build_parser() -> Parser:
         default=0.0,
         help="last part of the steps (0 to 1) that blends pixels, not latents",
     )
-    how.add_argument(
-        "--mask_dilation_iterations",
-        type=bounded(int, 0, 16),
-        default=3,
-        help="wider masks before the tight one (progressive mask shrinking)",
-    )
-    how.add_argument("--H", type=bounded(int, 8), default=None, help="working height (default: the model's)")
-    how.add_argument("--W", type=bounded(int, 8), default=None, help="working width (default: the model's)")
     how.add_argument("--save_video", action="store_true", help="an mp4 of the x0 estimates for each prediction")
+
+    where = parser.add_argument_group("where")
+    where.add_argument(
+        "--region",
+        choices=("auto", "whole"),
+        default="auto",
+        help="edit a window around the mask, or the whole image squashed to the working size",
+    )
+    where.add_argument(
+        "--context", type=bounded(float, 0), default=0.5, help="of the window, around the mask, in parts of its extent"
+    )
+    where.add_argument(
+        "--feather",
+        type=bounded(float, 0),
+        default=None,
+        help="band around the mask, in pixels of the image, where the edit fades out (default: half a latent cell)",
+    )
+    where.add_argument("--H", type=bounded(int, 8), default=None, help="working height (default: the model's)")
+    where.add_argument("--W", type=bounded(int, 8), default=None, help="working width (default: the model's)")
+    where.add_argument(
+        "--mask_dilation_iterations",
+        type=iterations,
+        default="auto",
+        help="wider masks before the tight one (progressive mask shrinking): 0 to 16, or auto by the mask's thickness",
+    )
+    where.add_argument(
+        "--mask_downsample",
+        choices=("adaptive", "area", "nearest", "cover"),
+        default="adaptive",
+        help="how pixels of the mask become latent cells",
+    )
+    where.add_argument(
+        "--soft_mask", action="store_true", help="grey levels of the mask: the darker, the later edited, the more kept"
+    )
 
     model = parser.add_argument_group("with what")
     model.add_argument("--model", default="auto", help="auto, scenes, text2img-large, or a folder")
@@ -52,18 +88,46 @@ def build_parser() -> Parser:
     return parser
 
 
+def iterations(text: str) -> int | None:
+    return None if text == "auto" else bounded(int, 0, 16)(text)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; those that are not given are the defaults, or with --from those that made that picture."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.source is not None:
+        from ldm.editing.again import options_of
+
+        parser.set_defaults(**options_of(args.source))
+        args = parser.parse_args(argv)
+    missing = [name for name in ("prompt", "init_image", "mask") if getattr(args, name) is None]
+    if missing and not (args.check and missing == ["prompt"]):
+        parser.error(f"the following arguments are required: {', '.join(f'--{name}' for name in missing)}")
+    return args
+
+
 def main(argv: Sequence[str]) -> None:
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
 
     # Nothing heavy is imported before the arguments are known to be good: --help answers at once.
+    from ldm.editing.canvas import Place
     from ldm.editing.edit import EditRequest
     from ldm.editing.job import EditJob, run_edit
 
-    options = vars(args)
+    options = vars(args) | {"prompt": args.prompt or ""}
     request = EditRequest(**{name: options[name] for name in EditRequest.__dataclass_fields__})
-    names = EditJob.__dataclass_fields__.keys() - {"request", "size"}
-    result = run_edit(EditJob(request, size=(args.H, args.W), **{name: options[name] for name in names}))
-    print(f"grid: {result.grid}\npredictions, best first: {result.samples / 'images'}")
+    place = Place(args.region, args.context, (args.H, args.W), args.feather)
+    names = EditJob.__dataclass_fields__.keys() - {"request", "place"}
+    job = EditJob(request, place=place, **{name: options[name] for name in names})
+    if args.check:
+        report, picture = check_edit(job)
+        print(*report.lines(), f"picture: {picture}", sep="\n")
+        return
+    result = run_edit(job)
+    samples = result.samples
+    print(result.summary())
+    print(f"grid: {result.grid}\nresults, best first: {samples / 'results'} (as the model sees them: images)")
 
 
 if __name__ == "__main__":

@@ -44,5 +44,5 @@ def test_what_the_file_lacks_stays_fresh_and_is_named(weights, caplog):
 
 
 def test_a_file_of_another_model_is_refused(weights):
-    with pytest.raises(UserError, match="nothing in .* fits"):
+    with pytest.raises(UserError, match=r"nothing in .* fits"):
         begin_from(network(), weights, "other.")

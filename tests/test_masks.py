@@ -1,5 +1,7 @@
 """Masks: white is where to edit, nothing is added by noise, nothing is lost by shrinking, tight comes last."""
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,24 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from ldm.editing.masks import DOWNSAMPLING, adaptive, area, cover, latent_masks, load_mask, nearest
+from ldm.editing.masks import (
+    DOWNSAMPLING,
+    adaptive,
+    area,
+    auto_dilation,
+    cover,
+    latent_masks,
+    load_mask,
+    mask_from,
+    mask_levels,
+    nearest,
+    resize_mask,
+    soft_latent_masks,
+    thickness,
+    thin_parts,
+)
 from ldm.errors import UserError
+from ldm.models.diffusion.blended_ddim import mask_parts
 
 INPUTS = Path(__file__).parent.parent / "inputs"
 
@@ -90,6 +108,83 @@ def test_alpha_of_a_flat_colour_is_the_mask(saved, caplog, paint):
     assert torch.equal(load_mask(saved(layer), (128, 128)), tensor(disc(radius=20))), "here the colours are the mask"
 
 
+def stroke(colour: tuple[int, int, int], hidden: tuple[int, int, int], alpha: np.ndarray) -> Image.Image:
+    """A disc of one colour on a transparent layer, with another colour hidden where it is transparent."""
+    layer = np.where((alpha >= 128)[..., None], colour, hidden).astype(np.uint8)
+    return Image.fromarray(np.dstack([layer, alpha]))
+
+
+def test_what_is_hidden_under_transparency_decides_nothing(saved):
+    """Programs leave black, white or nothing in particular where a layer is empty."""
+    for colour in ((0, 0, 0), (255, 255, 255), (220, 30, 30)):
+        for hidden in ((0, 0, 0), (255, 255, 255), (90, 140, 20)):
+            mask = load_mask(saved(stroke(colour, hidden, disc())), (128, 128))
+            assert torch.equal(mask, tensor(disc())), (colour, hidden)
+
+
+def test_black_and_white_with_transparent_parts_keeps_its_colours(saved, caplog):
+    """A black and white mask that covers a part of the layer: what it leaves transparent is not edited."""
+    levels, alpha = disc(radius=20), disc(radius=40)
+    for hidden in (0, 255):
+        layer = np.where(alpha >= 128, levels, hidden).astype(np.uint8)
+        mask = load_mask(saved(Image.fromarray(np.dstack([layer] * 3 + [alpha]))), (128, 128))
+        assert torch.equal(mask, tensor(levels))
+    assert "count as black" in caplog.text
+
+
+def test_a_hole_erased_into_a_photograph_is_edited(saved, caplog):
+    photo = Image.open(INPUTS / "img.png").convert("RGB").resize((128, 128))
+    photo.putalpha(Image.fromarray(255 - disc()))
+    path = saved(photo)
+    assert torch.equal(load_mask(path, (128, 128)), tensor(disc()))
+    assert "the hole is edited" in caplog.text and "largely grey" not in caplog.text
+    assert torch.equal(load_mask(path, (128, 128), invert=True), 1 - tensor(disc()))
+
+
+def test_masks_without_files():
+    true = tensor(disc())
+    codes = disc()
+    for image in (
+        codes,
+        codes >= 128,
+        (codes >= 128).astype(int),
+        codes / 255,
+        codes.astype(np.uint16) * 257,
+        np.dstack([codes] * 3),
+        np.dstack([codes] * 3 + [np.full_like(codes, 255)]),
+        Image.fromarray(codes),
+        Image.fromarray(codes).convert("1"),
+        stroke((0, 200, 0), (0, 0, 0), codes),
+    ):
+        assert torch.equal(mask_from(image), true)
+        assert torch.equal(mask_from(image, invert=True), 1 - true)
+        assert mask_from(image, (64, 32)).shape == (1, 1, 64, 32)
+    for array in (
+        np.zeros(8),
+        np.zeros((8, 8, 2)),
+        np.zeros((0, 8)),
+        codes - 1.0,
+        np.full((8, 8), 256),
+        codes * np.nan,
+    ):
+        with pytest.raises(ValueError, match="a mask is"):
+            mask_from(array)
+
+
+def test_grey_levels_are_kept_for_soft_masks(saved):
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    levels = mask_levels(saved(ramp))
+    assert torch.equal(levels[0, 0, 7] * 255, torch.arange(256.0))
+    assert torch.allclose(mask_levels(ramp, invert=True), 1 - levels)
+    for size in ((256, 256), (64, 128), (300, 300)):
+        small = mask_levels(ramp, size)
+        assert small.min() >= 0 and small.max() <= 1
+        assert torch.equal((small >= 0.5).float(), mask_from(ramp, size)), "parted at half it is the hard mask"
+    assert mask_levels(ramp // 4).any(), "a soft mask may be dark"
+    with pytest.raises(UserError, match="all black"):
+        mask_levels(saved(ramp * 0))
+
+
 def test_another_size_is_resized_with_a_notice(saved, caplog):
     path = saved(disc(512, 256, 120))
     mask = load_mask(path, (128, 128))
@@ -124,6 +219,19 @@ def test_resizing_loses_no_line(saved):
     without = load_mask(saved(both), (128, 128))
     assert mask.sum() - without.sum() == 1, "and the disc is as it was"
     assert load_mask(saved(disc(32, 16, 8)), (128, 128)).sum() > 0.9 * 16 * tensor(disc(32, 16, 8)).sum()
+
+
+def test_full_size_then_model_size(saved):
+    """A mask brought to a large image first, and then a window of it to the model: nothing thin is lost on the way."""
+    line = np.zeros((2000, 3000), np.uint8)
+    line[1001, 400:2600] = 255
+    full = load_mask(saved(line), (1000, 1500))
+    assert full.shape == (1, 1, 1000, 1500) and full.amax(2)[0, 0, 200:1300].all()
+    window = full[..., 100:900, 300:1100]
+    small = resize_mask(window, (128, 128))
+    assert small.amax(2).all() and small.sum(2).max() <= 2
+    assert torch.equal(resize_mask(window, (800, 800)), window)
+    assert torch.equal(resize_mask(torch.zeros(1, 1, 40, 40), (8, 8)), torch.zeros(1, 1, 8, 8))
 
 
 def test_inversion(saved):
@@ -248,29 +356,96 @@ def test_thin_parts_are_kept_beside_thick_ones():
     assert torch.equal(reached, kept), "the string is tied to the balloon"
 
 
-@pytest.mark.parametrize("radius", [14, 20, 27, 30.5, 45])
-def test_thick_parts_have_the_outline_of_area(radius):
-    for shift in range(0, 8, 3):
-        mask = tensor(disc(128, 60 + shift, radius))
+def thick_shapes(generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Discs, ellipses, rectangles, triangles: thicker than 14 pixels, of any size, place and turn, drawn finely."""
+
+    def draw(low: float, high: float) -> float:
+        return float(torch.rand(1, generator=generator)) * (high - low) + low
+
+    circle = [(math.cos(a), math.sin(a)) for a in np.linspace(0, math.tau, 120)]
+    square = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+    triangle = [(2 * math.cos(a), 2 * math.sin(a)) for a in (0, math.tau / 3, 2 * math.tau / 3)]
+    for outline, longer in ((circle, 1), (circle, 2), (square, 1), (square, 3), (triangle, 1)) * 20:
+        radius, turn = draw(7.5, 24), draw(0, math.tau)  # radius of the inscribed circle
+        spin = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+        points = outline * np.array([radius * draw(1, longer), radius]) @ spin + (draw(60, 68), draw(60, 68))
+        fine = Image.new("L", (1024, 1024))
+        ImageDraw.Draw(fine).polygon([tuple(point) for point in points * 8], fill=255)
+        yield tensor(np.asarray(fine.resize((128, 128), Image.Resampling.BOX)))
+
+
+def test_thick_parts_have_the_outline_of_area():
+    """No spikes of a cell on round outlines, corners and tips, wherever they lie on the grid of cells."""
+    for mask in thick_shapes(torch.Generator().manual_seed(0)):
         assert torch.equal(adaptive(mask, 8), area(mask, 8))
     shipped = load_mask(INPUTS / "mask.png", (128, 128), image_size=(400, 400))
     assert torch.equal(adaptive(shipped, 8), area(shipped, 8))
 
 
-def test_adaptive_leaves_no_pixel_without_a_cell_nearby():
-    generator = torch.Generator().manual_seed(0)
-    for factor, size in ((8, 128), (4, 64), (2, 32), (1, 16)):
-        for blur in (1, 3, 5, 9, 15):
-            noise = torch.rand((1, 1, size, size), generator=generator)
-            smooth = F.avg_pool2d(noise, blur, 1, blur // 2, count_include_pad=False)
-            mask = (smooth > smooth.quantile(0.7)).float()
-            kept = F.interpolate(adaptive(mask, factor), scale_factor=factor)
-            reach = 2 * factor - 2 + factor // 2  # across the square that holds the cell, and the rim around it
-            near = F.max_pool2d(kept, 2 * reach + 1, 1, reach)
-            assert (mask <= near).all()
-            assert (adaptive(mask, factor) >= area(mask, factor)).all()
-            assert (adaptive(mask, factor) <= cover(mask, factor)).all()
-    assert torch.equal(adaptive(mask, 1), mask), "in pixel space there is nothing to shrink"
+def curve(generator: torch.Generator, width: float, balloon: float = 0) -> torch.Tensor:
+    """A random curve as wide everywhere, from a disc of radius `balloon`."""
+    ends = torch.rand((4, 2), generator=generator) * 108 + 10
+    t = torch.linspace(0, 1, 200)[:, None]
+    points = sum(c * (1 - t) ** (3 - k) * t**k * ends[k] for k, c in enumerate((1, 3, 3, 1)))
+    fine = Image.new("L", (512, 512))
+    pen = ImageDraw.Draw(fine)
+    for i, (x, y) in enumerate((points * 4).tolist()):
+        radius = 4 * (width / 2 if i or not balloon else balloon)
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    return tensor(np.asarray(fine.resize((128, 128), Image.Resampling.BOX)))
+
+
+def parts(mask: torch.Tensor) -> int:
+    """How many parts there are that do not touch, not even by a corner."""
+    count, mask = 0, mask.clone()
+    while mask.any():
+        part = torch.zeros_like(mask)
+        part.view(-1)[mask.view(-1).argmax()] = 1
+        while not torch.equal(part, grown := F.max_pool2d(part, 3, 1, 1) * mask):
+            part = grown
+        count, mask = count + 1, mask - part
+    return count
+
+
+@pytest.mark.parametrize("balloon", [0, 12, 25])
+@pytest.mark.parametrize("width", [1.5, 3, 6, 9, 12, 13, 16])
+def test_curves_are_not_broken_nor_lost(width, balloon):
+    generator = torch.Generator().manual_seed(round(width * 10 + balloon))
+    for _ in range(8):
+        mask = curve(generator, width, balloon)
+        cells = adaptive(mask, 8)
+        if parts(mask) == 1:
+            assert parts(cells) == 1
+        assert (cells <= cover(mask, 8)).all() and (cells >= area(mask, 8)).all()
+        near = F.max_pool2d(F.interpolate(cells, scale_factor=8), 17, 1, 8)
+        assert (mask <= near).all(), "no pixel is farther than a cell from one that is edited"
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 8, 16])
+def test_a_disc_that_counts_as_thick_always_keeps_a_cell(factor):
+    """The width of 1.6 cells in `adaptive`: such a disc fills some cell by half wherever it lies."""
+    at = np.arange(6 * factor)
+    for y in np.arange(0, factor + 0.1, 0.5):
+        for x in np.arange(0, factor + 0.1, 0.5):
+            dy, dx = (np.clip(c, at, at + 1) - c for c in (2.5 * factor + y, 2.5 * factor + x))
+            touched = dy[:, None] ** 2 + dx**2 < (0.8 * factor) ** 2
+            assert area(torch.from_numpy(touched).float()[None, None], factor).any()
+
+
+def test_thin_parts_by_width():
+    both = torch.zeros(1, 1, 128, 128)
+    both[..., 20:50, 20:50] = 1
+    both[..., 80:86, 10:120] = 1
+    both[..., 34:36, 50:90] = 1  # a handle of the square
+    line, handle = both.clone(), both.clone()
+    line[..., :60, :], handle[..., 60:, :], handle[..., :50] = 0, 0, 0
+    assert not thin_parts(both, 2).any()
+    rest = thin_parts(both, 3)
+    assert (rest >= handle).all() and rest.sum() <= handle.sum() + 8, "the handle, and what it springs from"
+    assert torch.equal(thin_parts(both, 6)[..., 60:, :], line[..., 60:, :] * 0)
+    assert torch.equal(thin_parts(both, 7)[..., 60:, :], line[..., 60:, :])
+    assert torch.equal(thin_parts(both, 31), both)
+    assert torch.equal(adaptive(both, 1), both), "in pixel space there is nothing to shrink"
 
 
 @pytest.mark.parametrize("name", ["nearest", "area"])
@@ -292,6 +467,92 @@ def test_named_downsampling():
     assert torch.equal(nearest(mask, 8), tensor(np.asarray(pillow))), "as the paper's code does it"
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 8, 15, 24, 40])
+def test_thickness_of_lines_discs_and_squares(width):
+    line = torch.zeros(1, 1, 64, 64)
+    line[..., 11 : 11 + width, 3:60] = 1
+    assert thickness(line) == thickness(line.mT) == width
+    border = torch.zeros(1, 1, 64, 64)
+    border[..., :width, :] = 1
+    assert thickness(border) == width, "what lies beyond the image is not edited"
+    square = torch.zeros(1, 1, 64, 64)
+    square[..., 5 : 5 + width, 9 : 9 + width] = 1
+    assert thickness(square) == width
+    if width > 4:
+        assert abs(thickness(tensor(disc(64, 32, width / 2))) - width) <= 2
+    assert thickness(line, 6) == min(width, 6)
+
+
+def test_thickness_is_that_of_the_thinnest_part_that_counts():
+    mask = torch.zeros(1, 1, 128, 128)
+    assert thickness(mask) == 0
+    mask[..., 20:70, 20:70] = 1
+    assert thickness(mask) == 50
+    mask[..., 100, 100:104] = 1
+    assert thickness(mask) == 50, "a speck of 4 pixels beside 2500 does not"
+    mask[..., 100, 20:120] = 1
+    assert thickness(mask) == 1
+
+
+def test_auto_dilation_makes_up_for_what_a_mask_lacks():
+    """With k dilations a mask is 2 k cells wider at the start; the paper's three make one cell 7."""
+    for cells, iterations in ((0.125, 3), (1, 3), (2.9, 3), (3, 2), (4.9, 2), (5, 1), (6.9, 1), (7, 0), (12, 0)):
+        mask = torch.zeros(1, 1, 128, 128)
+        mask[..., 30 : 30 + round(cells * 8), 5:120] = 1
+        chosen, reason = auto_dilation(mask, 8)
+        assert chosen == iterations
+        assert reason.startswith(f"{iterations},") and f"{min(7, round(cells * 8) / 8):.1f} latent cells" in reason
+        wide = latent_masks(mask, 8, chosen)[0]
+        assert wide.sum(1).max() >= 7
+    assert auto_dilation(torch.ones(1, 1, 128, 128), 8)[0] == 0
+
+
+# --- soft masks ------------------------------------------------------------------------------------------------------
+
+
+def test_each_level_joins_at_its_own_time():
+    """Level g is edited over the last g of the walk; Levin and Fried 2023."""
+    for steps in (1, 10, 50, 1000):
+        levels = torch.zeros(1, 1, 16, 16 * 11)
+        for tenths in range(11):
+            levels[..., 16 * tenths : 16 * (tenths + 1)] = tenths / 10
+        masks = soft_latent_masks(levels, 8, steps, 0)
+        assert masks.shape == (steps, 1, 2, 22) and set(masks.unique().tolist()) <= {0.0, 1.0}
+        assert (masks[1:] >= masks[:-1]).all(), "what has joined stays"
+        edited = masks.sum(0)[0, 0, ::2]
+        assert (edited - torch.arange(11) / 10 * steps).abs().max() <= 0.5
+        assert edited[0] == 0 and edited[-1] == steps
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+@pytest.mark.parametrize("steps", [1, 3, 4, 50])
+def test_a_soft_mask_of_black_and_white_is_the_hard_one(steps, iterations):
+    mask = tensor(disc())
+    hard = latent_masks(mask, 8, iterations)
+    expected = hard[list(mask_parts(steps, iterations + 1))]
+    assert torch.equal(soft_latent_masks(mask, 8, steps, iterations), expected)
+    noisy = (mask * 250 + 2) / 255  # as from a JPEG
+    assert torch.equal(soft_latent_masks(noisy, 8, steps, iterations)[-1], expected[-1])
+
+
+def test_shrinking_goes_on_beside_soft_levels():
+    levels = torch.zeros(1, 1, 128, 128)
+    levels[..., 56:72, 24:40], levels[..., 56:72, 80:96] = 1, 0.4
+    masks = soft_latent_masks(levels, 8, 20, 3)
+    assert torch.equal(masks[-1:], latent_masks((levels > 0).float(), 8, 0)), "the last mask is tight and holds all"
+    white, grey = masks[..., :8].sum((1, 2, 3)).tolist(), masks[..., 8:].sum((1, 2, 3)).tolist()
+    assert white == [64] * 5 + [36] * 5 + [16] * 5 + [4] * 5
+    assert grey == [0] * 12 + [16] * 3 + [4] * 5
+
+
+def test_thin_soft_masks_are_not_lost(caplog):
+    levels = torch.zeros(1, 1, 64, 64)
+    levels[..., 13, 5:60] = 0.5
+    masks = soft_latent_masks(levels, 8, 10, 0)
+    assert masks.sum((1, 2, 3)).tolist() == [0] * 5 + [8] * 5
+    assert "8 pixels" in caplog.text and len(caplog.records) == 1
+
+
 def test_an_empty_mask_stays_empty(caplog):
     assert not latent_masks(torch.zeros(1, 1, 64, 64), 8).any() and not caplog.records
 
@@ -311,6 +572,9 @@ def test_mistakes_of_the_caller():
     ):
         with pytest.raises(ValueError, match=word):
             latent_masks(*arguments)
+    for arguments, word in (((good * 2, 8, 5), "2.0"), ((-good, 8, 5), "-1.0"), ((good, 8, 0), "0 steps")):
+        with pytest.raises(ValueError, match=word):
+            soft_latent_masks(*arguments)
 
 
 # --- the files that come with the project ----------------------------------------------------------------------------

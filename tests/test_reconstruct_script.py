@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from PIL import Image
 from ldm.cli import run
 from ldm.editing.images import load_image, to_pil, to_tensor
 from ldm.editing.reconstruct import decode_prediction
-from ldm.editing.run_folder import RunRecord, read_run, write_run
+from ldm.editing.region import Window
+from ldm.editing.run_folder import read_run, write_run
+from ldm.editing.run_record import RunRecord
 from scripts.reconstruct import main
 from tests.tiny import save_tiny_model, tiny_model, tiny_picture
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIZE = (32, 48)
+INSIDE = slice(8, 24), slice(10, 30)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -45,12 +49,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pa
         image="photo.png",
         mask="mask.png",
         size=SIZE,
+        window=asdict(Window(0, 0, SIZE[1], SIZE[0], SIZE)),
+        feather=0,
     )
     images = [to_pil(decode_prediction(model, z)) for z in z0.split(1)]
     mask = np.zeros(SIZE, np.uint8)
-    mask[8:24, 10:30] = 255
-    assets = {"input": to_pil(tiny_picture(*SIZE)), "mask": Image.fromarray(mask)}
-    return write_run(tmp_path_factory.mktemp("run"), record, images[0], images, z0, assets)
+    mask[INSIDE] = 255
+    folder = tmp_path_factory.mktemp("run")
+    to_pil(tiny_picture(*SIZE)).save(folder / "photo.png")
+    assets = {"input": to_pil(tiny_picture(*SIZE)), "mask": Image.fromarray(mask), "full_mask": Image.fromarray(mask)}
+    originals = {"original": folder / "photo.png"}
+    return write_run(folder, record, images[0], images, images, z0, assets, originals)
 
 
 @pytest.fixture
@@ -119,7 +128,7 @@ def test_the_best_prediction_is_the_default(call: Run, samples: Path):
 def test_it_starts_from_the_saved_latent_not_from_the_picture(call: Run, samples: Path):
     call("--optimization_steps", 1, "--learning_rate", 1e-12)
     restored = samples / "reconstructed_optimization" / "0000.png"
-    assert np.abs(pixels(restored).astype(int) - pixels(samples / "images" / "0000.png")).max() <= 1
+    assert np.abs(pixels(restored).astype(int) - pixels(samples / "images" / "0000.png"))[INSIDE].max() <= 1
     before = pixels(restored)
     Image.new("RGB", (48, 32), "red").save(samples / "images" / "0000.png")
     _, _, err = call("--optimization_steps", 1, "--learning_rate", 1e-12)
@@ -134,7 +143,7 @@ def test_without_latents_the_picture_is_encoded(call: Run, samples: Path):
     assert err.startswith("note: ") and "encoded anew" in err
     model, prediction = tiny_model(), to_tensor(load_image(samples / "images" / "0000.png").rgb)
     expected = np.asarray(to_pil(model.decode_first_stage(model.encode_first_stage(prediction)))).astype(int)
-    assert np.abs(pixels(samples / "reconstructed_optimization" / "0000.png") - expected).max() <= 1
+    assert np.abs(pixels(samples / "reconstructed_optimization" / "0000.png") - expected)[INSIDE].max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -143,6 +152,7 @@ def test_without_latents_the_picture_is_encoded(call: Run, samples: Path):
         (("--optimization_mode", "latents"), "optimization_latents"),
         (("--reconstruction_type", "pixel"), "pixel"),
         (("--reconstruction_type", "poisson"), "poisson"),
+        (("--reconstruction_type", "residual"), "residual"),
     ],
 )
 def test_each_kind_has_a_folder(options: tuple[str, str], kind: str, call: Run, samples: Path):
@@ -166,7 +176,7 @@ def test_pasting_is_exact_and_needs_no_model(call: Run, samples: Path, model_fol
 
 
 def test_image_and_mask_of_the_user_win(call: Run, samples: Path, tmp_path: Path):
-    Image.new("RGB", (96, 64), (10, 200, 30)).save(tmp_path / "photo.png")
+    Image.new("RGB", (96, 64), (10, 200, 30)).save(tmp_path / "photo.png")  # the run's image was half as large
     mask = np.full((64, 96), 255, np.uint8)
     mask[:, :48] = 0
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -174,8 +184,35 @@ def test_image_and_mask_of_the_user_win(call: Run, samples: Path, tmp_path: Path
     code, _, err = call("--reconstruction_type", "pixel", *given)
     assert (code, err) == (0, "")
     out = pixels(samples / "reconstructed_pixel" / "0000.png")
-    assert (out[:, :24] == pixels(samples / "images" / "0000.png")[:, :24]).all()
-    assert (out[:, 24:] == (10, 200, 30)).all()
+    assert out.shape == (64, 96, 3) and (out[:, 48:] == (10, 200, 30)).all()
+    prediction = Image.open(samples / "images" / "0000.png").resize((96, 64), Image.Resampling.BICUBIC)
+    assert np.abs(out.astype(int) - np.asarray(prediction))[4:-4, 4:40].max() < 24
+
+
+def test_outside_mask_and_band_every_kind_gives_the_input_bit_for_bit(call: Run, samples: Path):
+    edit_record(samples, feather=3)
+    far = np.ones(SIZE, bool)
+    far[5:27, 7:33] = False
+    source = pixels(samples / "assets" / "original.png")
+    for options in (
+        (),
+        ("--optimization_mode", "latents"),
+        *(("--reconstruction_type", k) for k in ("residual", "pixel")),
+    ):
+        assert call(*options)[0] == 0
+    for folder in samples.glob("reconstructed_*"):
+        result = pixels(folder / "0000.png")
+        assert (result[far] == source[far]).all() and (result[INSIDE] != source[INSIDE]).any()
+        notes = json.loads((folder / "reconstruction.json").read_text())["0000"]
+        assert notes["max_difference"] == 0 and notes["feather"] == 3 and notes["seam"] >= 0
+    assert len(list(samples.glob("reconstructed_*"))) == 4
+
+
+def test_an_image_of_another_size_does_not_fit_a_window(call: Run, samples: Path, tmp_path: Path):
+    edit_record(samples, window=asdict(Window(4, 0, 44, 32, SIZE)))
+    Image.new("RGB", (96, 64)).save(tmp_path / "photo.png")
+    code, _, err = call("--init_image", tmp_path / "photo.png")
+    assert code == 2 and "is 96x64, the image of the run was 48x32" in err
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -233,7 +270,7 @@ MISTAKES = {
     "inversion": (("--invert_mask",), "--invert_mask needs --mask", lambda s: None),
     "image": (("--init_image", "/no.png"), 'there is no image "/no.png"', lambda s: None),
     "mask": (("--mask", "/no.png"), 'there is no image "/no.png"', lambda s: None),
-    "kept": ((), "give the file by --init_image", lambda s: (s / "assets" / "input.png").unlink()),
+    "kept": ((), "give the file by --init_image", lambda s: (s / "assets" / "original.png").unlink()),
     "device": (("--device", "abacus"), "--device abacus", lambda s: None),
     "model": (("--model", "/no/folder"), "neither auto", lambda s: None),
     "weights": (
@@ -259,7 +296,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(what: str, call: Run, samp
 
 
 def test_an_all_white_mask_is_allowed_with_a_notice(call: Run, samples: Path):
-    Image.new("L", (48, 32), 255).save(samples / "assets" / "mask.png")
+    Image.new("L", (48, 32), 255).save(samples / "assets" / "full_mask.png")
     code, out, err = call("--reconstruction_type", "pixel")
     assert code == 0
     assert err.startswith("note: ") and "all white" in err

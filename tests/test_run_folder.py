@@ -18,14 +18,8 @@ from safetensors.torch import load_file
 
 from ldm.editing import run_folder
 from ldm.editing.images import read_png_text
-from ldm.editing.run_folder import (
-    RunRecord,
-    check_writable,
-    prompt_slug,
-    read_run,
-    write_reconstruction,
-    write_run,
-)
+from ldm.editing.run_folder import check_writable, read_run, write_reconstruction, write_run
+from ldm.editing.run_record import RunRecord, prompt_slug
 from ldm.errors import UserError
 
 
@@ -44,6 +38,8 @@ def record(n: int = 3, **changes) -> RunRecord:
         "image": "inputs/img.png",
         "mask": "inputs/mask.png",
         "size": (12, 16),
+        "window": {"left": 3, "top": 0, "width": 40, "height": 30, "image_size": [60, 80]},
+        "feather": 4,
         "options": {"ddim_steps": 50, "scale": 5.0, "ddim_eta": 0.0},
         "scores": tuple(0.6 + i / 100 for i in range(n)),
     }
@@ -57,6 +53,7 @@ def save(outdir, n: int = 3, level: int = 10, **changes) -> Path:
         record(n, **changes),
         tile(level, (90, 40)),
         [tile(level + i) for i in range(n)],
+        [tile(level + i, (80, 60)) for i in range(n)],
         torch.arange(n * 24).reshape(n, 4, 2, 3) + level / 7,
         {"input": tile(99), "mask": mask},
     )
@@ -168,14 +165,18 @@ def test_damaged_fields():
 def test_layout_is_that_of_the_design(tmp_path):
     video = tmp_path / "v.mp4"
     video.write_bytes(b"moving")
+    photo = tmp_path / "My Photo.JPG"
+    photo.write_bytes(b"as it is")
     out = tmp_path / "deep" / "out"
     samples = write_run(
         out,
         record(2),
         tile(1),
         [tile(2), tile(3)],
+        [tile(2, (80, 60)), tile(3, (80, 60))],
         torch.zeros(2, 4, 2, 2),
         {"input": tile(4), "mask": tile(5)},
+        {"original": photo},
         [video] * 2,
     )
     assert samples == out / "samples"
@@ -183,15 +184,20 @@ def test_layout_is_that_of_the_design(tmp_path):
         "a-pink-yarn-ball.png",
         "samples/assets/input.png",
         "samples/assets/mask.png",
+        "samples/assets/original.jpg",
         "samples/images/0000.png",
         "samples/images/0001.png",
         "samples/latents.safetensors",
+        "samples/results/0000.png",
+        "samples/results/0001.png",
         "samples/run.json",
         "samples/videos/0000.mp4",
         "samples/videos/0001.mp4",
     ]
     assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
-    assert video.exists(), "the caller's file stays the caller's"
+    assert video.exists() and photo.exists(), "the caller's files stay the caller's"
+    assert (samples / "assets" / "original.jpg").read_bytes() == b"as it is"
+    assert Image.open(samples / "results" / "0001.png").size == (80, 60)
     (tmp_path / "plain").mkdir()
     assert samples.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
@@ -207,6 +213,7 @@ def test_what_is_written_is_read_back(tmp_path):
         assert z0.shape == (1, 4, 2, 3) and z0.dtype == torch.float32
         assert torch.equal(z0, (torch.arange(72).reshape(3, 4, 2, 3) + 10 / 7)[i : i + 1]), "from the latents, exactly"
     assert np.array_equal(run.input, tile(99))
+    assert run.asset("input") == samples / "assets" / "input.png" and run.asset("original") is None
     assert run.mask.mode == "L" and np.array_equal(run.mask, np.eye(12, 16, dtype=np.uint8) * 255)
     assert load_file(samples / "latents.safetensors").keys() == {"z0"}
 
@@ -235,13 +242,12 @@ def test_any_prompt_can_be_written(tmp_path):
 
 
 def test_counts_must_agree(tmp_path):
-    for n_images, n_latents, videos in ((2, 3, None), (3, 2, None), (3, 3, []), (3, 3, ["a"])):
+    for images, results, latents, videos in ((2, 3, 3, None), (3, 2, 3, None), (3, 3, 2, None), (3, 3, 3, ["a"])):
+        pictures = [tile(2)] * images, [tile(2)] * results
         with pytest.raises(ValueError, match="as many"):
-            write_run(
-                tmp_path, record(), tile(1), [tile(2)] * n_images, torch.zeros(n_latents, 4, 2, 2), {}, videos=videos
-            )
+            write_run(tmp_path, record(), tile(1), *pictures, torch.zeros(latents, 4, 2, 2), {}, videos=videos)
     with pytest.raises(ValueError):
-        write_run(tmp_path, record(seeds=(), scores=()), tile(1), [], torch.zeros(0, 4, 2, 2), {})
+        write_run(tmp_path, record(seeds=(), scores=()), tile(1), [], [], torch.zeros(0, 4, 2, 2), {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,7 +291,9 @@ def test_a_new_run_replaces_the_old_one_as_a_whole(tmp_path):
     (samples / "notes.txt").write_text("stale")
     save(tmp_path, 2, level=60, prompt="a blue cube")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a-blue-cube.png", "a-pink-yarn-ball.png", "samples"]
-    assert sorted(p.name for p in samples.iterdir()) == ["assets", "images", "latents.safetensors", "run.json"]
+    assert sorted(p.name for p in samples.iterdir()) == [
+        *("assets", "images", "latents.safetensors", "results", "run.json")
+    ]
     assert sorted(p.name for p in (samples / "images").iterdir()) == ["0000.png", "0001.png"]
     assert read_run(samples).record.prompt == "a blue cube"
     save(tmp_path, 1, level=200)
@@ -317,7 +325,8 @@ def test_the_old_run_survives_any_failure(tmp_path, monkeypatch, step, error):
 
     monkeypatch.setattr(where, name, fail)
     expected = UserError if isinstance(error, OSError) else type(error)
-    arguments = record(2, prompt="a pink yarn ball"), tile(1), [tile(2)] * 2, torch.zeros(2, 4, 2, 2), {}, [video] * 2
+    pictures = [tile(2)] * 2, [tile(2)] * 2
+    arguments = record(2, prompt="a pink yarn ball"), tile(1), *pictures, torch.zeros(2, 4, 2, 2), {}, {}, [video] * 2
     with pytest.raises(expected) as caught:
         write_run(tmp_path / "out", *arguments)
     assert reached

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -61,6 +62,8 @@ def test_a_run_leaves_what_the_next_step_needs(folder, tmp_path, capsys):
     assert sorted(p.name for p in (out / "samples" / "images").iterdir()) == ["0000.png", "0001.png"]
     assert load_file(out / "samples" / "latents.safetensors")["z0"].shape == (2, 4, 8, 8)
     assert Image.open(out / "samples" / "images" / "0000.png").size == (64, 64)
+    assert Image.open(out / "samples" / "results" / "0000.png").size == (120, 90)
+    assert (out / "samples/assets/original.png").read_bytes() == (folder / "img.png").read_bytes()
     assert Image.open(out / "a-red-ball.png").size[0] > 5 * 64
     assert "Seed: 7" in read_png_text(out / "samples" / "images" / "0000.png")["parameters"]
     said = capsys.readouterr()
@@ -84,8 +87,127 @@ def test_a_new_run_replaces_the_old_one_as_a_whole(folder, tmp_path):
 
 def test_inverting_the_mask_edits_the_other_part(folder, tmp_path):
     assert edit(folder, tmp_path, "--invert_mask") == 0
-    mask = np.asarray(Image.open(tmp_path / "samples" / "assets" / "mask.png"))
-    assert mask[0, 0] == 255 and mask[30, 30] == 0
+    mask = np.asarray(Image.open(tmp_path / "samples" / "assets" / "full_mask.png"))
+    assert mask.shape == (90, 120) and mask[0, 0] == 255 and mask[30, 50] == 0
+
+
+def outside(folder, feather: float) -> np.ndarray:
+    """Pixels of the image that lie farther than `feather` from its mask's box."""
+    far = np.ones((90, 120), bool)
+    reach = int(np.ceil(feather))
+    far[20 - reach : 60 + reach, 30 - reach : 80 + reach] = False
+    return far
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--region", "whole"), ("--feather", 0), ("--feather", 9.5), ("--context", 0.1), ("--H", 48)]
+)
+def test_outside_the_mask_and_its_band_the_input_is_untouched(folder, tmp_path, capsys, options):
+    assert edit(folder, tmp_path, *options) == 0
+    record = json.loads((tmp_path / "samples" / "run.json").read_text())
+    source = np.asarray(Image.open(folder / "img.png"))
+    far = outside(folder, record["feather"])
+    for i, measures in enumerate(record["measures"]):
+        result = np.asarray(Image.open(tmp_path / f"samples/results/{i:04d}.png"))
+        assert (result[far] == source[far]).all() and measures["max_difference"] == 0
+        assert np.abs(result[30:50, 40:70].astype(int) - source[30:50, 40:70]).mean() > 5, "inside, something was made"
+        assert measures["seam"] >= 0 and (measures["band_psnr"] is None) == (record["feather"] == 0)
+    said = capsys.readouterr().out
+    assert "largest difference 0 of 255" in said and "seam" in said
+
+
+def test_a_window_around_the_mask_is_edited_unless_told_otherwise(folder, tmp_path):
+    picture = np.random.default_rng(1).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    mask = np.zeros((300, 400), np.uint8)
+    mask[200:260, 300:360] = 255
+    for name, array in (("big.png", picture), ("corner.png", mask)):
+        Image.fromarray(array).save(tmp_path / name)
+    files = {"image": tmp_path / "big.png", "mask": tmp_path / "corner.png"}
+    windows = {}
+    for region in ("auto", "whole"):
+        assert edit(folder, tmp_path / region, "--region", region, **files) == 0
+        record = json.loads((tmp_path / region / "samples" / "run.json").read_text())
+        windows[region] = record["window"]
+        assert Image.open(tmp_path / region / "samples/results/0000.png").size == (400, 300)
+    assert windows["whole"] == {"left": 0, "top": 0, "width": 400, "height": 300, "image_size": [300, 400]}
+    window = windows["auto"]
+    assert window["width"] == window["height"] < 160, "square as the model's size is, and near the mask"
+    assert window["left"] <= 300 and window["left"] + window["width"] >= 360
+
+
+def test_what_the_file_was_the_result_is(folder, tmp_path):
+    """Orientation, transparency and colour profile."""
+    from PIL import ImageCms
+
+    picture = Image.open(folder / "img.png").convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "rich.png", icc_profile=profile, exif=exif)
+    assert edit(folder, tmp_path / "o", image=tmp_path / "rich.png") == 0
+    result = Image.open(tmp_path / "o/samples/results/0000.png")
+    assert (result.mode, result.size, result.info["icc_profile"]) == ("RGBA", (120, 90), profile)
+    far = outside(folder, json.loads((tmp_path / "o/samples/run.json").read_text())["feather"])
+    assert (np.asarray(result)[far] == np.asarray(picture)[far]).all()
+    assert (np.asarray(result)[..., 3] == np.asarray(picture)[..., 3]).all()
+
+
+def test_ten_edits_in_a_row_touch_only_their_masks(folder, tmp_path):
+    source = np.asarray(Image.open(folder / "img.png"))
+    touched, image = np.zeros(source.shape[:2], bool), folder / "img.png"
+    for i in range(10):
+        mask = np.zeros(source.shape[:2], np.uint8)
+        mask[7 * i : 7 * i + 14, 9 * i : 9 * i + 20] = 255
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        out = tmp_path / str(i)
+        options = ("--n_samples", 1, "--ddim_steps", 2, "--seed", i)
+        assert edit(folder, out, *options, image=image, mask=tmp_path / "mask.png") == 0
+        reach = int(np.ceil(json.loads((out / "samples/run.json").read_text())["feather"]))
+        touched[max(7 * i - reach, 0) : 7 * i + 14 + reach, max(9 * i - reach, 0) : 9 * i + 20 + reach] = True
+        image = out / "samples" / "results" / "0000.png"
+    last = np.asarray(Image.open(image))
+    assert (last[~touched] == source[~touched]).all() and 0.1 < touched.mean() < 0.9
+    assert (last[touched] != source[touched]).mean() > 0.5
+
+
+def test_a_prediction_is_made_again_from_its_picture(folder, tmp_path):
+    assert edit(folder, tmp_path / "a", "--n_samples", 3, "--ddim_eta", 0.5, "--scale", 3) == 0
+    for kind in ("images", "results"):
+        picture = tmp_path / "a" / "samples" / kind / "0002.png"
+        argv = ["--from", str(picture), "--n_samples", "1", "--outdir", str(tmp_path / "b"), "--device", "cpu"]
+        assert run(text_editing.main, argv) == 0
+        again = np.asarray(Image.open(tmp_path / "b" / "samples" / kind / "0000.png")).astype(int)
+        assert np.abs(again - np.asarray(Image.open(picture))).max() <= 1
+    record = json.loads((tmp_path / "b/samples/run.json").read_text())
+    assert record["seeds"] == [44] and record["options"]["scale"] == 3
+
+
+def test_making_again_with_a_change(folder, tmp_path):
+    assert edit(folder, tmp_path / "a", "--invert_mask", "--n_samples", 1) == 0
+    picture = str(shutil.copy(tmp_path / "a/samples/images/0000.png", tmp_path / "alone.png"))
+    shutil.rmtree(tmp_path / "a")  # then the files that it was made from serve
+    argv = ["--from", picture, "--prompt", "a blue cube", "-o", str(tmp_path / "b"), "--device", "cpu"]
+    assert run(text_editing.main, argv) == 0
+    record = json.loads((tmp_path / "b/samples/run.json").read_text())
+    assert (record["prompt"], record["seed"], record["invert_mask"]) == ("a blue cube", 42, True)
+
+
+def test_a_picture_that_is_none_of_ours_cannot_be_made_again(folder, tmp_path, capsys):
+    assert run(text_editing.main, ["--from", str(folder / "img.png")]) == 2
+    said = capsys.readouterr().err
+    assert "does not say how it was made" in said and len(said.splitlines()) == 1
+
+
+def test_soft_masks_keep_more_where_they_are_dark(folder, tmp_path):
+    levels = np.zeros((90, 120), np.uint8)
+    levels[10:80, 10:60], levels[10:80, 60:110] = 255, 90
+    Image.fromarray(levels).save(tmp_path / "soft.png")
+    options = ("--soft_mask", "--region", "whole", "--ddim_steps", 10, "--mask_dilation_iterations", 0)
+    assert edit(folder, tmp_path / "o", *options, mask=tmp_path / "soft.png") == 0
+    after, before = (Image.open(tmp_path / "o/samples" / name) for name in ("images/0000.png", "assets/input.png"))
+    change = np.abs(np.asarray(after).astype(int) - np.asarray(before)).mean(-1)
+    assert change[16:48, 10:28].mean() > 1.3 * change[16:48, 36:54].mean()
 
 
 def test_working_size(folder, tmp_path):

@@ -1,19 +1,19 @@
-"""The main job: an image, a mask and a prompt -> ranked predictions."""
+"""The main job, at the model's size: images, masks and prompts -> ranked predictions."""
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ldm.editing.masks import latent_masks
+from ldm.editing.masks import DOWNSAMPLING, auto_dilation, latent_masks, soft_latent_masks
 from ldm.editing.ranking import CLIPRanker, rank
 from ldm.errors import UserError
-from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending
+from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending, mask_parts
 from ldm.models.diffusion.ddim import NoiseSource, StepInfo, guided_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.schedule import make_sampling_schedule
+from ldm.models.diffusion.schedule import SamplingSchedule, make_sampling_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,9 @@ class EditRequest:
         ddim_eta: 0 is deterministic, 1 as noisy as DDPM.
         scale: of classifier-free guidance; 1 is without.
         percentage_of_pixel_blending: 0 to 1, the last part of the walk that blends decoded pixels.
-        mask_dilation_iterations: how many wider masks come before the tight one (progressive mask shrinking).
+        mask_dilation_iterations: how many wider masks come before the tight one (progressive mask shrinking); None
+            lets the mask's thickness decide, see `auto_dilation`.
+        mask_downsample: how pixels of the mask become latent cells, a name of `DOWNSAMPLING`.
 
     Raises:
         UserError: a number is out of its range.
@@ -46,7 +48,8 @@ class EditRequest:
     scale: float = 5.0
     skip_steps: int = 0
     percentage_of_pixel_blending: float = 0.0
-    mask_dilation_iterations: int = 3
+    mask_dilation_iterations: int | None = None
+    mask_downsample: str = "adaptive"
 
     def __post_init__(self):
         for name, low, high in (
@@ -58,13 +61,36 @@ class EditRequest:
             ("mask_dilation_iterations", 0, 16),
         ):
             value = getattr(self, name)
+            if value is None and name == "mask_dilation_iterations":
+                continue
             if not low <= value < float("inf") or (high is not None and value > high):
                 span = f"from {low} to {high}" if high is not None else f"of at least {low}"
                 raise UserError(f"{name} is {value}: give a number {span}")
+        if self.mask_downsample not in DOWNSAMPLING:
+            raise UserError(f"mask_downsample is {self.mask_downsample!r}: give one of {', '.join(DOWNSAMPLING)}")
 
     @property
     def seeds(self) -> range:
         return range(self.seed, self.seed + self.n_samples * self.n_iter)
+
+    @property
+    def walk(self) -> "EditRequest":
+        """What requests must have in common to be sampled in one batch."""
+        return replace(self, prompt="", seed=0, n_samples=1, n_iter=1)
+
+
+@dataclass(frozen=True)
+class EditInput:
+    """One image to edit, at the model's size.
+
+    x_source: (1, 3, H, W) in [-1, 1]. mask: (1, 1, H, W) in {0, 1}, 1 where to edit. levels: (1, 1, H, W) in [0, 1]
+    for a soft mask, whose cells join the walk by their level (see `soft_latent_masks`); None for a hard one.
+    """
+
+    x_source: Tensor
+    mask: Tensor
+    request: EditRequest
+    levels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +98,9 @@ class Edit:
     """Predictions in rank order, the best first.
 
     x: (n, 3, H, W) in [-1, 1]; z0: (n, c, h, w), scaled latents; seeds: of each; distances: CLIP's, lower is better,
-    or None where nothing ranked them; latent_masks: (K, 1, h, w), widest first; z0_steps: for each prediction the
-    estimates of z0 at every step, (steps, c, h, w), when they were asked for.
+    or None where nothing ranked them; latent_masks: (K, 1, h, w), widest first; x_reference: (1, 3, H, W), what the
+    autoencoder makes of the input; z0_steps: for each prediction the estimates of z0 at every step, (steps, c, h, w),
+    when they were asked for.
     """
 
     x: Tensor
@@ -81,6 +108,7 @@ class Edit:
     seeds: tuple[int, ...]
     distances: tuple[float, ...] | None
     latent_masks: Tensor
+    x_reference: Tensor
     z0_steps: Sequence[Tensor] = field(default=())
 
 
@@ -102,7 +130,6 @@ def check_size(model: LatentDiffusion, height: int, width: int) -> None:
         )
 
 
-@torch.no_grad()
 def edit_image(
     model: LatentDiffusion,
     x_source: Tensor,
@@ -112,34 +139,49 @@ def edit_image(
     on_step: Progress | None = None,
     keep_steps: bool = False,
 ) -> Edit:
-    """Edit an image inside a mask by a prompt (Algorithm 1 of the paper), several times, and rank the predictions.
+    """`edit_images` of one image, `request.n_samples` predictions at a time."""
+    (edit,) = edit_images(model, [EditInput(x_source, mask, request)], None, ranker, on_step, keep_steps)
+    return edit
+
+
+@torch.no_grad()
+def edit_images(
+    model: LatentDiffusion,
+    inputs: Sequence[EditInput],
+    batch_size: int | None = None,
+    ranker: CLIPRanker | None = None,
+    on_step: Progress | None = None,
+    keep_steps: bool = False,
+) -> list[Edit]:
+    """Edit images inside masks by prompts (Algorithm 1 of the paper), each several times, and rank the predictions.
+
+    A prediction depends on its input and its seed alone, and not on what shares its batch.
 
     Args:
         model: in eval mode; its device and precision are used.
-        x_source: (1, 3, H, W) in [-1, 1].
-        mask: (1, 1, H, W) in {0, 1}, 1 where to edit.
+        inputs: of one size, whose requests differ in prompt, seed and number of predictions at most.
+        batch_size: predictions sampled at a time, of whichever inputs; None is the first request's `n_samples`.
         ranker: None keeps the predictions in the order of their seeds.
         on_step: called after each step of each batch.
         keep_steps: keep the z0 estimates of all steps, for a video.
 
     Raises:
         UserError: a size that does not fit the network, or steps out of range.
+        ValueError: inputs that cannot share a batch.
     """
-    check_size(model, *x_source.shape[2:])
+    request = inputs[0].request
+    if len({(one.x_source.shape, one.request.walk) for one in inputs}) != 1:
+        raise ValueError("inputs of one batch have one size and one walk")
+    check_size(model, *inputs[0].x_source.shape[2:])
     schedule = make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta, request.skip_steps)
-    x_source, mask = x_source.to(model.device), mask.to(model.device)
-    masks = latent_masks(mask, model.factor, request.mask_dilation_iterations)
-    context = model.get_learned_conditioning([request.prompt])
-    empty = model.get_learned_conditioning([""])
-    z_source = model.encode_first_stage(x_source)
-    pixels = None
-    if request.percentage_of_pixel_blending > 0:
-        pixels = PixelBlending(model, x_source, mask, request.percentage_of_pixel_blending)
-    sampler = BlendedDDIMSampler(guided_denoiser(model, context, empty, request.scale), schedule, masks, pixels)
-
-    x, z0, steps = [], [], []
-    for start in range(0, len(request.seeds), request.n_samples):
-        seeds = request.seeds[start : start + request.n_samples]
+    rows = _Rows(model, inputs, schedule)
+    places = [(i, seed) for i, one in enumerate(inputs) for seed in one.request.seeds]
+    x: list[list[Tensor]] = [[] for _ in inputs]
+    z0: list[list[Tensor]] = [[] for _ in inputs]
+    steps: list[list[Tensor]] = [[] for _ in inputs]
+    batch_size = batch_size or request.n_samples
+    for start in range(0, len(places), batch_size):
+        batch = places[start : start + batch_size]
         kept: list[Tensor] = []
 
         def see(info: StepInfo, kept: list[Tensor] = kept) -> None:
@@ -148,36 +190,88 @@ def edit_image(
             if on_step is not None:
                 on_step(info)
 
-        z = sampler.sample(z_source, NoiseSource(seeds), see)
-        # One at a time: the decoder needs far more memory a sample than the denoiser, and the same seed gives the
-        # same picture whatever the batch.
-        x += [model.decode_first_stage(one).cpu() for one in z.split(1)]
-        z0.append(z.cpu())
-        if keep_steps:
-            steps += torch.stack(kept, dim=1).unbind()  # (steps, b, c, h, w) -> b of (steps, c, h, w)
-    return _ranked(torch.cat(x), torch.cat(z0), steps, masks.cpu(), mask.cpu(), request, ranker)
+        z = rows.sample([i for i, _ in batch], NoiseSource([seed for _, seed in batch]), see)
+        for row, (i, _) in enumerate(batch):
+            # One at a time: the decoder needs far more memory a sample than the denoiser, and the same seed gives
+            # the same picture whatever the batch.
+            x[i].append(model.decode_first_stage(z[row : row + 1]).cpu())
+            z0[i].append(z[row : row + 1].cpu())
+            if keep_steps:
+                steps[i].append(torch.stack([z0_step[row] for z0_step in kept]))
+    return [
+        _ranked(one, torch.cat(x[i]), torch.cat(z0[i]), steps[i], rows.stacks[i].cpu(), rows.reference(i), ranker)
+        for i, one in enumerate(inputs)
+    ]
+
+
+class _Rows:
+    """What the samples of a batch need of their inputs, each computed once."""
+
+    def __init__(self, model: LatentDiffusion, inputs: Sequence[EditInput], schedule: SamplingSchedule):
+        self.model, self.inputs, self.schedule = model, inputs, schedule
+        prompts = dict.fromkeys(["", *(one.request.prompt for one in inputs)])
+        self.contexts = {prompt: model.get_learned_conditioning([prompt]) for prompt in prompts}
+        self.z_source = [model.encode_first_stage(one.x_source.to(model.device)) for one in inputs]
+        self.stacks = [self._stack(one) for one in inputs]
+
+    def _stack(self, one: EditInput) -> Tensor:
+        """The latent masks of an input, (K, 1, h, w), on the model's device."""
+        request, factor = one.request, self.model.factor
+        iterations = request.mask_dilation_iterations
+        if iterations is None:
+            iterations, reason = auto_dilation(one.mask, factor)
+            logger.info("mask_dilation_iterations auto: %s", reason)
+        if one.levels is not None:
+            masks = soft_latent_masks(one.levels, factor, len(self.schedule), iterations)
+        else:
+            masks = latent_masks(one.mask, factor, iterations, request.mask_downsample)
+        return masks.to(self.model.device)
+
+    def reference(self, i: int) -> Tensor:
+        """D(z_source) of input i, on the CPU."""
+        return self.model.decode_first_stage(self.z_source[i]).cpu()
+
+    def sample(self, rows: Sequence[int], noise: NoiseSource, see: Progress) -> Tensor:
+        """z_0 (b, c, h, w) of one batch; `rows` names the input of each sample."""
+        rows = rows[:1] if len(set(rows)) == 1 else rows  # what all samples share is broadcast
+        context = torch.cat([self.contexts[self.inputs[i].request.prompt] for i in rows])
+        parts = [
+            stack[list(mask_parts(len(self.schedule), len(stack)))] for stack in map(self.stacks.__getitem__, rows)
+        ]
+        request = self.inputs[rows[0]].request
+        pixels = None
+        if request.percentage_of_pixel_blending > 0:
+            x_source, mask = (torch.cat([getattr(self.inputs[i], name) for i in rows]) for name in ("x_source", "mask"))
+            device, fraction = self.model.device, request.percentage_of_pixel_blending
+            pixels = PixelBlending(self.model, x_source.to(device), mask.to(device), fraction)
+        denoiser = guided_denoiser(self.model, context, self.contexts[""], request.scale)
+        # (steps, b, 1, h, w): walks of different numbers of masks may share a batch.
+        sampler = BlendedDDIMSampler(denoiser, self.schedule, torch.stack(parts, dim=1), pixels)
+        return sampler.sample(torch.cat([self.z_source[i] for i in rows]), noise, see)
 
 
 def _ranked(
+    one: EditInput,
     x: Tensor,
     z0: Tensor,
     steps: Sequence[Tensor],
     masks: Tensor,
-    mask: Tensor,
-    request: EditRequest,
+    reference: Tensor,
     ranker: CLIPRanker | None,
 ) -> Edit:
+    seeds = tuple(one.request.seeds)
     if not torch.isfinite(x).all():
         raise UserError("the model gave pictures that are no numbers: try --precision float32")
     if ranker is None:
-        return Edit(x, z0, tuple(request.seeds), None, masks, steps)
-    distances = ranker.distances(x, mask, request.prompt)
+        return Edit(x, z0, seeds, None, masks, reference, steps)
+    distances = ranker.distances(x, one.mask.cpu(), one.request.prompt)
     order = rank(distances).tolist()
     return Edit(
         x[order],
         z0[order],
-        tuple(request.seeds[i] for i in order),
+        tuple(seeds[i] for i in order),
         tuple(distances[order].tolist()),
         masks,
+        reference,
         [steps[i] for i in order] if steps else (),
     )

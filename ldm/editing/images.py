@@ -48,12 +48,17 @@ class Picture:
         alpha: "L", 255 is opaque; None for a file without transparency.
         icc_profile: the profile of a file of RGB pixels, which `rgb` has been converted *from*; else None.
         path: where it came from.
+        own: upright RGB pixels as the file has them, in `icc_profile`; None where `rgb` has the same codes.
     """
 
     rgb: Image.Image
     alpha: Image.Image | None
     icc_profile: bytes | None
     path: Path
+    own: Image.Image | None = None
+
+
+ImageLike = Picture | Image.Image | np.ndarray | str | os.PathLike
 
 
 def load_image(path: str | os.PathLike) -> Picture:
@@ -66,8 +71,30 @@ def load_image(path: str | os.PathLike) -> Picture:
     Raises:
         UserError: there is no such file, it is empty, damaged, too large or no picture.
     """
-    path = Path(path)
-    image = _open(path)
+    return _picture(_open(Path(path)), Path(path))
+
+
+def as_picture(image: ImageLike) -> Picture:
+    """The picture of a path, of a PIL image of any mode, or of an array (h,w), (h,w,3) or (h,w,4) of uint8.
+
+    Raises:
+        UserError: as `load_image`.
+        ValueError: another kind of array.
+    """
+    if isinstance(image, Picture):
+        return image
+    if isinstance(image, str | os.PathLike):
+        return load_image(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+            raise ValueError(f"an image is (h,w), (h,w,3) or (h,w,4) of uint8, not {image.shape} of {image.dtype}")
+        image = Image.fromarray(image)
+    path = Path(getattr(image, "filename", "") or "image")
+    return _picture(_shallow(image, _grey_codes(image, path), path), path)
+
+
+def _picture(image: Image.Image, path: Path) -> Picture:
+    """An upright image of 8 bits per channel, in whatever mode, as a picture."""
     profile = image.info.get("icc_profile")
     alpha = None
     if image.has_transparency_data:
@@ -77,10 +104,11 @@ def load_image(path: str | os.PathLike) -> Picture:
     if image.mode not in _SPACES:
         image = image.convert("L" if image.mode == "1" else "RGB")
     rgb, known = _to_srgb(image, profile, path)
-    for part in (rgb, alpha):
+    own = image if known and image.mode == "RGB" and rgb is not image and rgb.tobytes() != image.tobytes() else None
+    for part in (rgb, alpha, own):
         if part is not None:
             part.info = {}  # or the profile of the file would be written into our sRGB files
-    return Picture(rgb, alpha, profile if known and image.mode == "RGB" else None, path)
+    return Picture(rgb, alpha, profile if known and image.mode == "RGB" else None, path, own)
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -230,25 +258,37 @@ def _open(path: Path) -> Image.Image:
         if frames > 1 and file.format != "MPO":
             logger.warning('"%s" has %d frames: the first one is edited', path, frames)
             file.seek(0)
-        deep = _deep_pixels(file, path)
-        if deep is None:
-            return ImageOps.exif_transpose(file)
+        return _shallow(file, _deep_pixels(file, path), path)
+
+
+def _shallow(image: Image.Image, deep: np.ndarray | None, path: Path) -> Image.Image:
+    """`image`, or where it has `deep` pixels an 8-bit picture of these; upright."""
+    if deep is not None:
         logger.warning('"%s" has 16 bits per channel: it is edited with 8', path)
         # Codes 0 to 65535 -> 0 to 255: 65535 = 257 * 255.
-        image = Image.fromarray(((deep.astype(np.uint32) + 128) // 257).astype(np.uint8))
-        image.info = {key: value for key, value in file.info.items() if key != "transparency"}  # that is 16-bit
-        return ImageOps.exif_transpose(image)
+        shallow = Image.fromarray(((deep.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        shallow.info = {key: value for key, value in image.info.items() if key != "transparency"}  # that is 16-bit
+        image = shallow
+    return ImageOps.exif_transpose(image)
+
+
+def _grey_codes(image: Image.Image, path: Path) -> np.ndarray | None:
+    """The 16-bit codes (h,w) of a grey image that has them; None for all others."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(image)
+    if image.mode not in ("I", "F"):
+        return None
+    codes = np.asarray(image)
+    if image.mode == "F" or codes.min() < 0 or codes.max() > 65535:
+        raise UserError(f'"{path}" has 32 bits per channel: save it with 8 or 16')
+    return codes
 
 
 def _deep_pixels(file: Image.Image, path: Path) -> np.ndarray | None:
     """The 16-bit codes of a file that has them, (h,w) or (h,w,channels); None for 8-bit files."""
-    if file.mode.startswith("I;16"):
-        return np.asarray(file)
-    if file.mode in ("I", "F"):
-        codes = np.asarray(file)
-        if file.mode == "F" or codes.min() < 0 or codes.max() > 65535:
-            raise UserError(f'"{path}" has 32 bits per channel: save it with 8 or 16')
-        return codes
+    grey = _grey_codes(file, path)
+    if grey is not None:
+        return grey
     rawmode = file.tile[0][3] if file.format == "PNG" and file.tile else None
     if rawmode not in _LOW_BYTES:
         if file.tile and isinstance(file.tile[0][3], tuple) and ";16" in str(file.tile[0][3][0]):

@@ -1,9 +1,9 @@
 """An edit from files to a run folder: what `scripts/text_editing.py` does."""
 
-import logging
-import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,34 +11,30 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm import zoo
-from ldm.editing.edit import Edit, EditRequest, check_size, edit_image
-from ldm.editing.images import load_image, make_grid, to_pil, to_tensor
-from ldm.editing.masks import load_mask
-from ldm.editing.ranking import find_ranker
-from ldm.editing.run_folder import RunRecord, check_writable, prompt_slug, write_run
+from ldm.editing.canvas import Place
+from ldm.editing.edit import Edit, EditRequest
+from ldm.editing.editor import Edited, Editor
+from ldm.editing.images import load_image, make_grid, to_pil
+from ldm.editing.run_folder import check_writable, write_run
+from ldm.editing.run_record import RunRecord, prompt_slug
 from ldm.editing.video import decode_steps, require_video_writer, write_video
-from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.schedule import make_sampling_schedule
-from ldm.util import choose_device, choose_precision
-
-logger = logging.getLogger(__name__)
+from ldm.editing.words import tell_unknown_words
 
 
 @dataclass(frozen=True)
 class EditJob:
     """One run: files in, a run folder out.
 
-    size: (H, W) that the model works at; None in either place is the model's own.
-    model, config, ckpt: see `ldm.zoo.resolve`. device, precision: see `ldm.util`.
+    place: see `Place`. model, config, ckpt: see `ldm.zoo.resolve`. device, precision: see `ldm.util`.
     """
 
     request: EditRequest
     init_image: Path
     mask: Path
     outdir: Path
+    place: Place = field(default_factory=Place)
     invert_mask: bool = False
-    size: tuple[int | None, int | None] = (None, None)
+    soft_mask: bool = False
     save_video: bool = False
     model: str = "auto"
     config: Path | None = None
@@ -49,10 +45,20 @@ class EditJob:
 
 @dataclass(frozen=True)
 class EditResult:
-    """Where a run is: its grid, and the `samples` folder."""
+    """Where a run is: its grid, and the `samples` folder; and what was made."""
 
     grid: Path
     samples: Path
+    edited: Edited
+
+    def summary(self) -> str:
+        """How the best result sits in its picture, in a line."""
+        best = self.edited.measures[0]
+        band = "" if best.band_psnr is None else f", PSNR of the {best.feather:g} px band {best.band_psnr:.1f} dB"
+        return (
+            f"background: largest difference {best.max_difference} of 255{band}, "
+            f"seam {best.seam:.1f} (the input's own {best.source_seam:.1f})"
+        )
 
 
 def run_edit(job: EditJob) -> EditResult:
@@ -64,65 +70,70 @@ def run_edit(job: EditJob) -> EditResult:
     check_writable(job.outdir)
     if job.save_video:
         require_video_writer()
+    # A first look at the files, so that a bad one is told of before a large model is loaded.
     picture = load_image(job.init_image)
-    files = zoo.resolve(job.model, job.config, job.ckpt)
-    device = choose_device(job.device)
-    dtype = choose_precision(job.precision, device)
-    # A first look at the mask's file, so that a bad one is told of before a large model is loaded.
     load_image(job.mask)
-    model = zoo.load(files, device, dtype)
-    size = tuple(side or model.image_size * model.factor for side in job.size)
-    check_size(model, *size)
-    make_sampling_schedule(model.alphas_cumprod, job.request.ddim_steps, job.request.ddim_eta, job.request.skip_steps)
-    x_source = to_tensor(picture.rgb, size)
-    mask = load_mask(job.mask, size, job.invert_mask, image_size=(picture.rgb.height, picture.rgb.width))
-    _tell_unknown_words(model, job.request.prompt)
-    ranker = find_ranker(files.clip, device)
-
+    editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision)
+    task = editor.prepare(picture, job.mask, job.request, job.place, job.invert_mask, job.soft_mask)
+    tell_unknown_words(editor.model, editor.files, job.request.prompt)
     steps = (job.request.ddim_steps - job.request.skip_steps) * job.request.n_iter
     with tqdm(total=steps, desc="denoising", unit="step", disable=None) as bar:
-        edit = edit_image(model, x_source, mask, job.request, ranker, lambda _: bar.update(), job.save_video)
-    return _write(job, files, model, x_source, mask, edit)
+        (edited,) = editor.run([task], on_step=lambda _: bar.update(), keep_steps=job.save_video)
+    return write_edited(job, editor, edited)
 
 
-def _tell_unknown_words(model: LatentDiffusion, prompt: str) -> None:
-    unknown = model.cond_stage_model.tokenize.unknown_words(prompt)
-    if unknown:
-        words = ", ".join(f'"{word}"' for word in unknown[:5])
-        logger.warning("the model does not know %s and paints without; text2img-large knows more words", words)
+def write_edited(job: EditJob, editor: Editor, edited: Edited) -> EditResult:
+    """Write what a job has made to its run folder, as a whole.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    edit, record = edited.edit, _record(job, editor, edited)
+    images = [to_pil(x) for x in edit.x]
+    canvas = edited.task.canvas
+    assets = {"input": to_pil(canvas.x_source), "mask": _grey(canvas.x_mask), "full_mask": _grey(canvas.mask)}
+    originals = {"original": job.init_image, "original_mask": job.mask}
+    with _videos(job, editor, edit) as videos:
+        grid = _grid(edit, images, assets)
+        samples = write_run(job.outdir, record, grid, images, edited.results, edit.z0, assets, originals, videos)
+    return EditResult(job.outdir / f"{prompt_slug(record.prompt)}.png", samples, edited)
 
 
-def _write(
-    job: EditJob, files: zoo.ModelFiles, model: LatentDiffusion, x_source: Tensor, mask: Tensor, edit: Edit
-) -> EditResult:
-    request = job.request
+def _record(job: EditJob, editor: Editor, edited: Edited) -> RunRecord:
+    request, canvas = job.request, edited.task.canvas
     options = {name: value for name, value in asdict(request).items() if name not in ("prompt", "seed")}
-    record = RunRecord(
+    options |= {name: getattr(job.place, name) for name in ("region", "context")}
+    options |= {"soft_mask": job.soft_mask, "device": job.device, "precision": job.precision}
+    return RunRecord(
         prompt=request.prompt,
-        model=files.name,
-        config=str(files.config),
-        weights=str(files.weights),
+        model=editor.files.name,
+        config=str(editor.files.config),
+        weights=str(editor.files.weights),
         seed=request.seed,
-        seeds=edit.seeds,
+        seeds=edited.edit.seeds,
         image=str(job.init_image),
         mask=str(job.mask),
-        size=tuple(x_source.shape[2:]),
-        options={**options, "device": job.device, "precision": job.precision},
-        scores=edit.distances,
+        size=tuple(canvas.x_source.shape[2:]),
+        options=options,
+        scores=edited.scores,
         invert_mask=job.invert_mask,
+        window=asdict(canvas.window),
+        feather=canvas.feather,
+        measures=[measures.info() for measures in edited.measures],
     )
-    images = [to_pil(x) for x in edit.x]
-    assets = {"input": to_pil(x_source), "mask": _grey(mask)}
-    videos = tempfile.mkdtemp() if job.save_video else None
-    try:
-        paths = [Path(videos) / f"{i:04d}.mp4" for i in range(len(images))] if videos else None
-        for path, z0_steps in zip(paths or (), edit.z0_steps, strict=True):
-            write_video(decode_steps(model, z0_steps), path)
-        samples = write_run(job.outdir, record, _grid(edit, images, assets), images, edit.z0, assets, paths)
-    finally:
-        if videos:
-            shutil.rmtree(videos, ignore_errors=True)
-    return EditResult(job.outdir / f"{prompt_slug(request.prompt)}.png", samples)
+
+
+@contextmanager
+def _videos(job: EditJob, editor: Editor, edit: Edit) -> Iterator[list[Path] | None]:
+    """The videos of the predictions, in a temporary folder; None where none were asked for."""
+    if not job.save_video:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i:04d}.mp4" for i in range(len(edit.x))]
+        for path, z0_steps in zip(paths, edit.z0_steps, strict=True):
+            write_video(decode_steps(editor.model, z0_steps), path)
+        yield paths
 
 
 def _grey(mask: Tensor) -> Image.Image:
@@ -130,7 +141,7 @@ def _grey(mask: Tensor) -> Image.Image:
     return Image.fromarray((mask[0, 0] * 255).to(torch.uint8).numpy())
 
 
-def _grid(edit: Edit, images: list[Image.Image], assets: dict[str, Image.Image]) -> Image.Image:
+def _grid(edit: Edit, images: list[Image.Image], assets: Mapping[str, Image.Image]) -> Image.Image:
     """Input, mask and tight latent mask, then the predictions with their place, seed and CLIP distance."""
     captions = ["input", "mask", "latent mask"]
     for i, seed in enumerate(edit.seeds):

@@ -1,63 +1,146 @@
-"""Masks: from a file to {0,1} at the model's size, and on to the stack of latent masks, wide to tight.
+"""Masks: from a file to {0,1} at the image's size, and on to the stack of latent masks, wide to tight.
 
 The order is: binarise, invert, shrink, dilate. Inverting after dilating would turn shrinking into growing.
+Soft masks keep their grey levels until the walk, where each level joins at its own time.
 """
 
 import logging
+import math
 import os
+from bisect import bisect_left
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageChops
 
-from ldm.editing.images import Picture, load_image
+from ldm.editing.images import ImageLike, Picture, as_picture
 from ldm.errors import UserError
+from ldm.models.diffusion.blended_ddim import mask_parts
 
 logger = logging.getLogger(__name__)
 
-# Levels that no painter of a black and white mask means, nor JPEG's noise about 0 and 255.
-_GREY = (32, 223)
+GREY = (32, 223)
+"""Levels between these two no painter of a black and white mask means, nor JPEG's noise about 0 and 255."""
+
+# Pixels that one brush has painted differ by no more than this in any channel, in lossy files too.
+_ONE_COLOUR = 32
+
+# A corner of a thick part, unlike a thin part, reaches beyond what a disc sweeps by less than this share of the
+# disc's width: right angles by 0.21, angles of 60 degrees by 0.5.
+_REACH = 2 / 3
 
 
 def load_mask(
     path: str | os.PathLike,
-    size: tuple[int, int],
+    size: tuple[int, int] | None = None,
     invert: bool = False,
     image_size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """The mask of a file as float {0,1} (1,1,H,W), 1 (white) where to edit.
+    """The mask of a file: see `mask_from`."""
+    return mask_from(path, size, invert, image_size)
 
-    Levels are parted at half of the full range, 127 | 128, so that the noise of a JPEG adds nothing. A file of
-    another size is resampled in grey, antialiased, and parted then; parts too thin for that are kept.
-    A file of one flat colour with transparency is a mask by its alpha: opaque is where to edit.
+
+def mask_from(
+    image: ImageLike,
+    size: tuple[int, int] | None = None,
+    invert: bool = False,
+    image_size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """The mask that a picture is, as float {0,1} (1,1,H,W), 1 (white) where to edit.
+
+    Levels are parted at half of the full range, 127 | 128, so that the noise of a JPEG adds nothing. A picture of
+    another size is resampled in grey, antialiased, and parted then; parts too thin for that are kept. Where there
+    is transparency, `grey_levels` says what the mask is.
 
     Args:
-        path: any picture that `load_image` reads.
-        size: (H,W) to bring it to.
+        image: a path, a picture of `load_image` or of Pillow, or an array (H,W) or (H,W,3 or 4) of booleans, of
+            numbers from 0 to 1, or of codes (0 to 255, or the full range of an unsigned type).
+        size: (H,W) to bring it to; its own by default.
         invert: black, instead of white, is where to edit.
         image_size: (H,W) of the picture that it belongs to, if that is not `size` too; a mask of neither size
             gives a notice.
 
     Raises:
         UserError: the file cannot be read, or nothing is left to edit.
+        ValueError: an array that is no picture.
     """
-    grey = _levels(load_image(path))
-    own_size = (grey.height, grey.width)
-    if own_size not in (tuple(size), tuple(image_size or size)):
-        wanted = image_size or size
-        logger.warning('the mask "%s" is %s, the image %s: it is resized', path, _shown(own_size), _shown(wanted))
-    levels = np.asarray(grey)
-    if ((levels > _GREY[0]) & (levels < _GREY[1])).mean() > 0.25:
-        logger.warning('the mask "%s" is largely grey: levels from 128 up are where to edit', path)
-    mask = _resized(grey, size, invert)
+    grey, name = _read(image, size, image_size)
+    codes = np.asarray(grey)
+    if ((codes > GREY[0]) & (codes < GREY[1])).mean() > 0.25:
+        logger.warning('the mask "%s" is largely grey: levels from 128 up are where to edit', name)
+    mask = (resize_levels(_unit(grey, invert), size) >= 0.5).float()
     if not mask.any():
-        raise UserError(_nothing_left(path, invert, int(levels.max())))
+        raise UserError(_nothing_left(name, invert, int(codes.max())))
     if mask.all():
         what = 'all black and inverted by "--invert_mask"' if invert else "all white"
-        logger.warning('the mask "%s" is %s: the whole picture is edited', path, what)
+        logger.warning('the mask "%s" is %s: the whole picture is edited', name, what)
     return mask
+
+
+def mask_levels(
+    image: ImageLike,
+    size: tuple[int, int] | None = None,
+    invert: bool = False,
+    image_size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """The grey levels of a picture as float (1,1,H,W) in [0,1], for `soft_latent_masks`; arguments of `mask_from`.
+
+    Parted at 0.5 they are the mask that `mask_from` gives.
+
+    Raises:
+        UserError: the file cannot be read, or is black all over (white, where inverted).
+        ValueError: an array that is no picture.
+    """
+    grey, name = _read(image, size, image_size)
+    levels = resize_levels(_unit(grey, invert), size)
+    if not levels.any():
+        raise UserError(_nothing_left(name, invert, 0))
+    return levels
+
+
+def grey_levels(picture: Picture) -> tuple[Image.Image, str | None]:
+    """The levels of a mask (mode L, not yet inverted), and one clause on its transparency where that decided.
+
+    The colours are the mask, unless what can be seen of them is
+    - of one colour, as painted on an empty layer: opaque is edited;
+    - a picture, as with a hole erased into the photograph (the way of other inpainting tools): the hole is edited.
+    Where they are black and white, what is transparent counts as black, whatever colour lies hidden there.
+    """
+    grey = picture.rgb.convert("L")
+    if picture.alpha is None:
+        return grey, None
+    opaque = np.asarray(picture.alpha) >= 128
+    if opaque.all() or not opaque.any():
+        return grey, None
+    seen = np.asarray(picture.rgb)[opaque]  # (n,3)
+    if (seen.max(0) - seen.min(0) <= _ONE_COLOUR).all():
+        return picture.alpha, "is of one colour: its alpha is the mask, opaque is edited"
+    black_or_white = (seen <= GREY[0]).all(1) | (seen >= GREY[1]).all(1)
+    if black_or_white.mean() > 0.75:
+        return ImageChops.multiply(grey, picture.alpha), "has transparent parts: they count as black"
+    return ImageChops.invert(picture.alpha), "is a picture with a transparent hole: the hole is edited"
+
+
+def resize_levels(levels: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
+    """Levels (1,1,h,w) in [0,1] -> (1,1,*size), antialiased; parts from 0.5 up that this would lose are kept."""
+    if size is None or levels.shape[2:] == tuple(size):
+        return levels
+    coarse = F.interpolate(levels, tuple(size), mode="bilinear", antialias=True).clamp(0, 1)
+    # Pixels that are white and have no white within one pixel of the result: a part that was lost.
+    served = F.interpolate(_dilate((coarse >= 0.5).float(), 1), size=levels.shape[2:], mode="nearest-exact")
+    lost = torch.where((levels >= 0.5) & (served == 0), levels, 0.0)
+    return torch.maximum(coarse, F.adaptive_max_pool2d(lost, tuple(size)))
+
+
+def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A mask (1,1,h,w) in {0,1} at another size (H,W): each part's area as it was, and no thin part lost.
+
+    The result is empty only where the mask is; a line has no gap.
+    """
+    return (resize_levels(mask, size) >= 0.5).to(mask.dtype)
 
 
 def latent_masks(
@@ -79,23 +162,97 @@ def latent_masks(
     Raises:
         ValueError: no mask of {0,1}, a size that is no multiple of `factor`, a negative count, an unknown name.
     """
-    if mask.ndim != 4 or mask.shape[:2] != (1, 1) or not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(
-            f"a mask is (1,1,H,W) of zeros and ones, not {tuple(mask.shape)} of {mask.unique().tolist()[:5]}"
-        )
-    if factor < 1 or mask.shape[2] % factor or mask.shape[3] % factor:
-        raise ValueError(f"a mask of {_shown(mask.shape[2:])} cannot be parted into cells of {factor}x{factor}")
-    if dilation_iterations < 0 or downsample not in DOWNSAMPLING:
-        raise ValueError(f"{dilation_iterations} iterations, downsampling {downsample!r} of {sorted(DOWNSAMPLING)}")
-    tight = DOWNSAMPLING[downsample](mask, factor)
-    judge = area if downsample == "adaptive" else DOWNSAMPLING[downsample]
-    if mask.any() and not judge(mask, factor).any():
-        logger.warning(
-            "the mask is thinner than a latent cell (%d pixels): every cell that it touches is edited", factor
-        )
-        tight = cover(mask, factor)
+    _check(mask, factor, dilation_iterations, downsample)
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"a mask is of zeros and ones, not of {mask.unique().tolist()[:5]}")
+    tight = _tight(mask, factor, downsample)
+    _tell_if_lost(mask, factor, downsample)
     wider = [_dilate(tight, k) for k in range(dilation_iterations, 0, -1)]  # (1,1,h,w) each
     return torch.cat([*wider, tight])
+
+
+def soft_latent_masks(
+    levels: torch.Tensor, factor: int, steps: int, dilation_iterations: int = 3, downsample: str = "adaptive"
+) -> torch.Tensor:
+    """The masks of a walk in which each grey level joins at its own time: (steps,1,H/f,W/f) in {0,1}, in order.
+
+    What has level g is edited over the last g * steps of the steps, rounded (as with the change maps of Differential
+    Diffusion, Levin and Fried 2023): white from the first one, black never, and the darker the later, so the more of
+    the input it keeps. Shrinking goes on beside: the mask of each step is dilated as that part of the walk has it
+    (see `latent_masks`), and the last part has the tight ones. A mask of 0 and 1 has the walk of `latent_masks`.
+
+    Args:
+        levels: (1,1,H,W), float in [0,1], already inverted where it should be.
+        steps: of the walk, those that are taken.
+        factor, dilation_iterations, downsample: as of `latent_masks`.
+
+    Raises:
+        ValueError: levels outside [0,1], no steps, or as `latent_masks`.
+    """
+    _check(levels, factor, dilation_iterations, downsample)
+    if levels.min() < 0 or levels.max() > 1 or steps < 1:
+        raise ValueError(f"{steps} steps for levels from {float(levels.min())} to {float(levels.max())}, not in [0,1]")
+    masks, before, tight = [], None, None
+    for i, part in enumerate(mask_parts(steps, dilation_iterations + 1)):
+        joined = (levels >= 1 - (i + 0.5) / steps).to(levels.dtype)
+        if before is None or not torch.equal(joined, before):
+            before, tight = joined, _tight(joined, factor, downsample)
+        masks.append(_dilate(tight, dilation_iterations - part))
+    _tell_if_lost(joined, factor, downsample)
+    return torch.cat(masks)
+
+
+def auto_dilation(mask: torch.Tensor, factor: int) -> tuple[int, str]:
+    """How many dilations progressive shrinking should begin with, 0 to 3, and that with its reason as one clause.
+
+    The paper's three turn a mask of one latent cell, the case that section 4.3 is about, into one of 7 cells, wide
+    enough for rough colours and shapes to form. So: as many as bring the thinnest part up to 7 cells, since each
+    adds 2. A mask of 7 cells needs none, and each one that is not needed lets the first steps change what lies
+    around the mask.
+
+    Args:
+        mask: (1,1,H,W), float {0,1}, at the size that is edited; factor: pixels of a latent cell.
+    """
+    enough = 7 * factor
+    width = thickness(mask, enough)
+    iterations = min(3, math.ceil((enough - width) / (2 * factor)))
+    least = "at least " if width == enough else ""
+    return iterations, f"{iterations}, as the mask is {least}{width / factor:.1f} latent cells thick ({width} pixels)"
+
+
+def thickness(mask: torch.Tensor, limit: int | None = None) -> int:
+    """How thick the thinnest part of a mask (1,1,H,W) is, in pixels: the largest width without `thin_parts`.
+
+    Corners do not count, nor thin parts that make up less than 1 % of the mask. 0 for an empty mask; what is thicker
+    than `limit` counts as `limit`, which saves time.
+    """
+    mask = mask.cpu()
+    rows, columns = (mask.amax((0, 1, side)).nonzero().flatten() for side in (3, 2))
+    if not len(rows):
+        return 0
+    mask = mask[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # the rest would only take time
+    few = 0.01 * mask.sum()
+    limit = min(*mask.shape[2:], limit or max(mask.shape))
+    return bisect_left(range(2, limit + 1), True, key=lambda width: bool(thin_parts(mask, width).sum() > few)) + 1
+
+
+def thin_parts(mask: torch.Tensor, width: float) -> torch.Tensor:
+    """(1,1,H,W) in {0,1} -> the same: lines, whiskers and specks narrower than `width` pixels, whole.
+
+    Thick is what a disc of that width can sweep without leaving the mask (the morphological opening); thin is the
+    rest, but for what reaches less than two thirds of the width beyond: those are the corners of thick parts.
+    """
+    inside = mask[0, 0].bool().cpu().numpy()
+    # Twice as fine, with a point on each pixel's middle and on each border between two, so that widths are exact.
+    fine = np.pad(inside, 1).repeat(2, 0).repeat(2, 1)
+    fine = fine[1:, 1:] & fine[:-1, 1:] & fine[1:, :-1] & fine[:-1, :-1]
+    centres = _distance(fine, width) >= width  # of discs that fit, in halves of a pixel
+    beyond = _distance(~centres, width * (1 + 2 * _REACH))[2:-2:2, 2:-2:2] - width
+    rest = torch.from_numpy(inside & (beyond >= 0)).float()[None, None]
+    parts = torch.from_numpy(inside & (beyond >= 2 * _REACH * width)).float()[None, None]
+    for _ in range(math.ceil(_REACH * width) + 1):  # back to where they spring from the thick
+        parts = _dilate(parts, 1) * rest
+    return parts.to(mask)
 
 
 def area(mask: torch.Tensor, factor: int) -> torch.Tensor:
@@ -114,17 +271,14 @@ def cover(mask: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def adaptive(mask: torch.Tensor, factor: int) -> torch.Tensor:
-    """(1,1,H,W) -> (1,1,H/f,W/f): `area` for what is thick, `cover` for what is thin. The default.
+    """(1,1,H,W) -> (1,1,H/f,W/f): `area` for what is thick, `cover` for `thin_parts`. The default.
 
-    Thick is what a square of 2f-1 pixels can sweep without leaving the mask (its morphological opening): wherever
-    such a square lies it holds a whole cell, so `area` keeps something of it. A rim of f/2 around counts as thick
-    too, or the round ends of every disc would be called thin. So each pixel of the mask lies either in a cell that
-    is kept or within f/2 of a square that has one: no line, whisker or speck is lost, and the outline of a large
-    region is that of `area`, neither grown nor shrunk.
+    Thin is what is narrower than 2 sqrt(2 / pi) f, about 1.6 cells: any wider disc, wherever it lies, fills some
+    cell by half (a quarter of it does, at a corner of four cells), so `area` keeps something of all that it sweeps.
+    So no line, speck or whisker longer than a cell is lost, and the outline of a large region is that of `area`,
+    corners included, neither grown nor shrunk.
     """
-    eroded = 1 - _dilate(1 - mask, factor - 1)
-    thick = _dilate(eroded, factor - 1 + factor // 2)
-    return torch.maximum(area(mask, factor), cover(mask * (1 - thick), factor))
+    return torch.maximum(area(mask, factor), cover(thin_parts(mask, 1.6 * factor), factor))
 
 
 DOWNSAMPLING: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
@@ -135,38 +289,77 @@ DOWNSAMPLING: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
 }
 
 
+def _check(mask: torch.Tensor, factor: int, dilation_iterations: int, downsample: str) -> None:
+    if mask.ndim != 4 or mask.shape[:2] != (1, 1):
+        raise ValueError(f"a mask is (1,1,H,W), not {tuple(mask.shape)}")
+    if factor < 1 or mask.shape[2] % factor or mask.shape[3] % factor:
+        raise ValueError(f"a mask of {shown(mask.shape[2:])} cannot be parted into cells of {factor}x{factor}")
+    if dilation_iterations < 0 or downsample not in DOWNSAMPLING:
+        raise ValueError(f"{dilation_iterations} iterations, downsampling {downsample!r} of {sorted(DOWNSAMPLING)}")
+
+
+def _tight(mask: torch.Tensor, factor: int, downsample: str) -> torch.Tensor:
+    """A mask in latent cells; one that downsampling leaves nothing of is covered."""
+    tight = DOWNSAMPLING[downsample](mask, factor)
+    return tight if tight.any() else cover(mask, factor)
+
+
+def _tell_if_lost(mask: torch.Tensor, factor: int, downsample: str) -> None:
+    judge = area if downsample == "adaptive" else DOWNSAMPLING[downsample]
+    if mask.any() and not judge(mask, factor).any():
+        logger.warning(
+            "the mask is thinner than a latent cell (%d pixels): every cell that it touches is edited", factor
+        )
+
+
+def _distance(inside: np.ndarray, limit: float) -> np.ndarray:
+    """(h,w) of booleans -> how far each point is from the nearest False one (Euclidean); beyond `limit`, some more."""
+    rows = np.arange(len(inside), dtype=np.float32)[:, None]
+    above = rows - np.maximum.accumulate(np.where(inside, -np.inf, rows), 0)
+    below = np.minimum.accumulate(np.where(inside, np.inf, rows)[::-1], 0)[::-1] - rows
+    column = np.minimum(above, below).astype(np.float32) ** 2
+    squared = column.copy()
+    for dx in range(1, min(math.ceil(limit) + 1, inside.shape[1])):
+        np.minimum(squared[:, dx:], column[:, :-dx] + dx * dx, out=squared[:, dx:])
+        np.minimum(squared[:, :-dx], column[:, dx:] + dx * dx, out=squared[:, :-dx])
+    return np.sqrt(squared)
+
+
 def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
     """Dilation by a kernel of ones of 2 radius + 1, first along rows, then along columns."""
     rows = F.max_pool2d(mask, (1, 2 * radius + 1), stride=1, padding=(0, radius))
     return F.max_pool2d(rows, (2 * radius + 1, 1), stride=1, padding=(radius, 0))
 
 
-def _levels(picture: Picture) -> Image.Image:
-    """The grey levels of a mask file, mode L: its alpha where the colours say nothing."""
-    grey = picture.rgb.convert("L")
-    low, high = grey.getextrema()
-    if picture.alpha is not None and low == high:
-        low, high = picture.alpha.getextrema()
-        if low < 128 <= high:
-            logger.warning('the mask "%s" is of one colour: its alpha is the mask, opaque is edited', picture.path)
-            return picture.alpha
-    return grey
+def _read(
+    image: ImageLike, size: tuple[int, int] | None, image_size: tuple[int, int] | None
+) -> tuple[Image.Image, Path]:
+    """The grey levels of a mask and its name, with notices of what its reader may not have meant."""
+    picture = as_picture(_codes(image) if isinstance(image, np.ndarray) else image)
+    grey, transparency = grey_levels(picture)
+    if transparency:
+        logger.warning('the mask "%s" %s', picture.path, transparency)
+    own_size = (grey.height, grey.width)
+    wanted = image_size or size or own_size
+    if own_size not in (tuple(size or own_size), tuple(wanted)):
+        logger.warning('the mask "%s" is %s, the image %s: it is resized', picture.path, shown(own_size), shown(wanted))
+    return grey, picture.path
 
 
-def _resized(grey: Image.Image, size: tuple[int, int], invert: bool) -> torch.Tensor:
-    """Grey levels -> {0,1} (1,1,H,W), inverted first; what antialiasing would thin out to nothing is kept."""
-    grey = grey.point(lambda level: 255 - level) if invert else grey
-    fine = _binary(grey)
-    if (grey.height, grey.width) == tuple(size):
-        return fine
-    coarse = _binary(grey.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    # Pixels of the file that are white and have no white within one pixel of the result: a part that was lost.
-    served = F.interpolate(_dilate(coarse, 1), size=fine.shape[2:], mode="nearest-exact")
-    return torch.maximum(coarse, F.adaptive_max_pool2d(fine * (1 - served), size))
+def _codes(array: np.ndarray) -> np.ndarray:
+    """An array of any range -> 8-bit codes."""
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
+        raise ValueError(f"a mask is an array of (H,W) or (H,W,3 or 4), not {array.shape}")
+    top = 1 if array.max() <= 1 else np.iinfo(array.dtype).max if array.dtype.kind == "u" else 255
+    levels = array.astype(np.float64) / top
+    if not ((levels >= 0) & (levels <= 1)).all():
+        raise ValueError(f"a mask is of numbers from 0 to 1 or 255, not from {array.min()} to {array.max()}")
+    return (levels * 255).round().astype(np.uint8)
 
 
-def _binary(grey: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(grey) >= 128).float()[None, None]
+def _unit(grey: Image.Image, invert: bool) -> torch.Tensor:
+    levels = torch.from_numpy(np.array(grey, dtype=np.float32))[None, None] / 255
+    return 1 - levels if invert else levels
 
 
 def _nothing_left(path: str | os.PathLike, invert: bool, brightest: int) -> str:
@@ -177,6 +370,6 @@ def _nothing_left(path: str | os.PathLike, invert: bool, brightest: int) -> str:
     return f'the mask "{path}" is all black: paint white where to edit, or use "--invert_mask" if black is to be edited'
 
 
-def _shown(size: tuple[int, int]) -> str:
+def shown(size: tuple[int, int]) -> str:
     """(H,W) -> the usual WxH."""
     return f"{size[1]}x{size[0]}"

@@ -6,10 +6,13 @@ prediction, m the mask (1 where the edit is) and z0 the latent that x_hat is dec
 """
 
 import copy
+import functools
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +31,8 @@ class ReconstructionTask:
     """What to restore, and from what.
 
     x_source: (1, 3, H, W) in [-1, 1], the input. x_hat: the same shape, the prediction; `decode_prediction` gives it
-    exactly. mask: (1, 1, H, W) in {0, 1}, 1 where the edit is. z0: (1, c, H/f, W/f), scaled, and its model: only the
-    optimisations need these two.
+    exactly. mask: (1, 1, H, W) in {0, 1}, 1 where the edit is. z0: (1, c, H/f, W/f), scaled: only the optimisations
+    need it. model: only they and the residual do.
 
     Raises:
         ValueError: the shapes do not belong together.
@@ -46,6 +49,13 @@ class ReconstructionTask:
         shapes = [tuple(t.shape) for t in (self.x_source, self.x_hat, self.mask)]
         if shapes != [(1, 3, height, width), (1, 3, height, width), (1, 1, height, width)]:
             raise ValueError(f"input, prediction and mask are {shapes}: expected one picture of one size, and its mask")
+
+    @functools.cached_property
+    def x_reference(self) -> Tensor:
+        """D(E(x_source)) (1, 3, H, W) on the CPU: what the autoencoder makes of the input."""
+        if self.model is None:
+            raise ValueError("the residual needs the model")
+        return decode_prediction(self.model, encode_prediction(self.model, self.x_source))
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,24 @@ OnStep = Callable[[ReconstructionStep], None]
 LEARNING_RATES = {"optimization": 1e-4, "optimization_latents": 1e-2}
 
 
+def learning_rate(kind: str, config: Mapping[str, Any], source: str | os.PathLike) -> float | None:
+    """What the section `reconstruction` of a model's config says for `kind`, or the default; None if it has none.
+
+    Raises:
+        UserError: the section holds something else, or no number above 0; `source` is named.
+    """
+    keys = {"optimization": "learning_rate", "optimization_latents": "latents_learning_rate"}
+    section = config.get("reconstruction") or {}
+    if not isinstance(section, Mapping) or section.keys() - set(keys.values()):
+        raise UserError(f"{source}: the section `reconstruction` may hold {' and '.join(keys.values())} alone")
+    if kind not in keys:
+        return None
+    rate = section.get(keys[kind], LEARNING_RATES[kind])
+    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise UserError(f"{source}: reconstruction.{keys[kind]} is {rate}: write a number above 0")
+    return float(rate)
+
+
 def reconstruct(
     kind: str,
     task: ReconstructionTask,
@@ -162,6 +190,19 @@ def poisson(task: ReconstructionTask, options: ReconstructionOptions, on_step: O
     return to_tensor(Image.fromarray(seamless_clone(source, target, task.mask[0, 0].cpu().numpy() == 1)))
 
 
+def residual(task: ReconstructionTask, options: ReconstructionOptions, on_step: OnStep | None = None) -> Tensor:
+    """x_hat + (1 - m) (x - D(E(x))): what the autoencoder lost of the input comes back. Ours, not the paper's.
+
+    Outside the mask the latents of a prediction are the input's own, so x_hat lacks there what D(E(x)) lacks. What
+    remains is what the edit changes about its surroundings, so no jump of colour arises at the border.
+
+    Raises:
+        ValueError: no model.
+    """
+    lost = task.x_source.cpu() - task.x_reference
+    return task.x_hat.cpu() + (1 - task.mask.cpu()) * lost
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
 def optimize_weights(task: ReconstructionTask, options: ReconstructionOptions, on_step: OnStep | None = None) -> Tensor:
@@ -194,6 +235,7 @@ RECONSTRUCTIONS: dict[str, Callable[[ReconstructionTask, ReconstructionOptions, 
     "optimization_latents": optimize_latents,
     "pixel": paste,
     "poisson": poisson,
+    "residual": residual,
 }
 
 

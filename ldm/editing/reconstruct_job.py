@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ldm import zoo
-from ldm.editing.images import load_image, to_pil, to_tensor
-from ldm.editing.masks import load_mask
+from ldm.editing.canvas import Canvas
+from ldm.editing.editor import finish_reconstruction
+from ldm.editing.finish import Measures
+from ldm.editing.images import load_image, to_tensor
+from ldm.editing.masks import load_mask, shown
 from ldm.editing.reconstruct import (
     LEARNING_RATES,
     Reconstruction,
@@ -22,9 +24,11 @@ from ldm.editing.reconstruct import (
     ReconstructionTask,
     decode_prediction,
     encode_prediction,
+    learning_rate,
     psnr,
     reconstruct,
 )
+from ldm.editing.region import Window
 from ldm.editing.run_folder import Run, check_writable, read_run, write_reconstruction
 from ldm.errors import UserError
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -42,7 +46,7 @@ class ReconstructionJob:
 
     images_path: the run's `samples` folder. indices: of the predictions. kind: see `RECONSTRUCTIONS`.
     init_image, mask: None takes those that the run kept; `invert_mask` belongs to a mask that is given.
-    size: (H, W), None in either place is the run's; it cannot be another.
+    size: (H, W), None in either place is the run's; it cannot be another. feather: None is the run's.
     learning_rate: None is the model's, from the section `reconstruction` of its config, or else the default.
     model, config, ckpt: see `ldm.zoo.resolve`; all None is the model that made the run. device: see `ldm.util`.
     """
@@ -54,6 +58,7 @@ class ReconstructionJob:
     mask: Path | None = None
     invert_mask: bool = False
     size: tuple[int | None, int | None] = (None, None)
+    feather: float | None = None
     optimization_steps: int = 75
     learning_rate: float | None = None
     model: str | None = None
@@ -73,7 +78,11 @@ class Restored:
         """The numbers that matter, in a line."""
         before, after = (_decibel(self.info[name]) for name in ("background_psnr_before", "background_psnr"))
         inside = _decibel(self.info["foreground_psnr"])
-        return f"PSNR background {before} -> {after} dB, foreground {inside} dB, {self.info['seconds']:.1f} s"
+        return (
+            f"PSNR background {before} -> {after} dB, foreground {inside} dB, {self.info['seconds']:.1f} s; "
+            f"in the picture: largest difference {self.info['max_difference']}, seam {self.info['seam']:.1f} "
+            f"(the input's own {self.info['source_seam']:.1f})"
+        )
 
 
 def run_reconstruction(job: ReconstructionJob) -> list[Restored]:
@@ -85,52 +94,63 @@ def run_reconstruction(job: ReconstructionJob) -> list[Restored]:
     run = read_run(job.images_path)
     indices = list(dict.fromkeys(run.check(index) for index in job.indices))
     options = ReconstructionOptions(job.optimization_steps, job.learning_rate)
-    x_source, mask = _inputs(job, run)
+    canvas = _canvas(job, run)
     check_writable(run.path)
     optimizing = job.kind in LEARNING_RATES
     model = None  # the others need none: what they make of the prediction is of 8 bits anyway
-    if optimizing:
+    if optimizing or job.kind == "residual":
         device = choose_device(job.device)
         files = _model_files(job, run)
-        options = replace(options, learning_rate=job.learning_rate or _learning_rate(job.kind, files))
+        rate = job.learning_rate or learning_rate(job.kind, zoo.read_config(files.config), files.config)
+        options = replace(options, learning_rate=rate)
         # Only the first stage has work to do: the rest stays on the CPU, mapped from its file and not read.
         model = zoo.load(files, torch.device("cpu"), torch.float32)
         model.first_stage_model.to(device)
-    tasks = [_task(run, index, x_source, mask, model) for index in indices]
+    tasks = [_task(run, index, canvas, model) for index in indices]
 
     restored = []
     for index, task in zip(indices, tasks, strict=True):
         hidden = None if optimizing else True  # None: where stderr is no terminal
         with tqdm(total=options.steps, desc=f"restoring {index:04d}", unit="step", disable=hidden) as bar:
             result = reconstruct(job.kind, task, options, _on_bar(bar))
-        info = _info(job, task, options, result)
-        path = write_reconstruction(run.path, job.kind, index, to_pil(result.x), info)
+        image, measures = finish_reconstruction(canvas, job.kind, task, result)
+        info = _info(job, task, options, result, measures)
+        path = write_reconstruction(run.path, job.kind, index, image, info)
         restored.append(Restored(path, info))
     return restored
 
 
-def _inputs(job: ReconstructionJob, run: Run) -> tuple[Tensor, Tensor]:
-    """x_source (1, 3, H, W) and mask (1, 1, H, W) at the run's size: the user's, or those that the run kept."""
+def _canvas(job: ReconstructionJob, run: Run) -> Canvas:
+    """The user's image and mask, or those that the run kept, with the run's window."""
     size = tuple(run.record.size)
     wanted = tuple(side or own for side, own in zip(job.size, size, strict=True))
     if wanted != size:
         raise UserError(
-            f"--W {wanted[1]} --H {wanted[0]} is not the size of the run, {size[1]}x{size[0]}: leave them out, or "
+            f"--W {wanted[1]} --H {wanted[0]} is not the size of the run, {shown(size)}: leave them out, or "
             "make a run of that size"
         )
     if job.invert_mask and job.mask is None:
         raise UserError("--invert_mask needs --mask: the mask that the run kept is inverted already where it should be")
-    picture = load_image(job.init_image or _kept(run, "input", "--init_image")).rgb
-    if job.mask is None:
-        return to_tensor(picture, size), load_mask(_kept(run, "mask", "--mask"), size)
-    own_size = (picture.height, picture.width)
-    return to_tensor(picture, size), load_mask(job.mask, size, job.invert_mask, image_size=own_size)
+    record = run.record
+    if record.window is None:
+        raise UserError(f'the run in "{run.path}" edited no image: there is no background to restore')
+    picture = load_image(job.init_image or _kept(run, "original", "--init_image"))
+    image_size, window = (picture.rgb.height, picture.rgb.width), Window(**record.window)
+    if (window.height, window.width) == window.image_size:
+        window = Window(0, 0, *image_size[::-1], image_size)  # all of the image, so all of one of another size too
+    elif window.image_size != image_size:
+        raise UserError(
+            f'"{picture.path}" is {shown(image_size)}, the image of the run was {shown(window.image_size)}: give '
+            "that one by --init_image"
+        )
+    mask = load_mask(job.mask or _kept(run, "full_mask", "--mask"), image_size, job.invert_mask)
+    return Canvas.at(picture, mask, window, size, record.feather if job.feather is None else job.feather)
 
 
 def _kept(run: Run, name: str, option: str) -> Path:
-    path = run.path / "assets" / f"{name}.png"
-    if not path.is_file():
-        raise UserError(f'the run kept no "{path}": give the file by {option}')
+    path = run.asset(name)
+    if path is None:
+        raise UserError(f'the run in "{run.path}" kept no {name}: give the file by {option}')
     return path
 
 
@@ -149,20 +169,9 @@ def _model_files(job: ReconstructionJob, run: Run) -> zoo.ModelFiles:
     )
 
 
-def _learning_rate(kind: str, files: zoo.ModelFiles) -> float:
-    """What the section `reconstruction` of the model's config says, or the default."""
-    known = {"optimization": "learning_rate", "optimization_latents": "latents_learning_rate"}
-    section = zoo.read_config(files.config).get("reconstruction") or {}
-    if not isinstance(section, dict) or section.keys() - set(known.values()):
-        raise UserError(f"{files.config}: the section `reconstruction` may hold {' and '.join(known.values())} alone")
-    rate = section.get(known[kind], LEARNING_RATES[kind])
-    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        raise UserError(f"{files.config}: reconstruction.{known[kind]} is {rate}: write a number above 0")
-    return float(rate)
-
-
-def _task(run: Run, index: int, x_source: Tensor, mask: Tensor, model: LatentDiffusion | None) -> ReconstructionTask:
+def _task(run: Run, index: int, canvas: Canvas, model: LatentDiffusion | None) -> ReconstructionTask:
     """Prediction `index` as exactly as it can be had: decoded from its latent, else from its 8-bit picture."""
+    x_source, mask = canvas.x_source, canvas.x_mask
     if model is None:
         return ReconstructionTask(x_source, to_tensor(run.image(index), x_source.shape[2:]), mask)
     z0 = run.z0(index)
@@ -202,7 +211,11 @@ def _decibel(value: float | str | None) -> str:
 
 
 def _info(
-    job: ReconstructionJob, task: ReconstructionTask, options: ReconstructionOptions, result: Reconstruction
+    job: ReconstructionJob,
+    task: ReconstructionTask,
+    options: ReconstructionOptions,
+    result: Reconstruction,
+    measures: Measures,
 ) -> dict[str, Any]:
     """What `reconstruction.json` keeps. JSON has no infinity: the PSNR of equal pictures is "inf"."""
     numbers = {
@@ -217,4 +230,4 @@ def _info(
         numbers["background_weight"] = options.background_weight
     given = {"init_image": job.init_image, "mask": job.mask}
     finite = {name: "inf" if value == math.inf else value for name, value in numbers.items()}
-    return finite | {name: str(path) for name, path in given.items() if path is not None}
+    return finite | measures.info() | {name: str(path) for name, path in given.items() if path is not None}

@@ -3,161 +3,42 @@
     outdir/
       <prompt-slug>.png            the grid of the latest run of that prompt
       samples/                     one run, whole: replaced as one, never mixed with another
-        run.json  latents.safetensors  images/0000.png ...  assets/*.png  videos/0000.mp4
+        run.json  latents.safetensors  videos/0000.mp4
+        images/0000.png ...            predictions as the model paints them, at its size
+        results/0000.png ...           the same in the input, at the input's size
+        assets/                        input and mask as the model saw them, full_mask at the input's size, and
+                                       the user's own files as original.* and original_mask.*
         reconstructed_<kind>/0000.png ...  reconstruction.json
 
 A run is built in a hidden folder beside `samples` and swapped in by two renames. The grids of other prompts stay:
 each is a picture with a name of its own, and together they are the diary of an output folder.
 """
 
-import hashlib
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import time
-import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import PIL
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from ldm.checkpoint import save_safetensors
 from ldm.editing.images import atomic_file, load_image, save_png, write_error
+from ldm.editing.run_record import RunRecord, prompt_slug
 from ldm.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-_SLUG_LENGTH = 80
 _OLD = ".samples.old"
 _NEW = ".samples.new-"
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
-
-
-def prompt_slug(prompt: str) -> str:
-    """A file name for a prompt: at most 80 of a-z, 0-9, "-" and "_", different for different prompts.
-
-    "a pink yarn ball" is "a-pink-yarn-ball". A prompt that loses anything on the way (capitals, other scripts,
-    punctuation, length) ends in "_" and ten digits of its SHA-256; the empty prompt is "unconditional".
-    """
-    if not prompt:
-        return "unconditional"
-    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
-    name = "-".join(re.findall("[a-z0-9]+", plain))
-    exact = name.replace("-", " ") == prompt and name not in _RESERVED | {"unconditional"}
-    if exact and len(name) <= _SLUG_LENGTH:
-        return name
-    mark = "_" + hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:10]
-    return (name or "prompt")[: _SLUG_LENGTH - len(mark)].strip("-") + mark
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "pillow": PIL.__version__}
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """All that is needed to make a run again; run.json holds its fields under their names.
-
-    Attributes:
-        prompt: as given; "" is unconditional.
-        model: the model's name.
-        config, weights: their paths; `weights_sha256` where it is known.
-        seed: the first prediction's; `seeds` are those of the predictions in rank order, best first.
-        scores: CLIP distances in rank order, lower is better; None where nothing ranked them.
-        options: the command line's options under their names (`ddim_steps`, `scale`, ...).
-        image, mask, invert_mask: the input as given.
-        size: (H,W) that the model worked at.
-    """
-
-    prompt: str
-    model: str
-    config: str
-    weights: str
-    seed: int
-    seeds: tuple[int, ...]
-    image: str
-    mask: str
-    size: tuple[int, int]
-    options: dict[str, Any] = field(default_factory=dict)
-    scores: tuple[float, ...] | None = None
-    invert_mask: bool = False
-    weights_sha256: str | None = None
-    versions: dict[str, str] = field(default_factory=_versions)
-    created: str = field(default_factory=_now)
-    format: int = FORMAT
-
-    def __post_init__(self):
-        """Lists (as JSON has them) become tuples.
-
-        Raises:
-            ValueError: as many scores as there are not predictions.
-        """
-        for name in ("seeds", "size", "scores"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else tuple(value))
-        if self.scores is not None and len(self.scores) != len(self.seeds):
-            raise ValueError(f"{len(self.scores)} scores for {len(self.seeds)} predictions")
-
-    def to_json(self) -> str:
-        """The record as indented JSON; what JSON has no word for (paths, devices) as text."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, source: str | os.PathLike = "run.json") -> "RunRecord":
-        """The record of `to_json`; fields that this version does not know are left out.
-
-        Raises:
-            UserError: damaged, or of a newer format; `source` is named.
-        """
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise UserError(f'"{source}" is damaged ({error}): make the run again') from error
-        if not isinstance(values, dict):
-            raise UserError(f'"{source}" is not the record of a run: make the run again')
-        version = values.get("format", FORMAT)
-        if not isinstance(version, int) or version > FORMAT:
-            raise UserError(f'"{source}" has format {version}, this version reads up to {FORMAT}: update the program')
-        try:
-            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-        except (TypeError, ValueError) as error:
-            raise UserError(f'"{source}" is damaged ({error}): make the run again') from error
-
-    def png_text(self, index: int) -> dict[str, str]:
-        """The text chunks of a prediction: `parameters` as common viewers read it, and `ldm`, JSON of everything."""
-        distance = None if self.scores is None else self.scores[index]
-        words = {
-            "Steps": self.options.get("ddim_steps"),
-            "Sampler": "DDIM",
-            "CFG scale": self.options.get("scale"),
-            "Seed": self.seeds[index],
-            "Size": f"{self.size[1]}x{self.size[0]}",  # width first, as everybody has it
-            "Model": self.model,
-            "CLIP distance": None if distance is None else f"{distance:.4f}",
-        }
-        line = ", ".join(f"{key}: {value}" for key, value in words.items() if value is not None)
-        about = {
-            "index": index,
-            "seed": self.seeds[index],
-            "clip_distance": distance,
-            "run": json.loads(self.to_json()),
-        }
-        return {"parameters": f"{self.prompt}\n{line}", "ldm": json.dumps(about, ensure_ascii=False)}
 
 
 @dataclass(frozen=True)
@@ -185,6 +66,10 @@ class Run:
     def image(self, index: int) -> Image.Image:
         """Prediction `index`, 0 is the best, as the model painted it."""
         return load_image(self.path / "images" / f"{self.check(index):04d}.png").rgb
+
+    def asset(self, name: str) -> Path | None:
+        """What `write_run` kept under `name` among its assets and originals; None if there is no such file."""
+        return next(iter(sorted((self.path / "assets").glob(f"{name}.*"))), None)
 
     def z0(self, index: int) -> torch.Tensor | None:
         """Its latent (1,c,h,w), times the scale factor as the sampler left it; None for a run that kept none."""
@@ -232,8 +117,10 @@ def write_run(
     record: RunRecord,
     grid: Image.Image,
     images: Sequence[Image.Image],
+    results: Sequence[Image.Image] | None,
     latents: torch.Tensor,
     assets: Mapping[str, Image.Image],
+    originals: Mapping[str, str | os.PathLike] | None = None,
     videos: Sequence[str | os.PathLike] | None = None,
 ) -> Path:
     """Write a run and put it in the place of the one before, as a whole; until then that one stays as it is.
@@ -242,32 +129,39 @@ def write_run(
         outdir: made if it is missing.
         record: with as many seeds as there are images.
         grid: goes to `<prompt-slug>.png`.
-        images: the predictions in rank order.
+        images: the predictions in rank order, at the model's size.
+        results: the same in their picture, at its size; None where there is no picture.
         latents: their z0 (n,c,h,w), in the same order.
         assets: pictures by name; `input` and `mask` are what `Run` reads.
-        videos: files to be copied in, in the same order.
+        originals: files to be copied in beside them, by name without suffix.
+        videos: files to be copied in, in the order of the predictions.
 
     Returns:
         The `samples` folder.
 
     Raises:
         UserError: the folder cannot be written or holds a `samples` that is none of ours.
-        ValueError: the numbers of seeds, images, latents and videos differ.
+        ValueError: the numbers of seeds, images, results, latents and videos differ.
     """
-    counts = {len(record.seeds), len(images), len(latents), len(images if videos is None else videos)}
+    optional = (images if part is None else part for part in (results, videos))
+    counts = {*map(len, (record.seeds, images, latents, *optional))}
     if len(counts) != 1 or not images:
-        raise ValueError(f"as many seeds, images, latents and videos are needed, not {sorted(counts)}")
+        raise ValueError(f"as many seeds, images, results, latents and videos are needed, not {sorted(counts)}")
     outdir = Path(outdir)
     check_writable(outdir)
     staging = outdir / f"{_NEW}{uuid.uuid4().hex[:12]}"
     try:
         new = staging / "samples"
-        for folder in ("images", "assets") + (("videos",) if videos else ()):
-            (new / folder).mkdir(parents=True)
-        for i, image in enumerate(images):
-            save_png(image, new / "images" / f"{i:04d}.png", record.png_text(i))
+        for folder, files in (("images", images), ("results", results), ("assets", (1,)), ("videos", videos)):
+            if files:
+                (new / folder).mkdir(parents=True)
+        for folder, pictures in (("images", images), ("results", results or ())):
+            for i, image in enumerate(pictures):
+                save_png(image, new / folder / f"{i:04d}.png", record.png_text(i))
         for name, image in assets.items():
             save_png(image, new / "assets" / f"{name}.png")
+        for name, path in (originals or {}).items():
+            shutil.copyfile(path, new / "assets" / f"{name}{Path(path).suffix.lower()}")
         for i, video in enumerate(videos or ()):
             shutil.copyfile(video, new / "videos" / f"{i:04d}{Path(video).suffix}")
         save_safetensors({"z0": latents.detach().float().cpu().contiguous()}, new / "latents.safetensors")

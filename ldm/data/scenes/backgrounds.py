@@ -65,7 +65,7 @@ class Kind:
 
 
 def read_photo(photo: Photo) -> Tensor:
-    """A photograph as (3, h, w) in [0, 1]; gray ones get three equal channels. Raises MissingExtra without its wheel."""
+    """A photograph (3, h, w) in [0, 1]; gray ones get three equal channels. Raises MissingExtra without its wheel."""
     import numpy as np
     from PIL import Image
 
