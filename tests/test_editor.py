@@ -1,0 +1,120 @@
+"""The Python API: pictures in memory, of any size, edited by a model that is loaded once."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.editing import Editor, EditRequest, Place, ReconstructionOptions
+from ldm.editing.edit import EditInput, edit_images
+from ldm.errors import UserError
+from tests.tiny import save_tiny_model, tiny_model, tiny_picture
+
+QUICK = {"ddim_steps": 3, "n_samples": 2}
+INSIDE = np.s_[30:70, 40:100]
+
+
+@pytest.fixture(scope="module")
+def editor():
+    return Editor(tiny_model())
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def mask():
+    mask = np.zeros((120, 160), np.uint8)
+    mask[INSIDE] = 255
+    return mask
+
+
+def test_paths_pictures_and_arrays_are_the_same(editor, photo, mask, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    forms = [
+        (photo, mask),
+        (photo, mask > 0),
+        (Image.fromarray(photo), Image.fromarray(mask)),
+        (tmp_path / "photo.png", str(tmp_path / "mask.png")),
+    ]
+    results = [editor.edit(*form, "a red ball", **QUICK).results for form in forms]
+    for result in results[1:]:
+        assert all((np.asarray(one) == np.asarray(other)).all() for one, other in zip(result, results[0], strict=True))
+
+
+def test_what_an_edit_holds(editor, photo, mask):
+    edited = editor.edit(photo, mask, "a red ball", seed=5, **QUICK)
+    assert edited.edit.seeds == (5, 6) and edited.scores is None
+    assert edited.edit.x.shape == (2, 3, 64, 64) and edited.edit.z0.shape == (2, 4, 8, 8)
+    far = np.ones((120, 160), bool)
+    reach = int(np.ceil(edited.task.canvas.feather))
+    far[30 - reach : 70 + reach, 40 - reach : 100 + reach] = False
+    for result, measures in zip(edited.results, edited.measures, strict=True):
+        assert result.size == (160, 120) and (np.asarray(result)[far] == photo[far]).all()
+        assert measures.max_difference == 0
+
+
+@pytest.mark.parametrize("kind", ["optimization", "optimization_latents", "pixel", "residual"])
+def test_a_prediction_is_restored_without_files(editor, photo, mask, kind):
+    edited = editor.edit(photo, mask, "a red ball", **QUICK)
+    restored = editor.reconstruct(edited, 1, kind, ReconstructionOptions(steps=3))
+    assert restored.image.size == (160, 120) and restored.measures.max_difference == 0
+    assert restored.reconstruction.x.shape == (1, 3, 64, 64)
+    change = np.abs(np.asarray(restored.image).astype(int) - np.asarray(edited.results[1]))[INSIDE].mean()
+    other = np.abs(np.asarray(restored.image).astype(int) - np.asarray(edited.results[0]))[INSIDE].mean()
+    assert change < other, "it is that of its own prediction"
+
+
+def test_a_residual_is_the_finish_of_an_edit(editor, photo, mask):
+    edited = editor.edit(photo, mask, "a red ball", **QUICK)
+    restored = editor.reconstruct(edited, 0, "residual")
+    assert np.abs(np.asarray(restored.image).astype(int) - np.asarray(edited.results[0])).max() <= 1
+
+
+def test_a_loaded_model_brings_its_own_learning_rate(photo, mask, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = save_tiny_model(tmp_path / "own", reconstruction={"learning_rate": 1e-12})
+    editor = Editor.load(str(folder), device="cpu")
+    edited = editor.edit(photo, mask, "a red ball", **QUICK)
+    restored = editor.reconstruct(edited, options=ReconstructionOptions(steps=2)).reconstruction.x
+    assert torch.allclose(restored, edited.edit.x[:1].clamp(-1, 1), atol=1e-4), "at that rate nothing moves"
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ({"region": "left"}, "region"),
+        ({"context": -1}, "context is -1"),
+        ({"feather": float("inf")}, "feather is inf"),
+    ],
+)
+def test_a_place_out_of_range_is_named(place, named):
+    with pytest.raises(UserError, match=named):
+        Place(**place)
+
+
+def test_images_masks_and_prompts_share_a_batch_and_do_not_know_of_each_other():
+    model = tiny_model()
+    inputs = []
+    for i, prompt in enumerate(("a red ball", "a blue cube", "")):
+        mask = torch.zeros(1, 1, 64, 64)
+        mask[..., 8 * i : 32 + 8 * i, 16 : 48 - 12 * i] = 1
+        options = {"ddim_steps": 5, "ddim_eta": 0.3, "seed": 7 * i}  # the masks' thickness chooses their numbers
+        request = EditRequest(prompt, n_samples=1 + i % 2, **options)
+        inputs.append(EditInput(tiny_picture(64, 64, i), mask, request))
+    together = edit_images(model, inputs, batch_size=3)
+    for one, edit in zip(inputs, together, strict=True):
+        (alone,) = edit_images(model, [one])
+        assert edit.seeds == alone.seeds and len(edit.x) == one.request.n_samples
+        for name in ("x", "z0", "x_reference", "latent_masks"):
+            assert torch.allclose(getattr(edit, name), getattr(alone, name), atol=1e-3), name
+
+
+def test_inputs_of_different_walks_do_not_share_a_batch():
+    mask = torch.ones(1, 1, 64, 64)
+    inputs = [EditInput(tiny_picture(), mask, EditRequest("a", ddim_steps=steps)) for steps in (2, 3)]
+    with pytest.raises(ValueError, match="one walk"):
+        edit_images(tiny_model(), inputs)
