@@ -14,8 +14,9 @@ from ldm.data.scenes.scenes import render_scenes
 from ldm.data.shards import write_shard
 from ldm.editing.edit import EditRequest, edit_image
 from ldm.models.diffusion.ddim import noised
-from ldm.training.autoencoder import psnr, reconstruction_loss
+from ldm.training.autoencoder import psnr
 from ldm.training.diffusion import DiffusionTrainer
+from ldm.training.losses import reconstruction_loss
 from ldm.training.optim import adamw_with_cosine
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,7 @@ def test_train_resume_export_and_edit(work, capsys):
     assert run(export, [str(work / "diffusion/last.ckpt"), str(work / "model"), "--reconstruction_lr", "1e-3"]) == 0
     config = zoo.read_config(work / "model/config.yaml")
     assert config["reconstruction"] == {"learning_rate": 1e-3}
+    assert config["words"]["shapes"][:2] == ["ball", "cube"] and "red" in config["words"]["colours"]
     exported = zoo.load(zoo.resolve(str(work / "model")), torch.device("cpu"), torch.float32)
     trained = torch.load(work / "diffusion/last.ckpt", weights_only=True)
     for key, value in exported.state_dict().items():

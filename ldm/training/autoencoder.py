@@ -5,28 +5,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.errors import UserError
+from ldm.training.losses import PatchDiscriminator, TextureLoss, adaptive_weight, hinge_loss, reconstruction_loss
 from ldm.training.optim import adamw_with_cosine, begin_from
 from ldm.util import instantiate_from_config
-
-
-def gradient_difference(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of the horizontal and vertical differences of two images (b, c, h, w)."""
-    d = a - b
-    return d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
-
-
-def reconstruction_loss(x: Tensor, target: Tensor, gradient_weight: float, pyramid_weight: float) -> Tensor:
-    """L1 at full size, of gradients, and at half and quarter size: edges stay sharp and large areas keep their tone.
-
-    A perceptual term that needs no download.
-    """
-    loss = F.l1_loss(x, target) + gradient_weight * gradient_difference(x, target)
-    for size in (2, 4):
-        loss = loss + pyramid_weight * F.l1_loss(F.avg_pool2d(x, size), F.avg_pool2d(target, size))
-    return loss
 
 
 def psnr(x: Tensor, target: Tensor) -> Tensor:
@@ -38,12 +22,22 @@ def psnr(x: Tensor, target: Tensor) -> Tensor:
 class AutoencoderTrainer(pl.LightningModule):
     """Trains an `AutoencoderKL` (under `first_stage_model`) to reproduce its images.
 
+    From the step `discriminator_start` on, a `PatchDiscriminator` (under `discriminator`) is trained along, and the
+    autoencoder to deceive it (Esser et al. 2021). Both take one step from the same batch, by one optimiser with a
+    group of parameters each: so Lightning's loop counts steps, clips, scales and resumes as in any other training.
+
     Args:
         model: the autoencoder's config.
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
         kl_weight: weight of the KL divergence a latent value, in nats.
         gradient_weight, pyramid_weight: see `reconstruction_loss`.
-        begin: a file of weights to begin with, that of a shipped model.
+        texture_weight: of `TextureLoss`.
+        begin: a file of weights to begin with, that of a shipped model or a checkpoint of this training.
+        train_encoder: false trains the decoder alone: latents stay what they are, and denoisers of them valid.
+        discriminator_start: None is without. After 0, several processes need the strategy
+            `ddp_find_unused_parameters_true`, since the discriminator waits for its step.
+        discriminator_weight: strength of the pull to deceive it, as a part of the other losses' (`adaptive_weight`).
+        discriminator: arguments of `PatchDiscriminator`.
     """
 
     def __init__(
@@ -54,31 +48,84 @@ class AutoencoderTrainer(pl.LightningModule):
         kl_weight: float = 3e-4,
         gradient_weight: float = 0.5,
         pyramid_weight: float = 0.5,
+        texture_weight: float = 0.0,
         begin: str | None = None,
+        train_encoder: bool = True,
+        discriminator_start: int | None = None,
+        discriminator_weight: float = 0.5,
+        discriminator: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
         self.first_stage_model = instantiate_from_config(model).to(memory_format=torch.channels_last)
+        if not train_encoder:
+            self.first_stage_model.encoder.requires_grad_(False)
+            self.first_stage_model.quant_conv.requires_grad_(False)
+        self.texture = TextureLoss()
+        self.discriminator = None
+        if discriminator_start is not None:
+            self.discriminator = PatchDiscriminator(**(discriminator or {})).to(memory_format=torch.channels_last)
 
     def on_fit_start(self) -> None:
         if self.hparams.begin and self.global_step == 0:
             begin_from(self.first_stage_model, self.hparams.begin, "first_stage_model.")
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError where the checkpoint has a discriminator and this training none, or the other way round."""
+        has = any(key.startswith("discriminator.") for key in checkpoint["state_dict"])
+        if has != (self.discriminator is not None):
+            raise UserError(
+                f"the checkpoint was trained {'with' if has else 'without'} a discriminator: keep "
+                "discriminator_start as it was, or begin a run of its own from its weights (module.params.begin=FILE)"
+            )
+
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
+        h = self.hparams
         x = batch["image"].contiguous(memory_format=torch.channels_last)
         recon, posterior = self.first_stage_model(x)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = reconstruction_loss(recon, x, self.hparams.gradient_weight, self.hparams.pyramid_weight)
+        loss = reconstruction_loss(recon, x, h.gradient_weight, h.pyramid_weight)
+        if h.texture_weight:
+            loss = loss + h.texture_weight * self.texture(recon, x)
         self.log("train/psnr", psnr(recon.detach(), x), prog_bar=True)
         self.log("train/kl", kl)
-        return loss + self.hparams.kl_weight * kl
+        if self.discriminator is not None and self.global_step >= h.discriminator_start:
+            loss = loss + self._adversarial(recon, x, loss)
+        return loss + h.kl_weight * kl
+
+    def _adversarial(self, recon: Tensor, x: Tensor, loss: Tensor) -> Tensor:
+        """The autoencoder's adversarial loss, weighted against `loss`, and the discriminator's own."""
+        # The one reaches the autoencoder alone, through a discriminator that is held still ...
+        still = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        deceit = -torch.func.functional_call(self.discriminator, still, recon).mean()
+        last_layer = self.first_stage_model.decoder.conv_out.weight
+        weight = self.hparams.discriminator_weight * adaptive_weight(loss, deceit, last_layer)
+        # ... and the other the discriminator alone.
+        real, fake = self.discriminator(torch.cat([x, recon.detach()])).chunk(2)
+        discrimination = hinge_loss(real, fake)
+        self.log("train/deceit", deceit.detach())
+        self.log("train/discrimination", discrimination.detach(), prog_bar=True)  # 1: it cannot tell them apart
+        self.log("train/adaptive_weight", weight)
+        return weight * deceit + discrimination
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         x = batch["image"]
         posterior = self.first_stage_model.encode(x)
-        self.log("val/psnr", psnr(self.first_stage_model.decode(posterior.mode()), x), prog_bar=True)
+        recon = self.first_stage_model.decode(posterior.mode())
+        self.log("val/psnr", psnr(recon, x), prog_bar=True)
+        self.log("val/texture", self.texture(recon, x))
         self.log("val/z_std", posterior.mode().std())
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Each network by its own norm: or the one's large gradients would shorten the other's."""
+        if gradient_clip_algorithm == "value" or not gradient_clip_val:
+            return super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
     def configure_optimizers(self):
         h = self.hparams
-        return adamw_with_cosine(self.first_stage_model.parameters(), h.learning_rate, h.warmup, self.trainer.max_steps)
+        groups = [{"params": [p for p in self.first_stage_model.parameters() if p.requires_grad]}]
+        if self.discriminator is not None:
+            groups.append({"params": [*self.discriminator.parameters()], "betas": (0.5, 0.9)})
+        return adamw_with_cosine(groups, h.learning_rate, h.warmup, self.trainer.max_steps)

@@ -1,0 +1,200 @@
+"""scripts/txt2img.py from the outside, and what a model says of words that it does not know."""
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm import zoo
+from ldm.cli import run
+from ldm.editing.images import read_png_text
+from ldm.editing.txt2img_job import GenerationRequest, generate_images
+from ldm.editing.words import tell_unknown_words
+from ldm.errors import UserError
+from tests.tiny import save_tiny_model, tiny_model
+
+ROOT = Path(__file__).parents[1]
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+txt2img = load_script("txt2img")
+WORDS = {"shapes": ["ball", "cube", "cone", "mug", "die", "star"], "colours": ["red", "blue"]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("txt2img") / "model", words=WORDS)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def paint(model, outdir, *more, prompt="a red ball") -> int:
+    argv = [f"--prompt={prompt}", "--model", str(model), "--outdir", str(outdir), "--ddim_steps", "3"]
+    return run(txt2img.main, [*argv, "--n_samples", "2", "--device", "cpu", *map(str, more)])
+
+
+def test_a_run_leaves_a_grid_and_pictures_that_say_how_they_were_made(model, tmp_path, capsys):
+    assert paint(model, tmp_path, "--seed", 7, "--n_iter", 2, "--scale", 3) == 0
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    assert files == ["a-red-ball.png", *(f"a-red-ball/{i:04d}.png" for i in range(4))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-red-ball", "a-red-ball.png"]
+    assert Image.open(tmp_path / "a-red-ball/0000.png").size == (64, 64)
+    assert Image.open(tmp_path / "a-red-ball.png").width > 4 * 64
+    text = read_png_text(tmp_path / "a-red-ball/0003.png")
+    assert text["parameters"].startswith("a red ball\nSteps: 3, ") and "Seed: 10" in text["parameters"]
+    about = json.loads(text["ldm"])
+    assert (about["prompt"], about["seed"], about["scale"], about["size"]) == ("a red ball", 10, 3.0, [64, 64])
+    said = capsys.readouterr()
+    assert str(tmp_path / "a-red-ball.png") in said.out and said.err.count("unranked") == 1
+
+
+def test_a_new_run_of_a_prompt_replaces_the_old_one_and_leaves_those_of_others(model, tmp_path):
+    assert paint(model, tmp_path, "--n_samples", 3) == 0
+    assert paint(model, tmp_path, prompt="a blue cube") == 0
+    assert paint(model, tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a-blue-cube",
+        "a-blue-cube.png",
+        "a-red-ball",
+        "a-red-ball.png",
+    ]
+    assert len(list((tmp_path / "a-red-ball").iterdir())) == 2
+
+
+def test_a_folder_of_the_users_is_not_replaced(model, tmp_path, capsys):
+    (tmp_path / "a-red-ball").mkdir()
+    (tmp_path / "a-red-ball" / "diary.txt").write_text("mine")
+    assert paint(model, tmp_path) == 2
+    assert "diary.txt" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["a-red-ball", "diary.txt"]
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_picture_depends_on_its_seed_and_not_on_its_batch(eta):
+    model = tiny_model()
+    request = {"prompt": "a red ball", "ddim_steps": 4, "ddim_eta": eta}
+    batch = generate_images(model, GenerationRequest(seed=5, n_samples=3, **request))
+    halves = generate_images(model, GenerationRequest(seed=5, n_samples=1, n_iter=3, **request))
+    alone = generate_images(model, GenerationRequest(seed=7, n_samples=1, **request))
+    assert batch.seeds == halves.seeds == (5, 6, 7)
+    torch.testing.assert_close(batch.x, halves.x, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(batch.x[2:], alone.x, atol=1e-4, rtol=1e-4)
+    assert (batch.x[0] - batch.x[1]).abs().mean() > 0.01
+
+
+def test_the_prompt_and_the_guidance_are_heard():
+    model = tiny_model()
+
+    def paint(prompt: str, scale: float):
+        return generate_images(model, GenerationRequest(prompt, n_samples=1, ddim_steps=4, scale=scale)).z0
+
+    red, blue, plain = paint("a red ball", 5.0), paint("a blue cube", 5.0), paint("a red ball", 1.0)
+    assert not torch.allclose(red, blue, atol=1e-3) and not torch.allclose(red, plain, atol=1e-3)
+    torch.testing.assert_close(paint("", 5.0), paint("", 1.0), atol=1e-4, rtol=1e-4)  # nothing to be guided to
+
+
+def test_the_ranker_sees_whole_pictures_and_orders_everything():
+    seen = {}
+
+    class Ranker:
+        def distances(self, x, mask, prompt):
+            seen.update(x=x, mask=mask, prompt=prompt)
+            return torch.tensor([0.7, 0.2, 0.5])
+
+    request = GenerationRequest("a red ball", seed=5, n_samples=3, ddim_steps=2)
+    ranked = generate_images(tiny_model(), request, ranker=Ranker())
+    assert seen["mask"] is None and seen["prompt"] == "a red ball"
+    assert ranked.seeds == (6, 7, 5) and ranked.distances == pytest.approx((0.2, 0.5, 0.7))
+    torch.testing.assert_close(ranked.x, seen["x"][[1, 2, 0]])
+    torch.testing.assert_close(ranked.z0, generate_images(tiny_model(), request).z0[[1, 2, 0]])
+
+
+def test_size(model, tmp_path):
+    assert paint(model, tmp_path, "--H", 48, "--W", 80) == 0
+    assert Image.open(tmp_path / "a-red-ball/0000.png").size == (80, 48)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--H", 50], "--H 48"),
+        (["--ddim_steps", 1001], "1001"),
+        (["--n_samples", 0], "0 is out of range"),
+        (["--scale", "much"], '"much"'),
+        (["--model", "nonesuch"], "nonesuch"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--config", "x.yaml"], "--ckpt"),
+        (["--mask", "m.png"], "--mask"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(model, tmp_path, capsys, more, named):
+    try:
+        code = paint(model, tmp_path / "out", *more)
+    except SystemExit as stop:  # argparse's own way
+        code = stop.code
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and named in errors[0], said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_requests_out_of_range():
+    with pytest.raises(UserError, match="n_iter is 0"):
+        GenerationRequest("a ball", n_iter=0)
+
+
+def told(files: zoo.ModelFiles, prompt: str, caplog) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="ldm"):
+        tell_unknown_words(tiny_model(), files, prompt)
+    return caplog.messages
+
+
+def test_unknown_words_are_told_with_the_known_ones_by_kind(model, caplog):
+    files = zoo.resolve(str(model))
+    assert told(files, "a pink yarn ball", caplog) == []
+    (line,) = told(files, "a spaceship, a ball and a rocket", caplog)
+    assert '"spaceship", "and", "rocket"' in line
+    assert "it knows colours (red, blue), shapes (ball, cube, cone, mug ...); text2img-large" in line
+    (line,) = told(files, " ".join(f"{'x' * 500}{i}" for i in range(50)), caplog)
+    assert len(line) < 400 and "\n" not in line  # stays readable whatever the prompt
+
+
+def test_models_without_a_list_of_words_and_the_large_one_itself(tmp_path, caplog):
+    files = zoo.resolve(str(save_tiny_model(tmp_path / "plain")))
+    (line,) = told(files, "a spaceship", caplog)
+    assert '"spaceship"' in line and "it knows" not in line and "text2img-large" in line
+    large = zoo.ModelFiles("text2img-large", files.config, files.weights, None)
+    (line,) = told(large, "a spaceship", caplog)
+    assert "text2img-large" not in line
+
+
+def test_a_damaged_list_of_words_is_one_line(tmp_path):
+    files = zoo.resolve(str(save_tiny_model(tmp_path / "model", words={"shapes": "ball"})))
+    with pytest.raises(UserError, match="section `words`"):
+        tell_unknown_words(tiny_model(), files, "a spaceship")
+
+
+def test_scenes_tells_words_that_it_knows():
+    from ldm.editing.words import known_words
+    from ldm.modules.encoders.modules import BERTTokenizer
+
+    files = zoo.resolve("scenes")
+    words = known_words(files)
+    assert words.keys() == {"shapes", "colours", "materials", "backgrounds"}
+    tokenize = BERTTokenizer(str(files.config.parent / "tokenizer"), 128)
+    for listed in words.values():
+        assert len(listed) >= 5 and not tokenize.unknown_words(" ".join(listed))
