@@ -176,6 +176,20 @@ def load(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> LatentD
     return load_model(read_config(files.config), files.weights, device=device, dtype=dtype)
 
 
+def outline(files: ModelFiles) -> LatentDiffusion:
+    """The model without its weights, on the meta device: good for its sizes alone.
+
+    Raises:
+        UserError: the config cannot be read, or names no such model.
+    """
+    import torch
+
+    from ldm.util import instantiate_from_config
+
+    with torch.device("meta"):
+        return instantiate_from_config(read_config(files.config)["model"])
+
+
 def read_config(path: Path) -> Mapping[str, Any]:
     """A model's yaml as plain mappings. Paths of its text encoder that exist beside the yaml are made absolute.
 

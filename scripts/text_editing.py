@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
     # Nothing heavy is imported before the arguments are known to be good: --help answers at once.
     from ldm.editing.canvas import Place
     from ldm.editing.edit import EditRequest
-    from ldm.editing.job import EditJob, run_edit
+    from ldm.editing.job import EditJob, check_edit, run_edit
 
     options = vars(args) | {"prompt": args.prompt or ""}
     request = EditRequest(**{name: options[name] for name in EditRequest.__dataclass_fields__})

@@ -297,3 +297,16 @@ def test_editing_imports_only_what_it_uses(folder, tmp_path):
     code += "'diffusers', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_mask_doctor_reports_and_does_not_edit(folder, tmp_path, capsys):
+    argv = ["-i", str(folder / "img.png"), "--mask", str(folder / "mask.png"), "--model", str(folder / "model")]
+    assert run(text_editing.main, [*argv, "-o", str(tmp_path / "o"), "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "120x90" in said and "nothing" in said.split("odd:")[1], "a mask in order"
+    assert [p.name for p in (tmp_path / "o").iterdir()] == ["mask-check.png"]
+    assert Image.open(tmp_path / "o" / "mask-check.png").size[0] > 300
+    Image.fromarray(255 - np.asarray(Image.open(folder / "mask.png"))).save(tmp_path / "turned.png")
+    argv[3] = str(tmp_path / "turned.png")
+    assert run(text_editing.main, [*argv, "-o", str(tmp_path / "o"), "--check"]) == 0
+    assert "--invert_mask" in capsys.readouterr().out

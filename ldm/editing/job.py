@@ -11,10 +11,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.editing.canvas import Place
-from ldm.editing.edit import Edit, EditRequest
+from ldm import zoo
+from ldm.editing.canvas import Place, open_canvas
+from ldm.editing.edit import Edit, EditRequest, check_size
 from ldm.editing.editor import Edited, Editor
-from ldm.editing.images import load_image, make_grid, to_pil
+from ldm.editing.images import load_image, make_grid, save_png, to_pil
+from ldm.editing.mask_check import MaskReport, check_mask
 from ldm.editing.run_folder import check_writable, write_run
 from ldm.editing.run_record import RunRecord, prompt_slug
 from ldm.editing.video import decode_steps, require_video_writer, write_video
@@ -80,6 +82,38 @@ def run_edit(job: EditJob) -> EditResult:
     with tqdm(total=steps, desc="denoising", unit="step", disable=None) as bar:
         (edited,) = editor.run([task], on_step=lambda _: bar.update(), keep_steps=job.save_video)
     return write_edited(job, editor, edited)
+
+
+def check_edit(job: EditJob) -> tuple[MaskReport, Path]:
+    """Look at a job's image and mask as the edit would use them, without weights, and draw what is found.
+
+    Returns:
+        The report, and its picture, `<name of the mask>-check.png` in the output folder.
+
+    Raises:
+        UserError: bad input, no model, or a folder that cannot be written.
+    """
+    check_writable(job.outdir)
+    picture = load_image(job.init_image)
+    outline = zoo.outline(zoo.resolve(job.model, job.config, job.ckpt))
+    size = tuple(side or outline.image_size * outline.factor for side in job.place.size)
+    check_size(outline, *size)
+    canvas = open_canvas(picture, job.mask, job.place, size, outline.factor, job.invert_mask)
+    request = job.request
+    report = check_mask(
+        picture,
+        job.mask,
+        size,
+        outline.factor,
+        job.invert_mask,
+        request.mask_dilation_iterations,
+        request.mask_downsample,
+        canvas.window,
+    )
+    path = job.outdir / f"{job.mask.stem}-check.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(report.picture, path)
+    return report, path
 
 
 def write_edited(job: EditJob, editor: Editor, edited: Edited) -> EditResult:
