@@ -1,5 +1,9 @@
 """The Python API: pictures in memory, of any size, edited by a model that is loaded once."""
 
+import re
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,7 @@ from ldm.editing.edit import EditInput, edit_images
 from ldm.errors import UserError
 from tests.tiny import save_tiny_model, tiny_model, tiny_picture
 
+ROOT = Path(__file__).parents[1]
 QUICK = {"ddim_steps": 3, "n_samples": 2}
 INSIDE = np.s_[30:70, 40:100]
 
@@ -118,3 +123,16 @@ def test_inputs_of_different_walks_do_not_share_a_batch():
     inputs = [EditInput(tiny_picture(), mask, EditRequest("a", ddim_steps=steps)) for steps in (2, 3)]
     with pytest.raises(ValueError, match="one walk"):
         edit_images(tiny_model(), inputs)
+
+
+def test_readme_s_lines_of_python_run(tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    for name in ("img.png", "mask.png"):
+        (tmp_path / "inputs").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "inputs" / name, tmp_path / "inputs" / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Editor, "load", lambda: Editor(tiny_model()))
+    exec(lines, {})
+    for name in ("best.png", "restored.png"):
+        assert Image.open(tmp_path / name).size == Image.open(ROOT / "inputs" / "img.png").size
