@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "poisson": ["opencv-python-headless"],  # reconstruct.py --reconstruction_type poisson
     "video": ["imageio", "imageio-ffmpeg"],  # text_editing.py --save_video
-    "train": ["tensorboard", "scikit-image", "scikit-learn"],  # logs of train.py, photographs of make_scenes.py
+    "train": ["tensorboard", "scikit-image", "scikit-learn", "matplotlib"],  # logs, photographs of scenes, plots
 }
 
 setup(

@@ -9,7 +9,7 @@ from ldm.cli import Parser, bounded, run
 
 def build_parser() -> Parser:
     parser = Parser(prog="export_model.py", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="such as runs/diffusion/last.ckpt or runs/clip/last.ckpt")
+    parser.add_argument("checkpoint", type=Path, help="of the diffusion, of CLIP, or of a new decoder for FOLDER")
     parser.add_argument("folder", type=Path, help="such as models/ldm/scenes or models/clip/scenes")
     parser.add_argument(
         "--reconstruction_lr", type=bounded(float, 0, 1), help="learning rate that reconstruct.py takes for this model"

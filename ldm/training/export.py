@@ -1,4 +1,4 @@
-"""From a training checkpoint to what ships: weights in half precision, a config, a tokenizer."""
+"""From a training checkpoint to what ships: weights in half precision, a config, a tokenizer, a list of its words."""
 
 import os
 import shutil
@@ -9,21 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoint import save_safetensors
+from ldm import zoo
+from ldm.checkpoint import read_state_dict, save_safetensors
+from ldm.data.scenes.backgrounds import KINDS
+from ldm.data.scenes.colors import COLORS
+from ldm.data.scenes.materials import MATERIALS
+from ldm.data.scenes.shapes import SHAPES
 from ldm.errors import UserError
+from ldm.modules.encoders.modules import BERTTokenizer
 from ldm.training.clip import CLIPTrainer
 from ldm.training.clip import export as export_clip
+from ldm.training.judge import JudgeTrainer
+from ldm.training.judge import export as export_judge
 
 
 def export_checkpoint(path: Path, folder: Path, sections: dict[str, Any] | None = None) -> Path:
     """Write the model of a checkpoint of `scripts/train.py` to `folder`, as `ldm.zoo` and `CLIPRanker` read it.
 
     Args:
-        path: a checkpoint of the diffusion or of the CLIP training.
-        sections: what else the config says, beside `model`.
+        path: a checkpoint of the training of the diffusion, of CLIP or of the judge; or of the autoencoder's, whose
+            decoder then takes the place of the one in `folder`.
+        sections: what else the config says, beside `model` and `words`.
 
     Raises:
-        UserError: no checkpoint, or one of another training.
+        UserError: no checkpoint, or one of another training; a first stage whose latents are not those of `folder`.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: train one with scripts/train.py")
@@ -34,8 +43,12 @@ def export_checkpoint(path: Path, folder: Path, sections: dict[str, Any] | None 
         raise UserError(f"{path} is no checkpoint of scripts/train.py ({type(error).__name__})") from error
     if any(key.startswith("clip.") for key in state):
         return export_clip(CLIPTrainer.load_from_checkpoint(path, map_location="cpu"), folder)
+    if any(key.startswith("judge.") for key in state):
+        return export_judge(JudgeTrainer.load_from_checkpoint(path, map_location="cpu"), folder)
+    if any(key.startswith("first_stage_model.") for key in state):
+        return _replace_decoder(path, state, folder)
     if not any(key.startswith("ldm.model.") for key in state):
-        raise UserError(f"{path} is neither of the diffusion training nor of CLIP's: nothing to export")
+        raise UserError(f"{path} is of no training that makes a model: nothing to export")
     return _export_diffusion(checkpoint, folder, sections or {})
 
 
@@ -57,9 +70,46 @@ def _export_diffusion(checkpoint: dict[str, Any], folder: Path, sections: dict[s
     }
     save_safetensors(weights, folder / "model.safetensors")
     part = folder / "config.yaml.part"
-    OmegaConf.save(OmegaConf.create({"model": config, **sections}), part)
+    words = known_words(BERTTokenizer(str(target), encoder["vocab_size"]))
+    OmegaConf.save(OmegaConf.create({"model": config, "words": words, **sections}), part)
     os.replace(part, folder / "config.yaml")
     return folder
+
+
+def _replace_decoder(path: Path, state: dict[str, Tensor], folder: Path) -> Path:
+    """Give the model in `folder` the decoder of an autoencoder's checkpoint, if its encoder is the same."""
+    if not folder.is_dir():
+        raise UserError(f"{path} is a first stage, and there is no model in {folder} to put its decoder into")
+    weights = zoo.resolve(str(folder)).weights
+    if weights.suffix != ".safetensors":
+        raise UserError(f"{weights} is no export of this script: only such a model's decoder can be replaced")
+    model = read_state_dict(weights)
+    prefix = "first_stage_model."
+    old = {key: value for key, value in model.items() if key.startswith(prefix)}
+    new = {key: value for key, value in state.items() if key.startswith(prefix)}
+    if {key: value.shape for key, value in old.items()} != {key: value.shape for key, value in new.items()}:
+        raise UserError(f"the first stages of {path} and of {folder} have different sizes: they do not fit")
+    new = {key: value.to(old[key].dtype) for key, value in new.items()}
+    decoder = (f"{prefix}decoder.", f"{prefix}post_quant_conv.")
+    if any(not torch.equal(value, old[key]) for key, value in new.items() if not key.startswith(decoder)):
+        raise UserError(
+            f"the encoder of {path} is another one than that of {folder}, whose denoiser knows the latents of its own "
+            "alone: train with train_encoder: false from that model, or train a denoiser on the new latents"
+        )
+    save_safetensors(model | new, weights)
+    return folder
+
+
+def known_words(tokenize: BERTTokenizer) -> dict[str, list[str]]:
+    """What the captions name, by kind, each by its commonest words: those that a model with this tokenizer knows."""
+    names = {
+        "shapes": [shape.words[0] for shape in SHAPES.values()],
+        "colours": [color.words[0] for color in COLORS.values()],
+        "materials": [material.adjectives[0] for material in MATERIALS.values()],
+        # The plain ones, "a red background", say no more than the colours.
+        "backgrounds": [kind.words[0] for kind in KINDS.values() if "background" not in kind.words[0]],
+    }
+    return {kind: [name for name in listed if not tokenize.unknown_words(name)] for kind, listed in names.items()}
 
 
 def _half(key: str, value: Tensor) -> Tensor:

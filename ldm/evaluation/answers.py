@@ -1,0 +1,48 @@
+"""What an evaluation has found so far, on disk: a run that was stopped goes on where it stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ldm.editing.images import write_error
+from ldm.errors import UserError
+
+
+class Answers:
+    """A file of one JSON object a line: first the settings of the run, then its answers, in whatever order they came.
+
+    Args:
+        path: the file; it and its folder are made where there is none.
+        settings: what runs must share for their answers to go together.
+
+    Raises:
+        UserError: the file holds answers of other settings, is damaged, or cannot be written.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path, self.settings = path, settings
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            text = text[: text.rfind("\n") + 1]  # a line that was cut off is asked again
+            text = text or json.dumps(settings) + "\n"
+            path.write_text(text, encoding="utf-8")
+            first, *self._lines = (json.loads(line) for line in text.splitlines())
+        except OSError as error:
+            raise write_error(path, error) from error
+        except ValueError as error:
+            raise UserError(f'"{path}" is damaged: give another --outdir, or remove it') from error
+        changed = sorted(key for key in first.keys() | settings.keys() if first.get(key) != settings.get(key))
+        if changed:
+            what = ", ".join(changed)
+            raise UserError(f'"{path.parent}" is an evaluation of another {what}: give another --outdir, or remove it')
+
+    def of(self, part: str) -> dict[int, dict[str, Any]]:
+        """The answers to the triples of a part, by their numbers."""
+        return {line["index"]: line for line in self._lines if line["part"] == part}
+
+    def add(self, answer: dict[str, Any]) -> None:
+        """Keep an answer, which has a "part" and an "index"."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(answer) + "\n")
+        self._lines.append(json.loads(json.dumps(answer)))

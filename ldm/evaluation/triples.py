@@ -1,0 +1,132 @@
+"""The questions of the evaluation: held-out photographs, masks and prompts, the same ones for the same seed.
+
+Shapes, materials, colours, photographs and kinds of masks are dealt like cards, so that all come up equally often.
+A triple depends on those before it and not on how many follow: more of them continue the same series.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from ldm.data.scenes.backgrounds import HELD_OUT, KINDS, Photo, read_photo
+from ldm.data.scenes.captions import article, noun_phrase
+from ldm.data.scenes.colors import COLORS
+from ldm.data.scenes.draw import uniform
+from ldm.data.scenes.materials import MATERIALS
+from ldm.data.scenes.shapes import SHAPES
+
+T = TypeVar("T")
+MASKS = ("ellipse", "box", "blob")
+SCENIC = [kind.name for kind in KINDS.values() if not kind.name.endswith(" background")]
+
+
+@dataclass(frozen=True)
+class Triple:
+    """A photograph x (1, 3, S, S) in [-1, 1], a mask (1, 1, S, S) in {0, 1}, and a prompt.
+
+    expected: attribute -> the name that the prompt gives it; photo: the photograph's file.
+    """
+
+    x: Tensor
+    mask: Tensor
+    prompt: str
+    expected: dict[str, str]
+    photo: str
+
+
+def object_triples(seed: int, size: int) -> Iterator[Triple]:
+    """Objects into masks as large as those of the training: every prompt names a shape, a material and a colour."""
+    generator = Generator().manual_seed(seed)
+    photos, looks, masks = _photos(generator, size), _looks(generator), _deal(generator, MASKS)
+    for photo, x in photos:
+        prompt, expected = next(looks)
+        yield Triple(x, draw_mask(generator, size, next(masks)), prompt, expected, photo)
+
+
+def scribble_triples(seed: int, size: int) -> Iterator[Triple]:
+    """Objects from flat blobs of their colour, inside a mask a little wider than the blob."""
+    generator = Generator().manual_seed(seed)
+    looks = _looks(generator)
+    for photo, x in _photos(generator, size):
+        prompt, expected = next(looks)
+        blob = draw_mask(generator, size, "blob")
+        paint = torch.tensor(COLORS[expected["color"]].rgb).view(1, 3, 1, 1) * 2 - 1
+        room = size // 20
+        mask = F.max_pool2d(blob, 2 * room + 1, stride=1, padding=room)
+        yield Triple(torch.where(blob > 0, paint, x), mask, prompt, expected, photo)
+
+
+def background_triples(seed: int, size: int) -> Iterator[Triple]:
+    """Backgrounds that have more to them than a colour, around an ellipse in the middle that is kept."""
+    generator = Generator().manual_seed(seed)
+    kinds = _deal(generator, SCENIC)
+    for photo, x in _photos(generator, size):
+        kind = KINDS[next(kinds)]
+        radii = [uniform(generator, 0.22, 0.36) * size for _ in range(2)]
+        center = [uniform(generator, 0.4, 0.6) * size for _ in range(2)]
+        kept = torch.stack(_plane(size, center, radii)).square().sum(0) <= 1
+        yield Triple(x, 1 - kept.float()[None, None], kind.words[0], {"background": kind.name}, photo)
+
+
+def held_out_windows(count: int, seed: int, size: int) -> Tensor:
+    """Windows (count, 3, S, S) in [-1, 1] of the held-out photographs."""
+    photos = _photos(Generator().manual_seed(seed), size)
+    return torch.cat([next(photos)[1] for _ in range(count)])
+
+
+def draw_mask(generator: Generator, size: int, kind: str) -> Tensor:
+    """A mask (1, 1, size, size) in {0, 1} of a kind of `MASKS`, wholly inside, of 20 to 58 pixels' radius at 128."""
+    radius = (20 + 37 * uniform(generator) ** 0.8) * size / 128
+    reach = radius + size / 64
+    center = [uniform(generator, reach, size - reach) for _ in range(2)]
+    radii = [radius * uniform(generator, 0.8, 1) for _ in range(2)]
+    x, y = _plane(size, center, radii)
+    if kind == "box":
+        inside = torch.maximum(x.abs(), y.abs()) <= 1
+    elif kind == "ellipse":
+        inside = x.square() + y.square() <= 1
+    else:
+        angle, edge = torch.atan2(y, x), 0.82
+        for waves in (2, 3, 5):
+            edge = edge + uniform(generator, 0, 0.09) * torch.cos(waves * angle + uniform(generator, 0, 2 * math.pi))
+        inside = x.square() + y.square() <= edge**2
+    return inside.float()[None, None]
+
+
+def _plane(size: int, center: Sequence[float], radii: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Coordinates x and y (size, size) that are 0 at `center` and 1 at `radii` from it, in pixels."""
+    ticks = torch.arange(size) + 0.5
+    x, y = ((ticks - middle) / radius for middle, radius in zip(center, radii, strict=True))
+    return torch.meshgrid(x, y, indexing="xy")
+
+
+def _deal(generator: Generator, items: Sequence[T]) -> Iterator[T]:
+    """Shuffled items, and again, without end."""
+    while True:
+        for index in torch.randperm(len(items), generator=generator).tolist():
+            yield items[index]
+
+
+def _looks(generator: Generator) -> Iterator[tuple[str, dict[str, str]]]:
+    shapes, materials, colors = (_deal(generator, list(table)) for table in (SHAPES, MATERIALS, COLORS))
+    for shape in shapes:
+        material = next(name for name in materials if name not in SHAPES[shape].avoids)
+        color = next(colors)
+        prompt = article(noun_phrase(generator, shape, material, color, complete=True))
+        yield prompt, {"shape": shape, "material": material, "color": color}
+
+
+def _photos(generator: Generator, size: int) -> Iterator[tuple[str, Tensor]]:
+    """A photograph's name and a square window of it, of half its shorter side to all of it."""
+    pictures = {file: read_photo(Photo(file, weight=1.0)) for file in HELD_OUT}
+    for file in _deal(generator, HELD_OUT):
+        height, width = pictures[file].shape[1:]
+        side = round(min(height, width) * uniform(generator, 0.5, 1))
+        top, left = (int(uniform(generator, 0, room - side + 1)) for room in (height, width))
+        crop = pictures[file][None, :, top : top + side, left : left + side]
+        yield file, F.interpolate(crop, (size, size), mode="bilinear", antialias=True) * 2 - 1
