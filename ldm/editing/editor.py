@@ -147,11 +147,7 @@ class Editor:
         The finish is `residual`: what the autoencoder lost of the input comes back outside the mask.
         """
         edits = edit_images(self.model, [task.input for task in tasks], batch_size, self.ranker, on_step, keep_steps)
-        edited = []
-        for task, edit in zip(tasks, edits, strict=True):
-            finished = [task.canvas.finish(x, edit.x_reference) for x in edit.x.split(1)]
-            edited.append(Edited(task, edit, *zip(*finished, strict=True)))
-        return edited
+        return [finish_edit(task, edit) for task, edit in zip(tasks, edits, strict=True)]
 
     def edit(
         self,
@@ -192,6 +188,12 @@ class Editor:
         task = ReconstructionTask(canvas.x_source, x_hat, canvas.x_mask, z0, self.model)
         result = reconstruct(kind, task, options, on_step)
         return Restored(result, *finish_reconstruction(canvas, kind, task, result))
+
+
+def finish_edit(task: EditTask, edit: Edit) -> Edited:
+    """The predictions of a task, each in the whole picture; see `Canvas.finish`. Needs no model."""
+    finished = [task.canvas.finish(x, edit.x_reference) for x in edit.x.split(1)]
+    return Edited(task, edit, *zip(*finished, strict=True))
 
 
 def finish_reconstruction(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -43,6 +44,14 @@ class EditJob:
     ckpt: Path | None = None
     device: str = "auto"
     precision: str = "auto"
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "EditJob":
+        """The job that a command's options ask for, under the names of `ldm.editing.options`."""
+        request = EditRequest(**{name: options[name] for name in EditRequest.__dataclass_fields__})
+        place = Place(options["region"], options["context"], (options["H"], options["W"]), options["feather"])
+        names = (cls.__dataclass_fields__.keys() - {"request", "place"}) & options.keys()
+        return cls(request, place=place, **{name: options[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -116,13 +125,13 @@ def check_edit(job: EditJob) -> tuple[MaskReport, Path]:
     return report, path
 
 
-def write_edited(job: EditJob, editor: Editor, edited: Edited) -> EditResult:
-    """Write what a job has made to its run folder, as a whole.
+def write_edited(job: EditJob, editor: Editor, edited: Edited, notes: Mapping[str, Any] | None = None) -> EditResult:
+    """Write what a job has made to its run folder, as a whole; `notes` join the options in its record.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    edit, record = edited.edit, _record(job, editor, edited)
+    edit, record = edited.edit, _record(job, editor, edited, notes or {})
     images = [to_pil(x) for x in edit.x]
     canvas = edited.task.canvas
     assets = {"input": to_pil(canvas.x_source), "mask": _grey(canvas.x_mask), "full_mask": _grey(canvas.mask)}
@@ -133,11 +142,11 @@ def write_edited(job: EditJob, editor: Editor, edited: Edited) -> EditResult:
     return EditResult(job.outdir / f"{prompt_slug(record.prompt)}.png", samples, edited)
 
 
-def _record(job: EditJob, editor: Editor, edited: Edited) -> RunRecord:
+def _record(job: EditJob, editor: Editor, edited: Edited, notes: Mapping[str, Any]) -> RunRecord:
     request, canvas = job.request, edited.task.canvas
     options = {name: value for name, value in asdict(request).items() if name not in ("prompt", "seed")}
     options |= {name: getattr(job.place, name) for name in ("region", "context")}
-    options |= {"soft_mask": job.soft_mask, "device": job.device, "precision": job.precision}
+    options |= {"soft_mask": job.soft_mask, "device": job.device, "precision": job.precision, **notes}
     return RunRecord(
         prompt=request.prompt,
         model=editor.files.name,

@@ -71,12 +71,22 @@ def mask_from(
     codes = np.asarray(grey)
     if ((codes > GREY[0]) & (codes < GREY[1])).mean() > 0.25:
         logger.warning('the mask "%s" is largely grey: levels from 128 up are where to edit', name)
-    mask = (resize_levels(_unit(grey, invert), size) >= 0.5).float()
-    if not mask.any():
-        raise UserError(_nothing_left(name, invert, int(codes.max())))
+    mask = part(grey, size, invert, name)
     if mask.all():
         what = 'all black and inverted by "--invert_mask"' if invert else "all white"
         logger.warning('the mask "%s" is %s: the whole picture is edited', name, what)
+    return mask
+
+
+def part(grey: Image.Image, size: tuple[int, int] | None, invert: bool, name: str | os.PathLike) -> torch.Tensor:
+    """Grey levels (mode L) -> {0,1} (1,1,H,W): `mask_from` without its notices.
+
+    Raises:
+        UserError: nothing is left to edit.
+    """
+    mask = (resize_levels(_unit(grey, invert), size) >= 0.5).float()
+    if not mask.any():
+        raise UserError(_nothing_left(name, invert, grey.getextrema()[1]))
     return mask
 
 

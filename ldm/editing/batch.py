@@ -1,0 +1,237 @@
+"""The rows of a batch: from a JSONL, a CSV or a folder of pictures to jobs, and which of them are sampled together.
+
+A row is an image, a mask, a prompt, a name if it likes, and any option of an edit by its name (`add_edit_options`).
+What a row does not say, the command line says. Relative paths are relative to the file that names them.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.editing.job import EditJob
+from ldm.editing.options import add_edit_options
+from ldm.editing.run_record import prompt_slug
+from ldm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+_SHORT = {"image": "init_image"}
+_PATHS = ("init_image", "mask", "config", "ckpt")
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class _RowParser(argparse.ArgumentParser):
+    """The command line's checks for the options of a row."""
+
+    def error(self, message: str):
+        raise UserError(message.removeprefix("argument --"))
+
+
+def _row_parser() -> _RowParser:
+    parser = _RowParser(add_help=False)
+    add_edit_options(parser)
+    return parser
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that is to be made.
+
+    number: its place among the rows, from 1. name: of its output folder, which is the job's `outdir`.
+    """
+
+    number: int
+    name: str
+    job: EditJob
+
+    @property
+    def predictions(self) -> int:
+        return len(self.job.request.seeds)
+
+    @property
+    def model(self) -> tuple[str, Path | None, Path | None, str]:
+        """What rows of one model have in common: the arguments of `Editor.load`, but for the device."""
+        return self.job.model, self.job.config, self.job.ckpt, self.job.precision
+
+    @property
+    def settings(self) -> tuple:
+        """What rows that are sampled together have in common."""
+        return *self.model, self.job.request.walk, self.job.place.size, self.job.save_video
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be one: `error` says why, `given` is what it says."""
+
+    number: int
+    name: str
+    given: Mapping[str, Any]
+    error: str
+
+
+Chunk = tuple[Row, ...]
+"""Rows that are sampled together."""
+
+
+def read_rows(source: Path, outdir: Path, defaults: Mapping[str, Any]) -> list[Row | BadRow]:
+    """The rows of a file or folder, in its order; a bad one is a `BadRow` and does not spoil the rest.
+
+    source: one of
+        `edits.jsonl`: an object per line; null is the default.
+        `edits.csv`: the names of the columns first; an empty cell is the default.
+        a folder with `photo.jpg` and `photo_mask.png`, or with `images/photo.jpg` and `masks/photo.png`; the prompt
+        is the text of `photo.txt` beside the image, if there is one.
+
+    Args:
+        outdir: each row has a folder of its own below it: its `name` (of a folder's row, the stem), else its number
+            and prompt.
+        defaults: the options of the command line.
+
+    Raises:
+        UserError: the file cannot be read or has no rows.
+    """
+    try:
+        base, records = (Path(), _read_folder(source)) if source.is_dir() else (source.parent, _read_file(source))
+        records = list(records)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f'"{source}" cannot be read as rows ({error}): give a JSONL, a CSV or a folder') from error
+    if not records:
+        raise UserError(f'"{source}" has no rows: give at least one image with its mask')
+    parser, taken, rows = _row_parser(), {}, []
+    for number, given in enumerate(records, 1):
+        try:
+            if isinstance(given, UserError):
+                raise given
+            options = _options(given, base, defaults, parser)
+            name = _name(number, given.get("name"), options["prompt"])
+            if (first := taken.setdefault(name.lower(), number)) != number:
+                raise UserError(f'the name "{name}" is that of row {first} already: give another')
+            rows.append(Row(number, name, EditJob.from_options(options | {"outdir": outdir / name})))
+        except UserError as error:
+            rows.append(BadRow(number, f"{number:04d}", given if isinstance(given, Mapping) else {}, str(error)))
+    return rows
+
+
+def plan(rows: Iterable[Row], batch_size: int) -> list[Chunk]:
+    """Rows of the same settings together, up to `batch_size` predictions; a row of more is a chunk of its own.
+
+    The order is that of the rows, but those of one model stand together: it is loaded once.
+    """
+    groups: dict[tuple, dict[tuple, list[Chunk]]] = {}
+    for row in rows:
+        chunks = groups.setdefault(row.model, {}).setdefault(row.settings, [()])
+        if chunks[-1] and sum(other.predictions for other in chunks[-1]) + row.predictions > batch_size:
+            chunks.append(())
+        chunks[-1] += (row,)
+    return [chunk for group in groups.values() for chunks in group.values() for chunk in chunks]
+
+
+def _read_file(source: Path) -> Iterator[Mapping[str, Any] | UserError]:
+    kind = source.suffix.lower()
+    if kind not in (".jsonl", ".ndjson", ".csv"):
+        raise UserError(f'"{source}" is neither a .jsonl, a .csv nor a folder')
+    with open(source, encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a byte order mark
+        yield from _read_csv(file, source) if kind == ".csv" else map(_object, filter(str.strip, file))
+
+
+def _object(line: str) -> Mapping[str, Any] | UserError:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        return UserError(f"the line is no JSON ({error})")
+    return value if isinstance(value, dict) else UserError("the line is no JSON object, such as {...}")
+
+
+def _read_csv(file: Iterable[str], source: Path) -> Iterator[Mapping[str, Any] | UserError]:
+    lines = iter(file)
+    header = next(lines, "")
+    delimiter = max(",;\t", key=header.count)  # spreadsheets write what their country uses
+    columns = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    known = {"name", *_SHORT, *vars(_row_parser().parse_args([]))}
+    if unknown := [column for column in columns if column not in known]:
+        raise UserError(f'"{source}" has the column "{unknown[0]}"; columns are {", ".join(sorted(known))}')
+    for cells in csv.DictReader(lines, columns, delimiter=delimiter):
+        if None in cells:
+            yield UserError(f"there are {len(cells[None])} more cells than columns")
+        elif any(cells.values()):
+            yield {column: cell for column, cell in cells.items() if cell}
+
+
+def _read_folder(folder: Path) -> Iterator[Mapping[str, Any] | UserError]:
+    parted = (folder / "images").is_dir() and (folder / "masks").is_dir()
+    images, mark = (folder / "images", "") if parted else (folder, "_mask")
+    pictures = _pictures(images)
+    masks: dict[str, list[Path]] = {}
+    for path in _pictures(folder / "masks") if parted else pictures:
+        if path.stem.endswith(mark):
+            masks.setdefault(path.stem.removesuffix(mark), []).append(path)
+    for path in pictures:
+        if mark and path.stem.endswith(mark):
+            continue
+        found = masks.pop(path.stem, [])
+        if len(found) > 1:
+            yield UserError(f'"{path}" has more than one mask: {", ".join(mask.name for mask in found)}')
+            continue
+        row = {"name": path.stem, "init_image": path, **({"mask": found[0]} if found else {})}
+        text = path.with_suffix(".txt")
+        yield row | ({"prompt": text.read_text(encoding="utf-8-sig").strip()} if text.is_file() else {})
+    for lonely in (path for paths in masks.values() for path in paths):
+        logger.warning('"%s" is the mask of no image', lonely)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+
+
+def _options(
+    given: Mapping[str, Any], base: Path, defaults: Mapping[str, Any], parser: _RowParser
+) -> Mapping[str, Any]:
+    """The options of a row: its own, checked as the command line's are, and the defaults."""
+    plain = vars(parser.parse_args([]))
+    start, argv = {name: defaults[name] for name in plain}, []
+    for name, value in given.items():
+        option = _SHORT.get(name, name)
+        if value is None or name == "name":
+            continue
+        if option not in plain:
+            raise UserError(f'there is no option "{name}" for a row; there are {", ".join(plain)}')
+        if isinstance(plain[option], bool):
+            start[option] = _truth(name, value)
+            continue
+        if isinstance(value, bool | list | dict):
+            raise UserError(f"{name} is {json.dumps(value)}: give a text or a number")
+        if option in _PATHS or (option == "model" and (base / str(value)).is_dir()):
+            value = base / str(value)
+        argv.append(f"--{option}={value}")
+    options = vars(parser.parse_args(argv, argparse.Namespace(**start)))
+    for option, word in (("init_image", "image"), ("mask", "mask"), ("prompt", "prompt")):
+        if options[option] is None:
+            folder = " (in a folder: photo_mask.png beside photo.jpg, or masks/photo.png for images/photo.jpg)"
+            hint = folder if option == "mask" else ""
+            raise UserError(f"there is no {word}: give the row one, or all rows by --{option}{hint}")
+    return options
+
+
+def _truth(name: str, value: Any) -> bool:
+    if (word := str(value).lower()) not in _TRUTH:
+        raise UserError(f'{name} is "{value}": give true or false')
+    return _TRUTH[word]
+
+
+def _name(number: int, name: Any, prompt: str) -> str:
+    """The name of a row's folder: its own where that is a safe one, else a safe one like it."""
+    if name is None:
+        return f"{number:04d}-{prompt_slug(prompt)}"
+    return str(name) if re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]{0,79}", str(name)) else prompt_slug(str(name))
+
+
+def good(rows: Sequence[Row | BadRow]) -> list[Row]:
+    """The rows that can be made."""
+    return [row for row in rows if isinstance(row, Row)]

@@ -1,0 +1,537 @@
+"""scripts/batch_editing.py from the outside: rows in, run folders and a summary out, whatever comes between."""
+
+import errno
+import html.parser
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.cli import run
+from ldm.editing import batch_work, batch_workers
+from ldm.editing.batch import BadRow, Row, good, plan, read_rows
+from ldm.editing.batch_report import Outcome, Summary
+from tests.test_text_editing import load_script
+from tests.tiny import save_tiny_model
+
+batch_editing = load_script("batch_editing")
+reconstruct = load_script("reconstruct")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model, three images and their masks."""
+    folder = tmp_path_factory.mktemp("batch")
+    save_tiny_model(folder / "model")
+    random_pixels = np.random.default_rng(0)
+    for name in "abc":
+        Image.fromarray(random_pixels.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+        mask = np.zeros((70, 90), np.uint8)
+        mask[20:50, 30 : 50 + ord(name) % 10] = 255
+        Image.fromarray(mask).save(folder / f"{name}_mask.png")
+    Image.new("L", (90, 70)).save(folder / "black.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def edit_rows(count: int, **more) -> list[dict]:
+    return [{"image": f"{n}.png", "mask": f"{n}_mask.png", "prompt": f"a red ball {i}", "seed": 7 * i, **more}
+            for i, n in zip(range(count), "abc" * count, strict=False)]  # fmt: skip
+
+
+def write_jsonl(folder: Path, rows: list, name: str = "edits.jsonl") -> Path:
+    path = folder / name
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+def batch(folder: Path, source: Path, out: Path, *more) -> int:
+    argv = [str(source), "--outdir", str(out), "--model", str(folder / "model"), "--ddim_steps", "2"]
+    try:
+        return run(batch_editing.main, [*argv, "--n_samples", "2", "--devices", "cpu", *map(str, more)])
+    except SystemExit as stop:
+        return stop.code
+
+
+def summary(out: Path) -> list[dict]:
+    lines = (out / "summary.jsonl").read_text().splitlines()
+    return sorted(map(json.loads, lines), key=lambda line: line["row"])
+
+
+def pixels(out: Path) -> dict[str, bytes]:
+    """All results and predictions below an output folder."""
+    paths = [*out.glob("*/samples/results/*.png"), *out.glob("*/samples/images/*.png")]
+    return {str(path.relative_to(out)): Image.open(path).tobytes() for path in paths}
+
+
+def nearly_same(one: Path, other: Path) -> bool:
+    """Whether both have the same pictures, to a code: batches of another size round otherwise."""
+    a, b = pixels(one), pixels(other)
+    differences = (np.frombuffer(a[name], np.uint8).astype(int) - np.frombuffer(b[name], np.uint8) for name in a)
+    return a.keys() == b.keys() and max(np.abs(difference).max() for difference in differences) <= 1
+
+
+def when_made(out: Path) -> dict[str, int]:
+    return {path.parts[-3]: path.stat().st_mtime_ns for path in out.glob("*/samples/run.json")}
+
+
+def leftovers(out: Path) -> list[Path]:
+    return [path for path in out.rglob(".*") if path.name not in (".lock", ".thumbnails.json")]
+
+
+# ---- rows
+
+
+def options_of(source: Path, **defaults) -> list[Row | BadRow]:
+    args = vars(batch_editing.build_parser().parse_args([str(source)]))
+    return read_rows(source, Path("out"), args | defaults)
+
+
+def test_a_rows_own_options_win_over_the_command_line(tmp_path):
+    more = {"scale": 3, "save_video": False, "mask_dilation_iterations": "2", "invert_mask": "yes", "H": None}
+    source = write_jsonl(tmp_path, [*edit_rows(1), "", {"mask": "m.png", **more, "name": "two"}])
+    rows = options_of(source, save_video=True, scale=4.0, prompt="p", init_image=Path("all.png"), H=96)
+    one, two = (row.job for row in rows)
+    assert (one.save_video, one.request.scale, one.request.prompt, one.invert_mask) == (True, 4, "a red ball 0", False)
+    assert (two.save_video, two.request.scale, two.request.prompt, two.invert_mask) == (False, 3, "p", True)
+    assert (one.request.mask_dilation_iterations, two.request.mask_dilation_iterations) == (None, 2)
+    assert two.place.size == (96, None), "null is the default"
+    assert one.mask == tmp_path / "a_mask.png", "relative to the file that names it"
+    assert two.init_image == Path("all.png"), "relative to where the command is given"
+    assert rows[0].name.startswith("0001-a-red-ball-0") and rows[1].job.outdir == Path("out/two")
+
+
+@pytest.mark.parametrize(("delimiter", "mark"), [(",", ""), (";", "\ufeff"), ("\t", "")])
+def test_a_csv_has_the_same_columns_and_empty_cells_are_defaults(tmp_path, delimiter, mark):
+    lines = [["image", "mask", "prompt", "scale", "soft_mask", "name"], ["a.png", "m.png", '"x, y; z"', "", "true", ""]]
+    lines += [["b.png", "m.png", "b", "2.5", "0", "second"], [""] * 6]
+    (tmp_path / "rows.csv").write_text(mark + "\r\n".join(map(delimiter.join, lines)), encoding="utf-8")
+    one, two = options_of(tmp_path / "rows.csv")
+    assert (one.job.request.prompt, one.job.request.scale, one.job.soft_mask) == ("x, y; z", 5, True)
+    assert (two.job.request.prompt, two.job.request.scale, two.job.soft_mask, two.name) == ("b", 2.5, False, "second")
+    assert two.job.init_image == tmp_path / "b.png"
+
+
+@pytest.mark.parametrize("layout", ["flat", "parted"])
+def test_a_folder_pairs_images_and_masks_by_their_stems(tmp_path, layout, caplog):
+    places = {"flat": ("", "{}_mask.png"), "parted": ("images", "masks/{}.png")}
+    images, masks = places[layout]
+    for path in [Path(images, "b.JPG"), Path(images, "a.png"), Path(images, "c.webp"), Path(images, ".hidden.png")]:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("")
+    for stem in ("a", "b", "z"):
+        (tmp_path / masks.format(stem)).parent.mkdir(exist_ok=True)
+        (tmp_path / masks.format(stem)).write_text("")
+    (tmp_path / images / "b.txt").write_text("a blue cube\n")
+    a, b, c = options_of(tmp_path, prompt="p")
+    assert (a.name, a.job.mask, a.job.request.prompt) == ("a", tmp_path / masks.format("a"), "p")
+    assert (b.name, b.job.init_image.name, b.job.request.prompt) == ("b", "b.JPG", "a blue cube")
+    assert isinstance(c, BadRow) and "no mask" in c.error
+    assert "z" in caplog.text and "mask of no image" in caplog.text
+
+
+def bad(**row) -> dict:
+    return {"image": "a.png", "mask": "m.png", "prompt": "p", **row}
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ("{broken", "no JSON"),
+        ("[1]", "no JSON object"),
+        (bad(ddim_steps=0), "ddim_steps: 0 is out of range"),
+        (bad(scale="much"), '"much"'),
+        (bad(region="some"), "some"),
+        (bad(sclae=3), '"sclae"'),
+        (bad(outdir="elsewhere"), '"outdir"'),
+        (bad(invert_mask="perhaps"), "perhaps"),
+        (bad(prompt=["a"]), '["a"]'),
+        (bad(mask=None), "no mask"),
+        (bad(name="first"), '"first" is that of row 1'),
+        (bad(name="FIRST"), "row 1"),
+    ],
+)
+def test_a_bad_row_says_why_and_leaves_the_others_alone(tmp_path, row, named):
+    first, spoilt, last = options_of(write_jsonl(tmp_path, [bad(name="first"), row, bad()]))
+    assert isinstance(spoilt, BadRow) and named in spoilt.error and "\n" not in spoilt.error
+    assert isinstance(first, Row) and isinstance(last, Row)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", ".", "", "summary.jsonl", "index.html", "ü", "x" * 300, "con.txt"])
+def test_any_name_is_a_safe_folder(tmp_path, name):
+    (row,) = options_of(write_jsonl(tmp_path, [bad(name=name)]))
+    assert re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]{0,79}", row.name) and row.job.outdir == Path("out") / row.name
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "named"),
+    [
+        ("none.jsonl", None, "none.jsonl"),
+        ("rows.txt", "x", "neither"),
+        ("empty.jsonl", "\n\n", "no rows"),
+        ("latin.jsonl", b"\xff\xfe", "latin.jsonl"),
+        ("odd.csv", "image,mask,colour\na,b,c", '"colour"'),
+    ],
+)
+def test_rows_that_cannot_be_read_are_exit_code_2_and_nothing_is_written(folder, tmp_path, capsys, name, text, named):
+    if text is not None:
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert batch(folder, tmp_path / name, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert named in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [("--batch_size", 0), ("--devices", "cpu,,cpu"), ("--scale", "x"), ("--model", "nix")])
+def test_a_bad_command_line_is_exit_code_2_and_nothing_is_written(folder, tmp_path, capsys, more):
+    assert batch(folder, write_jsonl(folder, edit_rows(1)), tmp_path / "out", *more) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_rows_of_the_same_settings_are_sampled_together(tmp_path):
+    rows = [bad(n_samples=n, **more) for n, more in
+            [(3, {}), (2, {"scale": 3}), (3, {}), (3, {}), (9, {}), (2, {"prompt": "q", "seed": 1, "scale": 3}),
+             (1, {"model": "scenes"}), (1, {"H": 64}), (1, {"save_video": True}), (1, {})]]  # fmt: skip
+    chunks = plan(good(options_of(write_jsonl(tmp_path, rows))), 8)
+    numbers = [[row.number for row in chunk] for chunk in chunks]
+    assert numbers == [[1, 3], [4], [5], [10], [2, 6], [8], [9], [7]]
+
+
+# ---- running them
+
+
+def test_each_row_leaves_a_run_that_the_next_step_can_use(folder, tmp_path, capsys):
+    rows = [*edit_rows(3), bad(image=str(folder / "none.png")), {**edit_rows(1)[0], "mask": "black.png"}]
+    rows += [bad(scale=-1), {**edit_rows(1)[0], "name": "cube", "prompt": "", "ddim_steps": 3, "soft_mask": True}]
+    out = tmp_path / "out"
+    assert batch(folder, write_jsonl(folder, rows), out, "--batch_size", 4) == 1
+    lines = summary(out)
+    assert [line["status"] for line in lines] == ["done"] * 3 + ["failed"] * 3 + ["done"]
+    for line, word in zip(lines[3:6], ("none.png", "black.png", "scale"), strict=True):
+        assert word in line["error"]
+    assert lines[1]["seeds"] == [7, 8] and lines[1]["measures"][0]["max_difference"] == 0
+    assert set(lines[1]["seconds"]) == {"reading", "waiting", "sampling", "writing"}
+    assert lines[0]["unknown_words"] == ["0"]
+    record = json.loads((out / "cube" / "samples" / "run.json").read_text())
+    assert (record["options"]["ddim_steps"], record["prompt"], record["seeds"]) == (3, "", [0, 1])
+    assert (out / "cube" / "unconditional.png").is_file()
+    assert run(reconstruct.main, ["--images_path", str(out / "cube"), "--reconstruction_type", "residual"]) == 0
+    said = capsys.readouterr()
+    assert "4 made, 3 failed" in said.out and "sampling" in said.out and "Traceback" not in said.err
+    assert sum(line.startswith("row ") for line in said.err.splitlines()) == 3
+
+
+def test_together_rows_give_what_each_gives_alone(folder, tmp_path):
+    source = write_jsonl(folder, edit_rows(3, ddim_eta=0.5))
+    assert batch(folder, source, tmp_path / "together", "--batch_size", 6) == 0
+    assert batch(folder, source, tmp_path / "alone", "--batch_size", 1) == 0
+    assert len(pixels(tmp_path / "together")) == 12 and nearly_same(tmp_path / "together", tmp_path / "alone")
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(folder, tmp_path, monkeypatch, capsys):
+    tried, edit_images = [], batch_work.edit_images
+
+    def small_memory(model, inputs, batch_size, *rest, **more):
+        tried.append(batch_size)
+        if batch_size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return edit_images(model, inputs, batch_size, *rest, **more)
+
+    source = write_jsonl(folder, edit_rows(4))
+    assert batch(folder, source, tmp_path / "large") == 0
+    monkeypatch.setattr(batch_work, "edit_images", small_memory)
+    assert batch(folder, source, tmp_path / "small", "--batch_size", 6) == 0
+    assert tried == [6, 3, 1, 1], "6 predictions of three rows, then with what was found to fit"
+    assert "out of memory" in capsys.readouterr().err
+    assert nearly_same(tmp_path / "large", tmp_path / "small")
+
+
+def test_a_row_that_never_fits_in_memory_fails_alone(folder, tmp_path, monkeypatch):
+    edit_images = batch_work.edit_images
+
+    def no_memory(model, inputs, *rest, **more):
+        if any(one.request.prompt == "a red ball 1" for one in inputs):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return edit_images(model, inputs, *rest, **more)
+
+    monkeypatch.setattr(batch_work, "edit_images", no_memory)
+    assert batch(folder, write_jsonl(folder, edit_rows(3)), tmp_path) == 1
+    assert [line["status"] for line in summary(tmp_path)] == ["done", "failed", "done"]
+    assert "memory" in summary(tmp_path)[1]["error"]
+
+
+def test_an_error_nobody_thought_of_fails_its_row_alone(folder, tmp_path, monkeypatch, capsys):
+    write_edited = batch_work.write_edited
+
+    def broken(job, *rest):
+        if job.request.prompt == "a red ball 1":
+            raise KeyError("oh")
+        return write_edited(job, *rest)
+
+    monkeypatch.setattr(batch_work, "write_edited", broken)
+    assert batch(folder, write_jsonl(folder, edit_rows(3)), tmp_path) == 1
+    assert [line["error"] for line in summary(tmp_path)] == [None, "KeyError: 'oh'", None]
+    assert 'raise KeyError("oh")' in capsys.readouterr().err, "a bug of ours keeps its traceback"
+
+
+# ---- again
+
+
+def test_started_again_only_what_is_missing_or_changed_is_made(folder, tmp_path, capsys):
+    home = tmp_path / "rows"
+    home.mkdir()
+    for path in folder.glob("*.png"):
+        (home / path.name).write_bytes(path.read_bytes())
+    rows = edit_rows(4)
+    source, out = write_jsonl(home, rows), tmp_path / "out"
+    assert batch(folder, source, out) == 0
+    first, before = when_made(out), summary(out)
+    assert batch(folder, source, out) == 0 and when_made(out) == first
+    assert "0 made, 0 failed, 4 were there already" in capsys.readouterr().out
+    assert summary(out) == before, "timings too"
+
+    (home / "b.png").write_bytes((home / "c.png").read_bytes())  # another picture under the same name
+    rows[2]["scale"] = 3
+    os.utime(home / "a.png")  # touched, but the same
+    assert batch(folder, write_jsonl(home, [*rows, {**rows[0], "name": "new"}]), out) == 0
+    again = when_made(out)
+    changed = {name.partition("-")[0] for name in again if again[name] != first.get(name)}
+    assert changed == {"0002", "0003", "new"}
+    assert len(summary(out)) == 5
+
+
+def test_a_torn_summary_is_mended(folder, tmp_path):
+    source = write_jsonl(folder, edit_rows(3))
+    assert batch(folder, source, tmp_path) == 0
+    lines = sorted((tmp_path / "summary.jsonl").read_bytes().splitlines(keepends=True))
+    first = when_made(tmp_path)
+    (tmp_path / "summary.jsonl").write_bytes(lines[0] + b'{"status": "done"}\n[]\n' + lines[1] + lines[2][:40])
+    assert batch(folder, source, tmp_path) == 0 and when_made(tmp_path) == first
+    assert [(line["row"], line["status"]) for line in summary(tmp_path)] == [(1, "done"), (2, "done"), (3, "done")]
+    assert summary(tmp_path)[2]["seeds"] == [14, 15], "as the run folder has it"
+
+
+def test_killed_at_ten_random_times_it_ends_as_if_it_never_was(folder, tmp_path):
+    # Forked: a real process and a real SIGKILL, without half a minute of imports for each of ten.
+    source, context = write_jsonl(folder, edit_rows(14)), multiprocessing.get_context("fork")
+    arguments = (folder, source, tmp_path / "out", "--batch_size", 4, "--n_samples", 1)
+    whole = context.Process(target=batch, args=(*arguments[:2], tmp_path / "whole", *arguments[3:]))
+    start = time.monotonic()
+    whole.start()
+    whole.join()
+    seconds = time.monotonic() - start
+    draw, made, hits = random.Random(0), {}, 0
+    for _ in range(10):
+        process = context.Process(target=batch, args=arguments)
+        process.start()
+        time.sleep(draw.uniform(0, seconds / 4))
+        hits += process.is_alive()
+        process.kill()
+        process.join()
+        for name, when in when_made(tmp_path / "out").items():
+            if list((tmp_path / "out" / name).glob("*.png")):  # the grid comes last
+                assert made.setdefault(name, when) == when, "done twice"
+    assert hits >= 5
+    assert batch(*arguments) == 0
+    assert len(when_made(tmp_path / "out")) == 14 and nearly_same(tmp_path / "out", tmp_path / "whole")
+    assert all(when_made(tmp_path / "out")[name] == when for name, when in made.items())
+    assert [line["status"] for line in summary(tmp_path / "out")] == ["done"] * 14
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_what_is_done(folder, tmp_path, monkeypatch, capsys):
+    source, save, written = write_jsonl(folder, edit_rows(6)), Image.Image.save, []
+
+    def full(image, file, kind=None, **options):
+        written.append(kind)
+        if written.count("PNG") > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(image, file, kind, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert batch(folder, source, tmp_path, "--batch_size", 2) == 2
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if "error: " in line]
+    assert len(errors) == 1 and "No space left" in errors[0] and "free some space" in errors[0] and said.out == ""
+    monkeypatch.undo()
+    first = when_made(tmp_path)
+    assert 0 < len(first) < 6 and not list(tmp_path.glob("*/.samples.new*"))
+    assert {line["name"] for line in summary(tmp_path)} <= first.keys(), "no row has failed, some are to come"
+    assert batch(folder, source, tmp_path) == 0
+    assert len(when_made(tmp_path)) == 6 and when_made(tmp_path).items() >= first.items()
+
+
+def test_ctrl_c_keeps_what_is_done_and_is_exit_code_130(folder, tmp_path, monkeypatch):
+    source, edit_images, calls = write_jsonl(folder, edit_rows(5)), batch_work.edit_images, []
+
+    def interrupted(*args, **more):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return edit_images(*args, **more)
+
+    monkeypatch.setattr(batch_work, "edit_images", interrupted)
+    assert batch(folder, source, tmp_path, "--batch_size", 2) == 130
+    assert [line["status"] for line in summary(tmp_path)] == ["done", "done"] and len(when_made(tmp_path)) == 2
+    assert leftovers(tmp_path) == [] and "2 done" in (tmp_path / "index.html").read_text()
+
+
+def test_two_batches_do_not_share_an_output_folder(folder, tmp_path, monkeypatch, capsys):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".lock"):
+        assert batch(folder, write_jsonl(folder, edit_rows(1)), tmp_path) == 2
+    assert "another batch is at work" in capsys.readouterr().err
+
+
+# ---- several workers
+
+
+def test_two_workers_give_what_one_gives(folder, tmp_path):
+    source = write_jsonl(folder, [*edit_rows(5), {**edit_rows(1)[0], "mask": "black.png"}])
+    assert batch(folder, source, tmp_path / "one", "--batch_size", 2) == 1
+    assert batch(folder, source, tmp_path / "two", "--batch_size", 2, "--devices", "cpu,cpu") == 1
+    assert pixels(tmp_path / "one") == pixels(tmp_path / "two") and len(when_made(tmp_path / "two")) == 5
+    for one, two in zip(summary(tmp_path / "one"), summary(tmp_path / "two"), strict=True):
+        assert one | {"seconds": 0} == two | {"seconds": 0}
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers that see what a test has patched."""
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(batch_workers.multiprocessing, "get_context", lambda kind: context)
+
+
+def test_a_worker_that_is_killed_takes_only_its_rows_with_it(folder, tmp_path, monkeypatch, forked):
+    read_row = batch_work._read_row
+
+    def deadly(outline, row):
+        if row.number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_row(outline, row)
+
+    monkeypatch.setattr(batch_work, "_read_row", deadly)
+    source = write_jsonl(folder, edit_rows(8))
+    assert batch(folder, source, tmp_path, "--batch_size", 2, "--devices", "cpu,cpu") == 1
+    lines = {line["row"]: line for line in summary(tmp_path)}
+    assert len(lines) == 8 and "killed" in lines[2]["error"]
+    lost = {row for row, line in lines.items() if line["status"] == "failed"}
+    assert 2 in lost and len(lost) <= 3, "those it had in hand"
+    monkeypatch.undo()
+    assert batch(folder, source, tmp_path, "--batch_size", 2) == 0 and len(when_made(tmp_path)) == 8
+
+
+def test_a_full_disk_stops_all_workers(folder, tmp_path, monkeypatch, forked, capfd):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(batch_work, "write_edited", full)
+    source = write_jsonl(folder, edit_rows(8))
+    assert batch(folder, source, tmp_path, "--batch_size", 2, "--devices", "cpu,cpu") == 2
+    assert capfd.readouterr().err.count("error: ") == 1 and summary(tmp_path) == []
+
+
+def test_ctrl_c_stops_all_workers_and_keeps_what_they_have_sampled(folder, tmp_path, monkeypatch, forked):
+    add, added = Summary.add, []
+
+    def interrupted(self, outcome):
+        add(self, outcome)
+        added.append(outcome)
+        if len(added) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Summary, "add", interrupted)
+    source = write_jsonl(folder, edit_rows(20))
+    assert batch(folder, source, tmp_path, "--batch_size", 2, "--devices", "cpu,cpu") == 130
+    assert 2 <= len(added) < 20 and {line["status"] for line in summary(tmp_path)} == {"done"}
+    assert {line["name"] for line in summary(tmp_path)} == when_made(tmp_path).keys() and leftovers(tmp_path) == []
+
+
+def test_a_device_that_is_not_there(folder, tmp_path, capfd, forked):
+    source = write_jsonl(folder, edit_rows(4))
+    for devices in ("cuda:99", "cpu,cuda:99"):
+        assert batch(folder, source, tmp_path, "--batch_size", 2, "--devices", devices) == 2
+        assert "cuda:99" in capfd.readouterr().err
+
+
+# ---- looking first, and the page
+
+
+def test_check_tells_of_bad_rows_and_batches_and_writes_nothing(folder, tmp_path, capsys):
+    rows = [*edit_rows(3), bad(image="none.png"), {**edit_rows(1)[0], "mask": "black.png"}, bad(scale=-1)]
+    rows += [{**edit_rows(1)[0], "ddim_steps": 5, "skip_steps": 5}, {**edit_rows(1)[0], "H": 50}]
+    source = write_jsonl(folder, rows)
+    assert batch(folder, source, tmp_path / "out", "--check", "--batch_size", 4) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "out").exists()
+    words = ("none.png", "black", "scale", "skip_steps 5", "--H 48")
+    for line, number, word in zip(said, (4, 5, 6, 7, 8), words, strict=False):
+        assert line.startswith(f"row {number}: ") and word in line
+    assert said[5:] == ["rows: 3 to make in 2 batches, 0 done, 5 bad"]
+    assert batch(folder, write_jsonl(folder, edit_rows(3)), tmp_path / "out", "--dry_run") == 0
+
+
+class _Page(html.parser.HTMLParser):
+    """What a page links to, its pictures, and whether its tags are in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.links, self.images, self.articles = [], [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "input"):
+            self.open.append(tag)
+        self.articles += tag == "article"
+        attrs = dict(attrs)
+        self.links += [attrs["href"]] if "href" in attrs else []
+        self.images += [attrs] if tag == "img" else []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_shows_every_row_and_needs_nothing_else(folder, tmp_path):
+    rows = [*edit_rows(2), {**edit_rows(1)[0], "prompt": '<script>"&'}, bad(prompt="x", image="<none>.png")]
+    assert batch(folder, write_jsonl(folder, rows), tmp_path) == 1
+    text = (tmp_path / "index.html").read_text()
+    page = _Page(text)
+    assert page.open == [] and page.articles == 4 and "4 rows: 3 done, 1 failed" in text
+    assert len(page.images) == 3 * 4 and all(image["src"].startswith("data:image/") for image in page.images)
+    assert all(image["alt"] and int(image["width"]) <= 192 for image in page.images)
+    assert len(page.links) == 3 * 4 and all((tmp_path / link).is_file() for link in page.links)
+    assert "http://" not in text and "https://" not in text and "&lt;script&gt;" in text and "&lt;none&gt;" in text
+
+
+def test_the_page_is_not_written_for_every_row(tmp_path, monkeypatch):
+    """Its cost grows with the rows: written for each, a thousand would cost a million."""
+    from ldm.editing import batch_report
+
+    clock, pages = [0.0], []
+    monkeypatch.setattr(batch_report.time, "monotonic", lambda: clock[0])
+
+    def write(summary, outcomes):
+        pages.append(len(outcomes))
+        clock[0] += 0.01 * len(outcomes)
+        return ()
+
+    monkeypatch.setattr(batch_report, "_page", write)
+    summary = Summary(tmp_path, "title", 1000)
+    for row in range(1, 1001):
+        clock[0] += 1
+        summary.add(Outcome(row, f"{row}", "done"))
+    assert sum(pages) * 0.01 < 0.1 * 1000 and pages[-1] > 900
