@@ -1,0 +1,175 @@
+"""All ways to restore the background, side by side on the same edits."""
+
+import importlib.util
+import json
+import logging
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+from ldm.data.scenes.backgrounds import HELD_OUT, Photo, read_photo
+from ldm.data.scenes.draw import integer
+from ldm.editing.edit import EditRequest
+from ldm.editing.editor import Edited, Editor, Restored
+from ldm.editing.images import atomic_file, make_grid, save_png, to_pil
+from ldm.editing.reconstruct import RECONSTRUCTIONS, ReconstructionOptions
+from ldm.editing.region import mask_box
+from ldm.evaluation.triples import draw_mask, object_triples
+
+logger = logging.getLogger(__name__)
+
+SIDE = 400
+"""Shorter side that the photographs are brought to, in pixels: larger than what `scenes` sees of them."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A photograph (h, w, 3) and a mask (h, w) of uint8, a prompt, and the seed of the one prediction."""
+
+    photo: str
+    image: np.ndarray
+    mask: np.ndarray
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one way did to one edit.
+
+    background_psnr: outside the mask at the model's size, before the exact composite, in dB. foreground_psnr: inside,
+    against the prediction. band_psnr, seam: of the finished picture, see `ldm.editing.finish.Measures`.
+    """
+
+    kind: str
+    background_psnr: float
+    foreground_psnr: float
+    band_psnr: float
+    seam: float
+    source_seam: float
+    max_difference: int
+    seconds: float
+
+    @classmethod
+    def of(cls, kind: str, restored: Restored) -> "Outcome":
+        made, measures = restored.reconstruction, restored.measures
+        return cls(
+            kind,
+            made.background_psnr,
+            made.foreground_psnr,
+            measures.band_psnr,
+            measures.seam,
+            measures.source_seam,
+            measures.max_difference,
+            made.seconds,
+        )
+
+
+def cases(count: int, seed: int) -> Iterator[Case]:
+    """Edits of held-out photographs in turn: the same series for the same seed, however many are taken."""
+    generator = torch.Generator().manual_seed(seed)
+    triples = object_triples(seed, 128)
+    for i in range(count):
+        file, triple = HELD_OUT[i % len(HELD_OUT)], next(triples)
+        x = read_photo(Photo(file, 1.0))
+        scale = SIDE / min(x.shape[1:])
+        x = F.interpolate(x[None], scale_factor=scale, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        height, width = x.shape[1:]
+        patch = draw_mask(generator, SIDE * 3 // 5, ("ellipse", "box", "blob")[i % 3])[0, 0]
+        top, left = (integer(generator, room - len(patch) + 1) for room in (height, width))
+        mask = torch.zeros(height, width)
+        mask[top : top + len(patch), left : left + len(patch)] = patch
+        pixels = (x.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        yield Case(file, pixels, (mask * 255).to(torch.uint8).numpy(), triple.prompt, seed + i)
+
+
+def compare(
+    editor: Editor, count: int, seed: int, ddim_steps: int, outdir: Path, options: ReconstructionOptions | None = None
+) -> dict[str, list[Outcome]]:
+    """Edit each case once, restore it in every way, and write comparison.json, comparison.md and comparison.png.
+
+    The picture is of the case whose border runs through the strongest texture.
+
+    Returns:
+        The outcomes of each kind, in the order of the cases.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    kinds = [kind for kind in RECONSTRUCTIONS if kind != "poisson" or _has_opencv()]
+    outcomes: dict[str, list[Outcome]] = {kind: [] for kind in kinds}
+    edits: list[dict[str, Any]] = []
+    hardest, roughest = None, -math.inf
+    outdir.mkdir(parents=True, exist_ok=True)
+    for case in tqdm(cases(count, seed), total=count, desc="comparing", unit="edit", disable=None):
+        request = EditRequest(case.prompt, seed=case.seed, n_samples=1, ddim_steps=ddim_steps)
+        (edited,) = editor.run([editor.prepare(case.image, case.mask, request)])
+        restored = {kind: editor.reconstruct(edited, 0, kind, options) for kind in kinds}
+        for kind in kinds:
+            outcomes[kind].append(Outcome.of(kind, restored[kind]))
+        edits.append({"photo": case.photo, "prompt": case.prompt, "seed": case.seed})
+        roughness = edited.measures[0].source_seam
+        if roughness > roughest:
+            hardest, roughest = (case, edited, restored), roughness
+    with atomic_file(outdir / "comparison.json") as file:
+        rows = [edit | {kind: asdict(outcomes[kind][i]) for kind in kinds} for i, edit in enumerate(edits)]
+        file.write((json.dumps(rows, indent=1, default=str) + "\n").encode())
+    with atomic_file(outdir / "comparison.md") as file:
+        file.write(table(outcomes).encode())
+    save_png(sheet(*hardest), outdir / "comparison.png")
+    return outcomes
+
+
+def table(outcomes: dict[str, Sequence[Outcome]]) -> str:
+    """Medians over the edits, as Markdown; the last line is the input's own seam score."""
+    columns = ("background_psnr", "band_psnr", "seam", "foreground_psnr", "seconds")
+    head = ("type", "background, dB", "band, dB", "seam", "foreground, dB", "seconds")
+    lines = [head, ("---", *["---:"] * len(columns))]
+    for kind, made in outcomes.items():
+        lines.append((kind, *(_shown(statistics.median(getattr(one, column) for one in made)) for column in columns)))
+    source = statistics.median(one.source_seam for one in next(iter(outcomes.values())))
+    lines.append(("the input itself", "", "", _shown(source), "", ""))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def sheet(case: Case, edited: Edited, restored: dict[str, Restored]) -> Image.Image:
+    """The input, the prediction and each restored picture about the mask, and below them the border, enlarged."""
+    canvas = edited.task.canvas
+    rows, columns = mask_box(canvas.mask[0, 0].numpy() > 0)
+    room = (rows.stop - rows.start) // 4
+    height, width = case.mask.shape
+    top, left = max(rows.start - room, 0), max(columns.start - room, 0)
+    box = (left, top, min(columns.stop + room, width), min(rows.stop + room, height))
+    middle, edge = (columns.start + columns.stop) // 2, rows.start
+    border = (middle - 40, max(edge - 30, 0), middle + 40, max(edge - 30, 0) + 80)
+    plain = Image.fromarray(case.image)
+    painted = plain.copy()
+    window = canvas.window
+    prediction = to_pil(edited.edit.x).resize((window.width, window.height), Image.Resampling.BICUBIC)
+    painted.paste(prediction, (window.left, window.top))
+    pictures = {"input": plain, f'the prediction, "{case.prompt}"': painted}
+    pictures |= {kind: one.image for kind, one in restored.items()}
+    size = (320, 320)
+    whole = [picture.crop(box).resize(size, Image.Resampling.LANCZOS) for picture in pictures.values()]
+    close = [picture.crop(border).resize(size, Image.Resampling.NEAREST) for picture in pictures.values()]
+    return make_grid([*whole, *close], len(whole), [*pictures, *[f"{name}: the upper border" for name in pictures]])
+
+
+def _shown(value: float) -> str:
+    return "inf" if value == math.inf else f"{value:.1f}"
+
+
+def _has_opencv() -> bool:
+    if importlib.util.find_spec("cv2") is not None:
+        return True
+    logger.warning('poisson is left out: OpenCV is not installed (pip install -e ".[poisson]")')
+    return False

@@ -1,0 +1,43 @@
+"""The comparison of the ways to restore the background."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.editing.editor import Editor
+from ldm.editing.reconstruct import RECONSTRUCTIONS, ReconstructionOptions
+from ldm.evaluation.reconstructions import Outcome, cases, compare, table
+from tests.tiny import tiny_model
+
+pytest.importorskip("skimage")
+pytest.importorskip("cv2")
+
+
+def test_cases_are_a_series():
+    two, three = list(cases(2, 5)), list(cases(3, 5))
+    for one, other in zip(two, three, strict=False):
+        assert (one.image == other.image).all() and (one.mask == other.mask).all() and one.prompt == other.prompt
+    assert len({case.photo for case in three}) == 3
+    for case in three:
+        assert case.image.shape == (*case.mask.shape, 3) and set(np.unique(case.mask)) == {0, 255}
+
+
+def test_every_way_is_measured_on_the_same_edits(tmp_path):
+    outcomes = compare(Editor(tiny_model()), 2, 0, 2, tmp_path, ReconstructionOptions(steps=4))
+    assert outcomes.keys() == RECONSTRUCTIONS.keys()
+    assert all(one.max_difference == 0 and one.seconds > 0 for made in outcomes.values() for one in made)
+    assert all(one.background_psnr == float("inf") for one in outcomes["pixel"])
+    assert all(one.foreground_psnr == float("inf") for one in outcomes["residual"] + outcomes["pixel"])
+    assert all(1 < one.background_psnr < 99 for one in outcomes["optimization"] + outcomes["residual"])
+    rows = json.loads((tmp_path / "comparison.json").read_text())
+    assert len(rows) == 2 and rows[1]["pixel"]["kind"] == "pixel" and rows[0]["photo"]
+    assert (tmp_path / "comparison.md").read_text() == table(outcomes)
+    assert Image.open(tmp_path / "comparison.png").size[0] > 7 * 320
+
+
+def test_the_table_has_medians():
+    made = [Outcome("pixel", float("inf"), 30.0, band, 1.0, 3.0, 0, 0.1) for band in (10.0, 20.0, 60.0)]
+    lines = table({"pixel": made}).splitlines()
+    assert lines[2] == "| pixel | inf | 20.0 | 1.0 | 30.0 | 0.1 |" and "3.0" in lines[3]
