@@ -9,7 +9,12 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.models.diffusion.ddpm import schedule_buffers
-from ldm.models.diffusion.schedule import ddim_timesteps, make_beta_schedule, make_sampling_schedule
+from ldm.models.diffusion.schedule import (
+    ddim_timesteps,
+    make_beta_schedule,
+    make_sampling_schedule,
+    second_order_slopes,
+)
 
 PUBLIC = dict(linear_start=0.00085, linear_end=0.012)
 
@@ -166,9 +171,58 @@ def test_skipped_steps_are_the_noisiest(levels: Tensor, skip: int):
         (dict(steps=50, eta=-0.1), r"eta -0\.1"),
         (dict(steps=50, eta=1.1), r"eta 1\.1"),
         (dict(steps=50, eta=math.nan), "eta nan"),
+        (dict(steps=50, sampler="euler"), 'sampler "euler" .* ddim, dpmpp_2m'),
+        (dict(steps=50, eta=0.5, sampler="dpmpp_2m"), r"eta 0\.5 .* dpmpp_2m adds no noise"),
+        (dict(steps=0, sampler="dpmpp_2m"), "0 steps .* 1000"),
     ],
 )
 def test_numbers_out_of_range_are_one_line(levels: Tensor, arguments: dict, message: str):
     with pytest.raises(UserError, match=message) as error:
         make_sampling_schedule(levels, **arguments)
     assert "\n" not in str(error.value)
+
+
+# --- DPM-Solver++(2M) ------------------------------------------------------------------------------------------------
+
+
+def test_steps_of_the_second_order_solver(levels: Tensor):
+    """Distinct, from the noisiest level down to where DDIM ends, and denser towards the clean end."""
+    for steps in [*range(1, 60), 99, 333, 500, 501, 999, 1000]:
+        schedule = make_sampling_schedule(levels, steps, sampler="dpmpp_2m")
+        assert len(schedule) == len(set(schedule.timesteps)) == steps == len(schedule.slopes)
+        assert list(schedule.timesteps) == sorted(schedule.timesteps, reverse=True)
+        assert schedule.timesteps[0] == 999 and (schedule.timesteps[-1] > 0 or steps == 1000)
+        assert schedule.alphas == tuple(levels[t].item() for t in schedule.timesteps)
+        assert schedule.alphas_prev == (*schedule.alphas[1:], levels[0].item())
+        assert set(schedule.sigmas) == {0.0}
+    assert make_sampling_schedule(levels, 4, sampler="dpmpp_2m").timesteps == (999, 649, 353, 125)
+
+
+@pytest.mark.parametrize("skip", [1, 10, 49])
+def test_skipped_steps_of_the_second_order_solver_start_where_those_of_ddim_do(levels: Tensor, skip: int):
+    ddim = make_sampling_schedule(levels, 50, skip_steps=skip)
+    schedule = make_sampling_schedule(levels, 50, skip_steps=skip, sampler="dpmpp_2m")
+    assert schedule.timesteps[0] == ddim.timesteps[0] and len(schedule) == 50 - skip
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 20, 100])
+def test_the_first_step_and_the_last_are_first_order(levels: Tensor, steps: int):
+    slopes = make_sampling_schedule(levels, steps, sampler="dpmpp_2m").slopes
+    assert [slope > 0 for slope in slopes] == [0 < i < steps - 1 for i in range(steps)]
+    assert set(make_sampling_schedule(levels, steps, eta=0.5).slopes) == {0.0}
+
+
+def test_slopes_integrate_a_line_exactly():
+    """Where z0 is a line in lambda, the second-order step is the exact integral, up to what is O(h^3) of it.
+
+    z_t / sigma_t = z_s / sigma_s + integral of exp(lambda) z0(lambda) (Lu et al. 2022, eq. 8).
+    """
+    errors = []
+    for h in (0.2, 0.1, 0.05):
+        low, high = 0.3, 0.3 + h
+        before, start, end = (1 / (1 + math.exp(-2 * lam)) for lam in (low - h, low, high))
+        _, slope, _ = second_order_slopes((before, start, end), (start, end, 0.99))
+        ours = math.sqrt(end) * -math.expm1(-h) * low + slope * h  # z0 = lambda, whose change since before is h
+        exact = math.sqrt(1 - end) * (math.exp(high) * (high - 1) - math.exp(low) * (low - 1))
+        errors.append(abs(ours - exact))
+    assert errors[0] / errors[1] == pytest.approx(8, rel=0.15) and errors[1] / errors[2] == pytest.approx(8, rel=0.15)

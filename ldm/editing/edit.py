@@ -10,8 +10,8 @@ from torch import Tensor
 from ldm.editing.masks import DOWNSAMPLING, auto_dilation, latent_masks, soft_latent_masks
 from ldm.editing.ranking import CLIPRanker, rank
 from ldm.errors import UserError
-from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending, mask_parts
-from ldm.models.diffusion.ddim import NoiseSource, StepInfo, guided_denoiser
+from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending, parts_of
+from ldm.models.diffusion.ddim import NoiseSource, StepInfo, check_guidance_interval, guided_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.schedule import SamplingSchedule, make_sampling_schedule
 
@@ -29,7 +29,10 @@ class EditRequest:
         ddim_steps: steps of a full walk; skip_steps: how many of them to leave out at its noisy end, which keeps
             more of what lies under the mask.
         ddim_eta: 0 is deterministic, 1 as noisy as DDPM.
-        scale: of classifier-free guidance; 1 is without.
+        scale: of classifier-free guidance; 1 is without. guidance_interval: (low, high), the noise levels at which to
+            guide, 0 is the cleanest and 1 the noisiest; None is all of them.
+        sampler: one of `SAMPLERS`: "ddim" as in the paper, or "dpmpp_2m", which needs fewer steps (`ddim_steps` counts
+            those of either).
         percentage_of_pixel_blending: 0 to 1, the last part of the walk that blends decoded pixels.
         mask_dilation_iterations: how many wider masks come before the tight one (progressive mask shrinking); None
             lets the mask's thickness decide, see `auto_dilation`.
@@ -46,6 +49,8 @@ class EditRequest:
     ddim_steps: int = 50
     ddim_eta: float = 0.0
     scale: float = 5.0
+    guidance_interval: tuple[float, float] | None = None
+    sampler: str = "ddim"
     skip_steps: int = 0
     percentage_of_pixel_blending: float = 0.0
     mask_dilation_iterations: int | None = None
@@ -66,6 +71,9 @@ class EditRequest:
             if not low <= value < float("inf") or (high is not None and value > high):
                 span = f"from {low} to {high}" if high is not None else f"of at least {low}"
                 raise UserError(f"{name} is {value}: give a number {span}")
+        if self.guidance_interval is not None:
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))  # JSON has lists only
+            check_guidance_interval(self.guidance_interval)
         if self.mask_downsample not in DOWNSAMPLING:
             raise UserError(f"mask_downsample is {self.mask_downsample!r}: give one of {', '.join(DOWNSAMPLING)}")
 
@@ -130,6 +138,17 @@ def check_size(model: LatentDiffusion, height: int, width: int) -> None:
         )
 
 
+def sampling_schedule(model: LatentDiffusion, request: EditRequest) -> SamplingSchedule:
+    """The steps of a request.
+
+    Raises:
+        UserError: steps out of range, or a sampler that cannot do what is asked for.
+    """
+    return make_sampling_schedule(
+        model.alphas_cumprod, request.ddim_steps, request.ddim_eta, request.skip_steps, request.sampler
+    )
+
+
 def edit_image(
     model: LatentDiffusion,
     x_source: Tensor,
@@ -173,7 +192,7 @@ def edit_images(
     if len({(one.x_source.shape, one.request.walk) for one in inputs}) != 1:
         raise ValueError("inputs of one batch have one size and one walk")
     check_size(model, *inputs[0].x_source.shape[2:])
-    schedule = make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta, request.skip_steps)
+    schedule = sampling_schedule(model, request)
     rows = _Rows(model, inputs, schedule)
     places = [(i, seed) for i, one in enumerate(inputs) for seed in one.request.seeds]
     x: list[list[Tensor]] = [[] for _ in inputs]
@@ -227,6 +246,11 @@ class _Rows:
             masks = latent_masks(one.mask, factor, iterations, request.mask_downsample)
         return masks.to(self.model.device)
 
+    def _parts(self, i: int) -> list[int]:
+        """Which of the latent masks of input i each step uses."""
+        steps, masks = len(self.schedule), len(self.stacks[i])
+        return list(range(steps) if masks == steps else parts_of(self.schedule, masks))
+
     def reference(self, i: int) -> Tensor:
         """D(z_source) of input i, on the CPU."""
         return self.model.decode_first_stage(self.z_source[i]).cpu()
@@ -235,16 +259,14 @@ class _Rows:
         """z_0 (b, c, h, w) of one batch; `rows` names the input of each sample."""
         rows = rows[:1] if len(set(rows)) == 1 else rows  # what all samples share is broadcast
         context = torch.cat([self.contexts[self.inputs[i].request.prompt] for i in rows])
-        parts = [
-            stack[list(mask_parts(len(self.schedule), len(stack)))] for stack in map(self.stacks.__getitem__, rows)
-        ]
+        parts = [self.stacks[i][self._parts(i)] for i in rows]
         request = self.inputs[rows[0]].request
         pixels = None
         if request.percentage_of_pixel_blending > 0:
             x_source, mask = (torch.cat([getattr(self.inputs[i], name) for i in rows]) for name in ("x_source", "mask"))
             device, fraction = self.model.device, request.percentage_of_pixel_blending
             pixels = PixelBlending(self.model, x_source.to(device), mask.to(device), fraction)
-        denoiser = guided_denoiser(self.model, context, self.contexts[""], request.scale)
+        denoiser = guided_denoiser(self.model, context, self.contexts[""], request.scale, request.guidance_interval)
         # (steps, b, 1, h, w): walks of different numbers of masks may share a batch.
         sampler = BlendedDDIMSampler(denoiser, self.schedule, torch.stack(parts, dim=1), pixels)
         return sampler.sample(torch.cat([self.z_source[i] for i in rows]), noise, see)

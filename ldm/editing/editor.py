@@ -14,7 +14,7 @@ from PIL import Image
 
 from ldm import zoo
 from ldm.editing.canvas import Canvas, Place, mask_source, open_canvas
-from ldm.editing.edit import Edit, EditInput, EditRequest, Progress, check_size, edit_images
+from ldm.editing.edit import Edit, EditInput, EditRequest, Progress, check_size, edit_images, sampling_schedule
 from ldm.editing.finish import Measures
 from ldm.editing.images import ImageLike, as_picture
 from ldm.editing.masks import mask_levels
@@ -30,7 +30,6 @@ from ldm.editing.reconstruct import (
 )
 from ldm.editing.region import cut_levels
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.util import choose_device, choose_precision
 
 SOFT_FROM = 1 / 16
@@ -125,7 +124,7 @@ class Editor:
         place, model = place or Place(), self.model
         size = tuple(side or model.image_size * model.factor for side in place.size)
         check_size(model, *size)
-        make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta, request.skip_steps)
+        sampling_schedule(model, request)
         picture = as_picture(image)
         if not soft_mask:
             canvas = open_canvas(picture, mask, place, size, model.factor, invert_mask)

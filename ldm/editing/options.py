@@ -38,6 +38,17 @@ def _add_how(how: Group) -> None:
     how.add_argument("--ddim_eta", type=bounded(float, 0, 1), default=0.0, help="0 deterministic, 1 as noisy as DDPM")
     how.add_argument("--scale", type=bounded(float, 0), default=5.0, help="classifier-free guidance; 1 is without")
     how.add_argument(
+        "--guidance_interval",
+        type=bounded(float, 0, 1),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        default=None,
+        help="guide only at these noise levels, 0 (clean) to 1 (pure noise): half the cost elsewhere",
+    )
+    how.add_argument(
+        "--sampler", choices=("ddim", "dpmpp_2m"), default="ddim", help="dpmpp_2m is second order: 20 steps do"
+    )
+    how.add_argument(
         "--skip_steps", type=bounded(int, 0, 999), default=0, help="steps left out at the start: keeps more"
     )
     how.add_argument(

@@ -66,14 +66,20 @@ class ReconstructionOptions:
         steps: of Adam.
         learning_rate: None is the default of the mode, see `LEARNING_RATES`.
         background_weight: the paper's lambda.
+        tuned_levels: of the decoder, the finest ones with the output layers; None tunes all of it, as the paper does.
+            What is not tuned is computed once, so that 1 is several times as fast.
+        precision: of the decoder's work during the steps, `float32` or `bfloat16`. Weights, losses and the result
+            are of float32 in any case.
 
     Raises:
-        UserError: a number is out of its range.
+        UserError: a value is out of its range.
     """
 
     steps: int = 75
     learning_rate: float | None = None
     background_weight: float = 100.0
+    tuned_levels: int | None = None
+    precision: str = "float32"
 
     def __post_init__(self):
         rate = 1.0 if self.learning_rate is None else self.learning_rate
@@ -83,6 +89,10 @@ class ReconstructionOptions:
             raise UserError(f"learning_rate is {rate}: give a number above 0")
         if not 0 <= self.background_weight < math.inf:
             raise UserError(f"background_weight is {self.background_weight}: give a number of at least 0")
+        if self.tuned_levels is not None and self.tuned_levels < 1:
+            raise UserError(f"tuned_levels is {self.tuned_levels}: give a number of at least 1")
+        if self.precision not in ("float32", "bfloat16"):
+            raise UserError(f'precision is {self.precision!r}: give "float32" or "bfloat16"')
 
 
 @dataclass(frozen=True)
@@ -208,16 +218,26 @@ def residual(task: ReconstructionTask, options: ReconstructionOptions, on_step: 
 def optimize_weights(task: ReconstructionTask, options: ReconstructionOptions, on_step: OnStep | None = None) -> Tensor:
     """D_theta*(z0) with theta* = argmin ||D_theta(z0) m - x_hat m||^2 + lambda ||D_theta(z0) (1-m) - x (1-m)||^2.
 
-    By Adam, from the model's own theta, on a copy: the model is never changed. Always in float32, whatever the
-    model's precision, its `requires_grad` and the caller's grad mode.
+    By Adam, from the model's own theta, on a copy: the model is never changed. In the precision of `options`, whatever
+    the model's own, its `requires_grad` and the caller's grad mode. theta is all weights, or those of `tuned_levels`.
 
     Raises:
-        UserError: the loss leaves the numbers.
+        UserError: the loss leaves the numbers, or the decoder has fewer levels.
         ValueError: no z0 or model, or they do not fit.
     """
-    decoder, z0 = _decoder_and_latent(task)
-    decoder.requires_grad_(True)
-    return _minimize("optimization", list(decoder.parameters()), lambda: decoder(z0), task, options, on_step)
+    copied, z0 = _decoder_and_latent(task)
+    decoder, levels = copied.decoder, options.tuned_levels
+    if levels is None:
+        copied.requires_grad_(True)
+        return _minimize("optimization", list(copied.parameters()), lambda: copied(z0), task, options, on_step)
+    if levels > len(decoder.up):
+        raise UserError(f"tuned_levels is {levels}: this model's decoder has {len(decoder.up)}")
+    with torch.no_grad(), torch.autocast(z0.device.type, enabled=False):
+        h = decoder.begin(copied.unscaled(z0), levels)
+    tuned = nn.ModuleList([*decoder.up[:levels], decoder.norm_out, decoder.conv_out]).requires_grad_(True)
+    return _minimize(
+        "optimization", list(tuned.parameters()), lambda: decoder.finish(h, levels), task, options, on_step
+    )
 
 
 @torch.inference_mode(False)
@@ -286,16 +306,18 @@ class _FloatDecoder(nn.Module):
         self.post_quant_conv = copy.deepcopy(model.first_stage_model.post_quant_conv)
         self.decoder = copy.deepcopy(model.first_stage_model.decoder)
         self.scale_factor = model.scale_factor
-        on_cpu = self.device.type == "cpu"  # where convolutions take this layout without reordering
-        self.to(dtype=torch.float32, memory_format=torch.channels_last if on_cpu else torch.preserve_format)
-        self.eval().requires_grad_(False)
+        self.float().eval().requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
         return self.post_quant_conv.weight.device
 
+    def unscaled(self, z: Tensor) -> Tensor:
+        """What the decoder proper takes, (1, z_channels, h, w)."""
+        return self.post_quant_conv(z / self.scale_factor)
+
     def forward(self, z: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(z / self.scale_factor))
+        return self.decoder(self.unscaled(z))
 
 
 def _decoder_and_latent(task: ReconstructionTask) -> tuple[_FloatDecoder, Tensor]:
@@ -322,19 +344,24 @@ def _minimize(
     options: ReconstructionOptions,
     on_step: OnStep | None,
 ) -> Tensor:
-    """Adam on `reconstruction_loss` of `decode()`, and what `decode()` gives after the last step."""
+    """Adam on `reconstruction_loss` of `decode()`, and what `decode()` gives after the last step, in float32."""
     device = parameters[0].device
     x_source, x_hat, mask = (_float(t, device) for t in (task.x_source, task.x_hat, task.mask))
     rate = options.learning_rate or LEARNING_RATES[kind]
     optimizer = torch.optim.Adam(parameters, lr=rate, fused=device.type in ("cpu", "cuda"))
+    half = options.precision == "bfloat16"
     with torch.autocast(device.type, enabled=False):
         for step in range(options.steps + 1):
-            with torch.set_grad_enabled(step < options.steps):
-                x = decode()
+            going = step < options.steps
+            with torch.set_grad_enabled(going):
+                # Its cache would keep the first step's weights until the outermost autocast ends.
+                with torch.autocast(device.type, torch.bfloat16, enabled=half and going, cache_enabled=False):
+                    x = decode()
+                x = x.float()
                 loss = reconstruction_loss(x, x_hat, x_source, mask, options.background_weight)
             if not torch.isfinite(loss):
                 raise UserError(_diverged(step, rate))
-            if step == options.steps:
+            if not going:
                 break
             if on_step is not None:
                 seen = x.detach()

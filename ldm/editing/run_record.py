@@ -17,6 +17,7 @@ from ldm.errors import UserError
 
 FORMAT = 2
 _SLUG_LENGTH = 80
+_SAMPLERS = {"ddim": "DDIM", "dpmpp_2m": "DPM++ 2M"}  # as the common viewers know them
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
 
 
@@ -127,7 +128,7 @@ class RunRecord:
         distance = None if self.scores is None else self.scores[index]
         words = {
             "Steps": self.options.get("ddim_steps"),
-            "Sampler": "DDIM",
+            "Sampler": _SAMPLERS[self.options.get("sampler", "ddim")],
             "CFG scale": self.options.get("scale"),
             "Seed": self.seeds[index],
             "Size": f"{self.size[1]}x{self.size[0]}",  # width first, as everybody has it

@@ -3,6 +3,8 @@
 The names and positions within `nn.Sequential` are those of the public checkpoints and must not change.
 """
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -33,10 +35,18 @@ class FeedForward(nn.Module):
         return self.net(x)
 
 
+class KeysValues(NamedTuple):
+    """A context as one attention sees it: k and v, each (r, heads, m, d_head)."""
+
+    k: Tensor
+    v: Tensor
+
+
 class CrossAttention(nn.Module):
     """softmax(QK^T / sqrt(d)) V; without a context the tokens attend to each other.
 
-    x (b, n, query_dim), context (b, m, context_dim) -> (b, n, query_dim).
+    x (b, n, query_dim), context (r, m, context_dim) or what `project` made of it -> (b, n, query_dim). Each of the r
+    rows of a context serves b / r rows of x, in their order.
     """
 
     def __init__(
@@ -50,12 +60,17 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_dim or query_dim, inner, bias=False)
         self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(dropout))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (q, k, v))
+    def project(self, context: Tensor) -> KeysValues:
+        """The part of the work that does not depend on x."""
+        k, v = (rearrange(p(context), "r m (h d) -> r h m d", h=self.heads) for p in (self.to_k, self.to_v))
+        return KeysValues(k, v)
+
+    def forward(self, x: Tensor, context: Tensor | KeysValues | None = None) -> Tensor:
+        k, v = context if isinstance(context, KeysValues) else self.project(x if context is None else context)
+        # Queries that share a row of the context stand in one line: its keys and values need no copies.
+        q = rearrange(self.to_q(x), "(r b) n (h d) -> r h (b n) d", r=len(k), h=self.heads)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return self.to_out(rearrange(out, "r h (b n) d -> (r b) n (h d)", n=x.shape[1]))
 
 
 class BasicTransformerBlock(nn.Module):
@@ -70,14 +85,17 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | KeysValues | None = None) -> Tensor:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the positions of a feature map: x (b, c, h, w), context (b, m, d) -> (b, c, h, w)."""
+    """Transformer blocks over the positions of a feature map: x (b, c, h, w), context (r, m, d) -> (b, c, h, w).
+
+    See `CrossAttention` for the rows of a context; `project` does for all blocks what does not depend on x.
+    """
 
     def __init__(
         self,
@@ -100,9 +118,13 @@ class SpatialTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def project(self, context: Tensor) -> tuple[KeysValues, ...]:
+        return tuple(block.attn2.project(context) for block in self.transformer_blocks)
+
+    def forward(self, x: Tensor, context: Tensor | tuple[KeysValues, ...] | None = None) -> Tensor:
+        contexts = context if isinstance(context, tuple) else (context,) * len(self.transformer_blocks)
         height = x.shape[-2]
         h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
-        for block in self.transformer_blocks:
-            h = block(h, context)
+        for block, seen in zip(self.transformer_blocks, contexts, strict=True):
+            h = block(h, seen)
         return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height))

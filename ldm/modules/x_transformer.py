@@ -4,6 +4,7 @@ Layers alternate attention and feed-forward: `attn_layers.layers.{2i}` and `.{2i
 positions, and `net.0.0` within the feed-forward, are those of the public checkpoints and must not change.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -11,12 +12,20 @@ from torch import Tensor, nn
 HEADS, DIM_HEAD = 8, 64  # x-transformers' defaults, which no config overrides
 
 
+def embedding(count: int, dim: int) -> nn.Embedding:
+    """A table of `count` vectors, small ones to begin with."""
+    weight = torch.empty(count, dim)
+    if not weight.is_meta:  # there it would import torch's compiler: more than a second at every start, for nothing
+        nn.init.normal_(weight, std=0.02)
+    return nn.Embedding.from_pretrained(weight, freeze=False)
+
+
 class AbsolutePositionalEmbedding(nn.Module):
     """The learned embedding of positions 0..n-1: -> (n, dim)."""
 
     def __init__(self, dim: int, max_seq_len: int):
         super().__init__()
-        self.emb = nn.Embedding(max_seq_len, dim)
+        self.emb = embedding(max_seq_len, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.emb.weight[: tokens.shape[1]]
@@ -76,14 +85,12 @@ class TransformerWrapper(nn.Module):
 
     def __init__(self, num_tokens: int, max_seq_len: int, dim: int, depth: int, with_logits: bool = True):
         super().__init__()
-        self.token_emb = nn.Embedding(num_tokens, dim)
+        self.token_emb = embedding(num_tokens, dim)
         self.pos_emb = AbsolutePositionalEmbedding(dim, max_seq_len)
         self.attn_layers = Encoder(dim, depth)
         self.norm = nn.LayerNorm(dim)
         if with_logits:
             self.to_logits = nn.Linear(dim, num_tokens)
-        nn.init.normal_(self.token_emb.weight, std=0.02)
-        nn.init.normal_(self.pos_emb.emb.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.norm(self.attn_layers(self.token_emb(tokens) + self.pos_emb(tokens)))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,18 @@ def mask_parts(steps: int, masks: int) -> tuple[int, ...]:
     The last step always uses the last, tight mask. With fewer steps than masks some are left out, never that one.
     """
     return tuple(masks - 1 - (steps - 1 - i) * masks // steps for i in range(steps))
+
+
+def parts_of(schedule: SamplingSchedule, masks: int) -> tuple[int, ...]:
+    """Which of `masks` masks each step of a schedule uses; the last, tight one comes last in any case.
+
+    The walk's timesteps are divided into equal parts. DDIM's are even, so that equal numbers of steps are the same;
+    with another sampler the masks change at the noise level at which they change with DDIM.
+    """
+    if schedule.sampler == "ddim":
+        return mask_parts(len(schedule), masks)
+    arrivals = [*schedule.timesteps[1:], 0]
+    return tuple(masks - 1 - t * masks // (schedule.timesteps[0] + 1) for t in arrivals)
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,13 @@ class BlendedDDIMSampler:
         denoiser: `(z, t) -> eps`, guided or not.
         schedule: the steps to take.
         latent_masks: (K, 1, h, w) in {0, 1}, widest first, the tight mask last; or (K, b, 1, h, w), where each
-            sample of a batch has its own.
+            sample of a batch has its own. K is the number of steps, one mask for each, or they divide the walk by
+            `parts_of`.
         pixels: see `PixelBlending`.
+        fixed_noise: whether the background is noised with the start's noise at every level, and not with fresh noise
+            as in the paper; None is as the schedule's sampler needs it.
+        restarts: whether a second-order solver takes a first-order step after each change of a sample's mask, where
+            the latents jump. Off, since it was measured to double the error (docs/solvers.md).
     """
 
     def __init__(
@@ -66,14 +84,22 @@ class BlendedDDIMSampler:
         schedule: SamplingSchedule,
         latent_masks: Tensor,
         pixels: PixelBlending | None = None,
+        fixed_noise: bool | None = None,
+        restarts: bool = False,
     ):
         self.denoiser, self.schedule, self.pixels = denoiser, schedule, pixels
         self.pixels_from = len(schedule) if pixels is None else pixels.begins_at(len(schedule))
         stack = latent_masks if latent_masks.ndim == 5 else latent_masks[:, None]
-        self.masks = [stack[k] for k in mask_parts(len(schedule), len(stack))]
+        self.fixed_noise = schedule.one_trajectory if fixed_noise is None else fixed_noise
+        parts = range(len(stack)) if len(stack) == len(schedule) else parts_of(schedule, len(stack))
+        self.masks = [stack[k] for k in parts]
         if pixels is not None:
             tail = len(schedule) - self.pixels_from
             self.masks[self.pixels_from :] = [pixels.latent_mask] * tail
+        self.goes_on: list[Tensor | bool] = [True] * len(schedule)
+        if restarts:  # step i is the first that sees latents blended with the mask of step i - 1
+            same = [(a == b).flatten(1).all(1).view(-1, 1, 1, 1) for a, b in pairwise(self.masks)]
+            self.goes_on[2:] = same[: len(schedule) - 2]
 
     @torch.no_grad()
     def sample(self, z_source: Tensor, noise: NoiseSource, callback: Callback | None = None) -> Tensor:
@@ -82,17 +108,21 @@ class BlendedDDIMSampler:
         The walk starts from the input noised to the first step's level, so `skip_steps` keeps more of it. After
         every step the background is the input noised to the level that the step arrived at; after the last one that
         level is zero and the background is `z_source` itself. Each generator draws in a fixed order: the start, then
-        for each step the step's own noise (where eta is above 0) and the background's.
+        for each step the step's own noise (where eta is above 0) and the background's (where it is fresh).
         """
         schedule, shape = self.schedule, z_source.shape[1:]
-        z = noised(z_source, schedule.alphas[0], noise.draw(shape, z_source))
+        start = noise.draw(shape, z_source)
+        z, z0 = noised(z_source, schedule.alphas[0], start), None
         for i, (timestep, mask) in enumerate(zip(schedule.timesteps, self.masks, strict=True)):
-            z_fg, z0 = denoise_step(self.denoiser, z, schedule, i, noise)
+            z_fg, z0 = denoise_step(self.denoiser, z, schedule, i, noise, z0, self.goes_on[i])
             level = schedule.alphas_prev[i] if i < len(schedule) - 1 else 1.0
-            fresh = noise.draw(shape, z_source) if level < 1.0 else torch.zeros_like(z)
+            if level == 1.0:
+                at_level = torch.zeros_like(z)
+            else:
+                at_level = start if self.fixed_noise else noise.draw(shape, z_source)
             if i >= self.pixels_from:
-                z_fg = noised(self.pixels.blend(z0), level, fresh)
-            z_bg = noised(z_source, level, fresh)
+                z_fg = noised(self.pixels.blend(z0), level, at_level)
+            z_bg = noised(z_source, level, at_level)
             z = torch.where(mask.bool(), z_fg, z_bg)
             if callback is not None:
                 callback(StepInfo(i, len(schedule), timestep, z, z0))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.models.diffusion.schedule import make_beta_schedule
+from ldm.modules.attention import SpatialTransformer
+from ldm.modules.diffusionmodules.openaimodel import PreparedContext, ResBlock
 from ldm.util import instantiate_from_config
 
 PARAMETERIZATIONS = ("eps", "v")
@@ -22,7 +24,7 @@ class DiffusionWrapper(nn.Module):
         super().__init__()
         self.diffusion_model = diffusion_model
 
-    def forward(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, context: Tensor | PreparedContext) -> Tensor:
         return self.diffusion_model(z, t, context)
 
 
@@ -111,10 +113,11 @@ class LatentDiffusion(nn.Module):
         self.model = DiffusionWrapper(instantiate_from_config(unet_config))
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self.cond_stage_model = instantiate_from_config(cond_stage_config)
-        for name, value in schedule_buffers(
-            make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end)
-        ).items():
-            self.register_buffer(name, value)
+        # Not on the meta device, where `**` would import torch's compiler: more than a second at every start.
+        with torch.device("cpu"):
+            buffers = schedule_buffers(make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end))
+        for name, value in buffers.items():
+            self.register_buffer(name, value.to(torch.get_default_device()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,9 +133,35 @@ class LatentDiffusion(nn.Module):
         """Pixels a side that one latent position stands for."""
         return self.first_stage_model.factor
 
+    def compile_denoiser(self, mode: str = "regions", backend: str = "inductor") -> None:
+        """Compile the UNet in place, for as many shapes as it will see; the first call of each takes the time.
+
+        Args:
+            mode: `regions` compiles its residual blocks and transformers, each kind of them once, which is quick;
+                `graphs` compiles it as a whole into CUDA graphs, which pays for small batches; there, what the UNet
+                gives holds until its next call.
+            backend: of `torch.compile`.
+        """
+        unet = self.model.diffusion_model
+        if mode == "regions":
+            # One limit for all regions of a class, which differ in width and size.
+            torch._dynamo.config.recompile_limit = max(128, torch._dynamo.config.recompile_limit)
+            for module in unet.modules():
+                if isinstance(module, ResBlock | SpatialTransformer):
+                    module.compile(backend=backend, dynamic=False)
+        elif mode == "graphs":
+            options = {"mode": "reduce-overhead"} if backend == "inductor" else {}
+            unet.compile(backend=backend, dynamic=False, fullgraph=True, **options)
+        else:
+            raise ValueError(f"mode {mode!r} is unknown: regions or graphs")
+
+    def offload_text_encoder(self) -> None:
+        """Keep the text encoder on the CPU from now on: its device memory is free once the prompts are encoded."""
+        self.cond_stage_model.to("cpu")
+
     def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
         """Prompts -> context (b, m, d)."""
-        return self.cond_stage_model(prompts)
+        return self.cond_stage_model(prompts).to(self.device)
 
     def encode_first_stage(self, x: Tensor) -> Tensor:
         """x (b, 3, H, W) in [-1, 1] -> z (b, c, H/f, W/f): the mean of the posterior, scaled."""
@@ -148,11 +177,15 @@ class LatentDiffusion(nn.Module):
         spread = self.sqrt_one_minus_alphas_cumprod[t].view(-1, 1, 1, 1)
         return signal * z_start + spread * noise
 
-    def apply_model(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def prepare_context(self, context: Tensor) -> PreparedContext:
+        """A context (r, m, d) in the form that saves its work at every step; see `UNetModel` for its rows."""
+        return self.model.diffusion_model.prepare_context(context)
+
+    def apply_model(self, z: Tensor, t: Tensor, context: Tensor | PreparedContext) -> Tensor:
         """The network's own output at z_t, t (b,): eps or v, as `parameterization` says."""
         return self.model(z.to(context.dtype), t, context).to(z.dtype)
 
-    def predict_eps(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def predict_eps(self, z: Tensor, t: Tensor, context: Tensor | PreparedContext) -> Tensor:
         """eps(z_t, t, context), whatever the network predicts: for v, eps = sqrt(a) v + sqrt(1 - a) z."""
         out = self.apply_model(z, t, context)
         if self.parameterization == "eps":

@@ -214,12 +214,23 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], out_ch * patch_size**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(z))
-        for level in reversed(self.up):
-            h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
+        return self.finish(self.begin(z, len(self.up)), len(self.up))
+
+    def begin(self, z: Tensor, levels: int) -> Tensor:
+        """z -> the features before the `levels` finest levels."""
+        return self._climb(self.mid(self.conv_in(z)), range(levels, len(self.up)))
+
+    def finish(self, h: Tensor, levels: int) -> Tensor:
+        """What `begin` gave -> x."""
+        h = self._climb(h, range(levels))
         if self.give_pre_end:
             return h
         x = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch_size)
         return torch.tanh(x) if self.tanh_out else x
+
+    def _climb(self, h: Tensor, levels: range) -> Tensor:
+        for i in reversed(levels):
+            h = self.up[i](h)
+            if i > 0:
+                h = self.up[i].upsample(h)
+        return h

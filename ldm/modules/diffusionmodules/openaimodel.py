@@ -5,20 +5,41 @@ the order within every `nn.Sequential` here is frozen by them.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm.modules.attention import SpatialTransformer
+from ldm.modules.attention import KeysValues, SpatialTransformer
 from ldm.modules.diffusionmodules.util import normalization, timestep_embedding, zero_module
 
 
-class TimestepEmbedSequential(nn.Sequential):
-    """Passes the time embedding to residual blocks and the text to transformers; the rest takes the features alone."""
+@dataclass(frozen=True)
+class PreparedContext:
+    """What `UNetModel.prepare_context` makes of a context (r, m, context_dim), once for all steps of a walk.
 
-    def forward(self, h: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    keys_values: for each stage of the network, in the order in which it runs, those of its transformer; empty where
+    it has none. pooled: (r, e), what the context adds to the time embedding, or None.
+    """
+
+    keys_values: tuple[tuple[KeysValues, ...], ...]
+    pooled: Tensor | None
+    dtype: torch.dtype
+
+
+class TimestepEmbedSequential(nn.Sequential):
+    """Passes the time embedding to residual blocks and the text to transformers; the rest takes the features alone.
+
+    It has one transformer at most.
+    """
+
+    def project(self, context: Tensor) -> tuple[KeysValues, ...]:
+        """The keys and values of its transformer."""
+        return next((layer.project(context) for layer in self if isinstance(layer, SpatialTransformer)), ())
+
+    def forward(self, h: Tensor, emb: Tensor, context: tuple[KeysValues, ...] | None) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 h = layer(h, emb)
@@ -102,7 +123,10 @@ class ResBlock(nn.Module):
 
 
 class UNetModel(nn.Module):
-    """z (b, in_channels, h, w), t (b,), context (b, m, context_dim) -> (b, out_channels, h, w).
+    """z (b, in_channels, h, w), t (b,), context (r, m, context_dim) -> (b, out_channels, h, w).
+
+    Each of the r rows of the context serves b / r rows of z, in their order: (2, m, d) is enough for guidance of any
+    batch. Where it stays the same over many calls, `prepare_context` takes its work out of them.
 
     h and w must be multiples of `2 ** (len(channel_mult) - 1)`.
 
@@ -205,15 +229,28 @@ class UNetModel(nn.Module):
             normalization(ch), nn.SiLU(), zero_module(nn.Conv2d(model_channels, out_channels, 3, padding=1))
         )
 
-    def forward(self, z: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
+    @property
+    def stages(self) -> list[TimestepEmbedSequential]:
+        """In the order in which they run."""
+        return [*self.input_blocks, self.middle_block, *self.output_blocks]
+
+    def prepare_context(self, context: Tensor) -> PreparedContext:
+        """What depends on the context alone."""
+        pooled = None if self.context_embed is None else self.context_embed(context[:, 0])
+        return PreparedContext(tuple(stage.project(context) for stage in self.stages), pooled, context.dtype)
+
+    def forward(self, z: Tensor, timesteps: Tensor, context: Tensor | PreparedContext | None = None) -> Tensor:
+        if isinstance(context, Tensor):
+            context = self.prepare_context(context)
+        seen = iter((None,) * len(self.stages) if context is None else context.keys_values)
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(z.dtype))
         if self.context_embed is not None:
-            emb = emb + self.context_embed(context[:, 0])
+            emb = emb + context.pooled.repeat_interleave(len(z) // len(context.pooled), dim=0)
         h, skips = z, []
         for block in self.input_blocks:
-            h = block(h, emb, context)
+            h = block(h, emb, next(seen))
             skips.append(h)
-        h = self.middle_block(h, emb, context)
+        h = self.middle_block(h, emb, next(seen))
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
+            h = block(torch.cat([h, skips.pop()], dim=1), emb, next(seen))
         return self.out(h)

@@ -1,21 +1,25 @@
 """`BERTEmbedder`: the text encoder of the text-to-image models, with its tokenizer."""
 
-import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.modules.x_transformer import TransformerWrapper
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import tokenizers
+
+PAD, UNKNOWN = "[PAD]", "[UNK]"
 
 
 class BERTTokenizer:
     """Prompts -> ids (b, max_length), padded and cut to that length: [CLS] words [SEP] [PAD] ...
 
     Args:
-        name: a folder that `transformers` can read (tokenizer.json or vocab.txt with its configs) or a name on the
+        name: a folder with a tokenizer.json, or with a vocab.txt and its configs for `transformers`, or a name on the
             hub. It is only opened when first used, so that building a network needs no vocabulary.
         vocab_size: how many ids the network knows; a tokenizer with more is refused.
     """
@@ -25,8 +29,8 @@ class BERTTokenizer:
         self._tokenizer = None
 
     @property
-    def tokenizer(self):
-        """The tokenizer of `transformers`.
+    def tokenizer(self) -> "tokenizers.Tokenizer":
+        """The tokenizer, which pads and cuts to `max_length`.
 
         Raises:
             UserError: it can be had neither from the folder nor from the hub, or does not fit the network.
@@ -35,12 +39,9 @@ class BERTTokenizer:
             self._tokenizer = self._load()
         return self._tokenizer
 
-    def _load(self):
-        from transformers import AutoTokenizer
-
-        # `from_pretrained` on a folder, never `BertTokenizerFast(vocab_file=...)`, which ignores the file.
+    def _load(self) -> "tokenizers.Tokenizer":
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.name)
+            tokenizer = self._open()
         except Exception as error:  # a damaged file may break a parser in any way
             mend = (
                 "its files are missing or broken"
@@ -48,26 +49,39 @@ class BERTTokenizer:
                 else "connect to the network once, or set cond_stage_config.params.tokenizer to a local folder"
             )
             raise UserError(f'cannot load the tokenizer "{self.name}": {mend}') from error
-        if len(tokenizer) > self.vocab_size:
+        size, pad = tokenizer.get_vocab_size(), tokenizer.token_to_id(PAD)
+        if size > self.vocab_size:
             raise UserError(
-                f'the tokenizer "{self.name}" knows {len(tokenizer)} tokens and the text encoder {self.vocab_size}: '
+                f'the tokenizer "{self.name}" knows {size} tokens and the text encoder {self.vocab_size}: '
                 "they do not belong together"
             )
+        if pad is None or tokenizer.token_to_id(UNKNOWN) is None:
+            raise UserError(f'the tokenizer "{self.name}" lacks {PAD} or {UNKNOWN}: it is none of BERT\'s kind')
+        tokenizer.enable_truncation(self.max_length)
+        tokenizer.enable_padding(pad_id=pad, pad_token=PAD, length=self.max_length)
         return tokenizer
 
+    def _open(self) -> "tokenizers.Tokenizer":
+        # `transformers` takes most of a second to import, and a tokenizer.json needs nothing of it.
+        if (file := Path(self.name) / "tokenizer.json").is_file():
+            import tokenizers
+
+            return tokenizers.Tokenizer.from_file(str(file))
+        from transformers import AutoTokenizer
+
+        # `from_pretrained` on a folder, never `BertTokenizerFast(vocab_file=...)`, which ignores the file.
+        return AutoTokenizer.from_pretrained(self.name).backend_tokenizer
+
     def __call__(self, prompts: list[str]) -> Tensor:
-        batch = self.tokenizer(
-            prompts, truncation=True, max_length=self.max_length, padding="max_length", return_tensors="pt"
-        )
-        return batch["input_ids"]
+        return torch.tensor([encoding.ids for encoding in self.tokenizer.encode_batch(prompts)])
 
     def unknown_words(self, prompt: str) -> list[str]:
         """The words of a prompt that the vocabulary has no piece for, in their order."""
-        words = self.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(prompt.lower())
+        words = self.tokenizer.pre_tokenizer.pre_tokenize_str(prompt.lower())
         return [
             word
             for word, _ in words
-            if any(map(str.isalnum, word)) and self.tokenizer.unk_token in self.tokenizer.tokenize(word)
+            if any(map(str.isalnum, word)) and UNKNOWN in self.tokenizer.encode(word, add_special_tokens=False).tokens
         ]
 
 
