@@ -52,6 +52,16 @@ def build_parser() -> Parser:
         help="what the optimization changes: weights keep fine detail, latents blur it",
     )
     how.add_argument("--optimization_steps", type=bounded(int, 1), default=75, help="steps of Adam")
+    how.add_argument(
+        "--tuned_levels",
+        type=bounded(int, 1),
+        default=None,
+        help="tune only so many of the decoder's finest levels: much faster, a little farther from the prediction "
+        "(default: all weights, as the paper does)",
+    )
+    how.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the decoder's work during the steps"
+    )
     how.add_argument("--learning_rate", type=bounded(float, 0), default=None, help="of Adam (default: the model's)")
 
     model = parser.add_argument_group("with what")

@@ -136,3 +136,34 @@ def test_readme_s_lines_of_python_run(tmp_path, monkeypatch):
     exec(lines, {})
     for name in ("best.png", "restored.png"):
         assert Image.open(tmp_path / name).size == Image.open(ROOT / "inputs" / "img.png").size
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sampler": "dpmpp_2m"}, {"guidance_interval": (0.2, 0.6)}, {"sampler": "dpmpp_2m", "scale": 1.0}]
+)
+def test_samplers_and_intervals_are_reached(editor, photo, mask, changes):
+    plain = editor.edit(photo, mask, "a red ball", ddim_steps=5, n_samples=1)
+    other = editor.edit(photo, mask, "a red ball", ddim_steps=5, n_samples=1, **changes)
+    assert not torch.equal(plain.edit.z0, other.edit.z0) and other.measures[0].max_difference == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"guidance_interval": (0.6, 0.2)}, "guidance_interval 0.6 0.2"),
+        ({"sampler": "euler"}, '"euler" is unknown'),
+        ({"sampler": "dpmpp_2m", "ddim_eta": 0.5}, "eta 0.5 needs the sampler ddim"),
+    ],
+)
+def test_samplers_that_cannot_do_what_is_asked_are_named(editor, photo, mask, options, named):
+    with pytest.raises(UserError, match=named):
+        editor.edit(photo, mask, "a red ball", **QUICK | options)
+
+
+def test_with_low_memory_the_text_encoder_stays_on_the_cpu(photo, mask, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = str(save_tiny_model(tmp_path / "own"))
+    low, plain = (Editor.load(folder, device="cpu", low_memory=low) for low in (True, False))
+    assert next(low.model.cond_stage_model.parameters()).device.type == "cpu"
+    results = [editor.edit(photo, mask, "a red ball", **QUICK).edit.x for editor in (low, plain)]
+    assert torch.equal(*results)

@@ -58,7 +58,7 @@ class Row:
     @property
     def model(self) -> tuple[str, Path | None, Path | None, str]:
         """What rows of one model have in common: the arguments of `Editor.load`, but for the device."""
-        return self.job.model, self.job.config, self.job.ckpt, self.job.precision
+        return self.job.model, self.job.config, self.job.ckpt, self.job.precision, self.job.low_memory
 
     @property
     def settings(self) -> tuple:

@@ -171,9 +171,9 @@ class Worker:
     def _load(self, row: Row) -> Editor | UserError:
         """The model of a row, or what is wrong with it, which need be found only once."""
         start = perf_counter()
-        model, config, ckpt, precision = row.model
+        model, config, ckpt, precision, low_memory = row.model
         try:
-            return Editor.load(model, config, ckpt, str(self.device), precision)
+            return Editor.load(model, config, ckpt, str(self.device), precision, low_memory)
         except UserError as error:
             return error
         finally:

@@ -92,15 +92,22 @@ class Editor:
         ckpt: str | Path | None = None,
         device: str = "auto",
         precision: str = "auto",
+        low_memory: bool = False,
     ) -> "Editor":
         """Load a model and what ranks its predictions; see `zoo.resolve`, `choose_device` and `choose_precision`.
+
+        Args:
+            low_memory: keep the text encoder, 40 % of the large model, off the device: prompts are encoded on the CPU.
 
         Raises:
             UserError: there is no such model, device or precision.
         """
         files = zoo.resolve(model, config, ckpt)
         where = choose_device(device)
-        return cls(zoo.load(files, where, choose_precision(precision, where)), find_ranker(files.clip, where), files)
+        loaded = zoo.load(files, where, choose_precision(precision, where))
+        if low_memory:
+            loaded.offload_text_encoder()
+        return cls(loaded, find_ranker(files.clip, where), files)
 
     def prepare(
         self,

@@ -29,6 +29,7 @@ class EditJob:
     """One run: files in, a run folder out.
 
     place: see `Place`. model, config, ckpt: see `ldm.zoo.resolve`. device, precision: see `ldm.util`.
+    low_memory: see `Editor.load`.
     """
 
     request: EditRequest
@@ -44,6 +45,7 @@ class EditJob:
     ckpt: Path | None = None
     device: str = "auto"
     precision: str = "auto"
+    low_memory: bool = False
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "EditJob":
@@ -84,7 +86,7 @@ def run_edit(job: EditJob) -> EditResult:
     # A first look at the files, so that a bad one is told of before a large model is loaded.
     picture = load_image(job.init_image)
     load_image(job.mask)
-    editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision)
+    editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision, job.low_memory)
     task = editor.prepare(picture, job.mask, job.request, job.place, job.invert_mask, job.soft_mask)
     tell_unknown_words(editor.model, editor.files, job.request.prompt)
     steps = (job.request.ddim_steps - job.request.skip_steps) * job.request.n_iter

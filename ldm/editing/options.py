@@ -27,6 +27,7 @@ def add_edit_options(parser: argparse.ArgumentParser) -> tuple[Group, Group]:
     model.add_argument("--config", type=Path, default=None, help="a config of your own, with --ckpt")
     model.add_argument("--ckpt", type=Path, default=None, help="weights of your own, with --config")
     model.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    model.add_argument("--low_memory", action="store_true", help="keep the text encoder off the GPU, in main memory")
     return what, model
 
 

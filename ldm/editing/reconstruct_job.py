@@ -48,6 +48,7 @@ class ReconstructionJob:
     init_image, mask: None takes those that the run kept; `invert_mask` belongs to a mask that is given.
     size: (H, W), None in either place is the run's; it cannot be another. feather: None is the run's.
     learning_rate: None is the model's, from the section `reconstruction` of its config, or else the default.
+    tuned_levels, precision: see `ReconstructionOptions`.
     model, config, ckpt: see `ldm.zoo.resolve`; all None is the model that made the run. device: see `ldm.util`.
     """
 
@@ -61,6 +62,8 @@ class ReconstructionJob:
     feather: float | None = None
     optimization_steps: int = 75
     learning_rate: float | None = None
+    tuned_levels: int | None = None
+    precision: str = "float32"
     model: str | None = None
     config: Path | None = None
     ckpt: Path | None = None
@@ -93,7 +96,9 @@ def run_reconstruction(job: ReconstructionJob) -> list[Restored]:
     """
     run = read_run(job.images_path)
     indices = list(dict.fromkeys(run.check(index) for index in job.indices))
-    options = ReconstructionOptions(job.optimization_steps, job.learning_rate)
+    options = ReconstructionOptions(
+        job.optimization_steps, job.learning_rate, tuned_levels=job.tuned_levels, precision=job.precision
+    )
     canvas = _canvas(job, run)
     check_writable(run.path)
     optimizing = job.kind in LEARNING_RATES
