@@ -56,7 +56,7 @@ class Row:
         return len(self.job.request.seeds)
 
     @property
-    def model(self) -> tuple[str, Path | None, Path | None, str]:
+    def model(self) -> tuple[str, Path | None, Path | None, str, bool]:
         """What rows of one model have in common: the arguments of `Editor.load`, but for the device."""
         return self.job.model, self.job.config, self.job.ckpt, self.job.precision, self.job.low_memory
 
