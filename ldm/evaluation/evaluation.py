@@ -72,16 +72,20 @@ class Evaluation:
     ddim_steps: int = 50
 
 
+UNJUDGED = {"autoencoder", "cost"}
+"""Parts that need no judge."""
+
+
 class _Session:
     """A model, its ranker and the judge; and the answers so far, on disk."""
 
     def __init__(self, job: Evaluation):
         self.job = job
         self.files = zoo.resolve(job.model)
-        self.judge_folder = judge_folder(job.judge)
+        self.judge_folder = judge_folder(job.judge) if set(job.parts) - UNJUDGED else None
         self.answers = Answers(job.outdir / "answers.jsonl", self._settings())
         self.device = choose_device(job.device)
-        self.judge = load_judge(job.judge, self.device)
+        self.judge = load_judge(job.judge, self.device) if self.judge_folder else None
         self.ranker: CLIPRanker | None = find_ranker(self.files.clip, self.device)
         if self.ranker is not None and "ranking" in job.parts:
             report.require_plot()
@@ -91,7 +95,9 @@ class _Session:
     def _settings(self) -> dict[str, Any]:
         """What two runs must share for their answers to go into one table."""
         clip = self.files.clip
-        weights = {"model": self.files.weights, "judge": self.judge_folder / "model.safetensors"}
+        weights = {"model": self.files.weights}
+        if self.judge_folder:
+            weights["judge"] = self.judge_folder / "model.safetensors"
         if isinstance(clip, Path):
             weights["clip"] = clip / "open_clip_model.safetensors"
         digests = {f"{name}_sha256": _sha256(path) for name, path in weights.items()}
@@ -145,7 +151,8 @@ def run_evaluation(job: Evaluation) -> list[Row]:
     Rows of parts that an earlier run of the same settings measured stay in the table.
 
     Raises:
-        UserError: no model, no judge, a folder that cannot be written, or that holds an evaluation of other settings.
+        UserError: no model, no judge for parts that need one, a folder that cannot be written, or that holds an
+            evaluation of other settings.
     """
     session = _Session(job)
     rows = _read_rows(job.outdir, session.answers.settings)
@@ -246,8 +253,8 @@ def _cost(session: _Session) -> list[Row]:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         peak = executor.submit(four_predictions, job.model, job.device, job.ddim_steps).result()
     seconds = time.perf_counter() - start
-    folders = [session.files.weights.parent, session.judge_folder]
-    folders += [session.files.clip] if isinstance(session.files.clip, Path) else []
+    folders = [session.files.weights.parent, session.judge_folder, session.files.clip]
+    folders = [folder for folder in folders if isinstance(folder, Path)]
     shipped = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
     note = "" if session.ranker else "not ranked: no CLIP"
     threads = f"{torch.get_num_threads()} threads, {session.device.type}"
