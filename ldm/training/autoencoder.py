@@ -112,9 +112,9 @@ class AutoencoderTrainer(pl.LightningModule):
         x = batch["image"]
         posterior = self.first_stage_model.encode(x)
         recon = self.first_stage_model.decode(posterior.mode())
-        self.log("val/psnr", psnr(recon, x), prog_bar=True)
-        self.log("val/texture", self.texture(recon, x))
-        self.log("val/z_std", posterior.mode().std())
+        self.log("val/psnr", psnr(recon, x), prog_bar=True, sync_dist=True)
+        self.log("val/texture", self.texture(recon, x), sync_dist=True)
+        self.log("val/z_std", posterior.mode().std(), sync_dist=True)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Each network by its own norm: or the one's large gradients would shorten the other's."""

@@ -85,7 +85,7 @@ class DiffusionTrainer(pl.LightningModule):
         """Also with the captions rotated by one sample: the gap between both tells whether the text is heard."""
         for name, tokens in (("val/loss", batch["tokens"]), ("val/loss_shuffled", batch["tokens"].roll(1, 0))):
             generator = torch.Generator().manual_seed(index)
-            self.log(name, self.loss({**batch, "tokens": tokens}, generator).mean(), prog_bar=True)
+            self.log(name, self.loss({**batch, "tokens": tokens}, generator).mean(), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self):
         trained = [*self.ldm.model.parameters(), *self.ldm.cond_stage_model.parameters()]
