@@ -18,10 +18,13 @@ from ldm.editing.edit import Edit, EditRequest, check_size
 from ldm.editing.editor import Edited, Editor
 from ldm.editing.images import load_image, make_grid, save_png, to_pil
 from ldm.editing.mask_check import MaskReport, check_mask
+from ldm.editing.region import cut
 from ldm.editing.run_folder import check_writable, write_run
 from ldm.editing.run_record import RunRecord, prompt_slug
 from ldm.editing.video import decode_steps, require_video_writer, write_video
 from ldm.editing.words import tell_unknown_words
+
+_CELL = 512  # the longest side of a picture in the grid, in pixels
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def write_edited(job: EditJob, editor: Editor, edited: Edited, notes: Mapping[st
     assets = {"input": to_pil(canvas.x_source), "mask": _grey(canvas.x_mask), "full_mask": _grey(canvas.mask)}
     originals = {"original": job.init_image, "original_mask": job.mask}
     with _videos(job, editor, edit) as videos:
-        grid = _grid(edit, images, assets)
+        grid = _grid(edited)
         samples = write_run(job.outdir, record, grid, images, edited.results, edit.z0, assets, originals, videos)
     return EditResult(job.outdir / f"{prompt_slug(record.prompt)}.png", samples, edited)
 
@@ -186,11 +189,17 @@ def _grey(mask: Tensor) -> Image.Image:
     return Image.fromarray((mask[0, 0] * 255).to(torch.uint8).numpy())
 
 
-def _grid(edit: Edit, images: list[Image.Image], assets: Mapping[str, Image.Image]) -> Image.Image:
-    """Input, mask and tight latent mask, then the predictions with their place, seed and CLIP distance."""
+def _grid(edited: Edited) -> Image.Image:
+    """The window of input, mask and results, best first, each with place, seed and CLIP distance; and the tight
+    latent mask."""
+    canvas, edit = edited.task.canvas, edited.edit
+    height, width = canvas.window.height, canvas.window.width
+    scale = min(1.0, _CELL / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
     captions = ["input", "mask", "latent mask"]
     for i, seed in enumerate(edit.seeds):
         score = "" if edit.distances is None else f" · {edit.distances[i]:.3f}"
         captions.append(f"{i} · seed {seed}{score}")
-    pictures = [assets["input"], assets["mask"], _grey(edit.latent_masks[-1:]), *images]
+    seen = [cut(image, canvas.window, size) for image in (canvas.picture.rgb, _grey(canvas.mask), *edited.results)]
+    pictures = [*seen[:2], _grey(edit.latent_masks[-1:]), *seen[2:]]
     return make_grid(pictures, min(7, len(pictures)), captions)
