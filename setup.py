@@ -21,6 +21,7 @@ setup(
         "pytorch-lightning>=2.6",
         "omegaconf>=2.3",
         "transformers>=4.45",
+        "tokenizers>=0.20",
         "open_clip_torch>=2.30",
         "safetensors>=0.4",
         "numpy",

@@ -1,0 +1,270 @@
+"""How fast each solver converges with the number of steps, with blending: tables and a plot.
+
+With fresh background noise, walks of different lengths see different noise, and DDIM's pictures differ by that however
+many steps they have. So every walk is held against two long ones of its seed: DDIM's with one background noise, which
+all others share, and its own solver's.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm import zoo
+from ldm.editing.images import atomic_file
+from ldm.editing.masks import auto_dilation, latent_masks
+from ldm.editing.ranking import CLIPRanker, find_ranker
+from ldm.errors import MissingExtra, UserError
+from ldm.evaluation.answers import Answers
+from ldm.evaluation.triples import Triple, object_triples
+from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler
+from ldm.models.diffusion.ddim import NoiseSource, StepInfo, guided_denoiser
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.schedule import SamplingSchedule, dpmpp_timesteps, make_sampling_schedule, walk_along
+from ldm.util import choose_device
+
+PART = "solvers"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A solver and how it walks.
+
+    fixed_noise, restarts: see `BlendedDDIMSampler`. power: of the timesteps, see `dpmpp_timesteps`; None takes the
+    sampler's own. second_order: False leaves the second-order part out, which is DDIM on the same timesteps.
+    """
+
+    sampler: str = "dpmpp_2m"
+    fixed_noise: bool = True
+    restarts: bool = False
+    power: float | None = None
+    second_order: bool = True
+
+    def schedule(self, alphas_cumprod: Tensor, steps: int) -> SamplingSchedule:
+        if self.power is None:
+            schedule = make_sampling_schedule(alphas_cumprod, steps, sampler=self.sampler)
+        else:
+            timesteps = dpmpp_timesteps(steps, len(alphas_cumprod), power=self.power)
+            schedule = walk_along(alphas_cumprod.double().cpu(), timesteps, self.sampler)
+        return schedule if self.second_order else replace(schedule, slopes=(0.0,) * steps)
+
+
+VARIANTS = {
+    "ddim": Variant("ddim", fixed_noise=False),  # the paper's
+    "ddim, one noise": Variant("ddim"),
+    "dpmpp_2m": Variant(),
+    "dpmpp_2m, first order": Variant(second_order=False),
+    "dpmpp_2m, restarts": Variant(restarts=True),
+    "dpmpp_2m, power 1": Variant(power=1.0),
+    "dpmpp_2m, power 2": Variant(power=2.0),
+}
+REFERENCE = "ddim, one noise"
+
+MEASURES = ("to_reference", "to_own", "clip_distance")
+"""Mean squared differences inside the mask, of pictures in [-1, 1], and CLIP's distance, None without a ranker."""
+
+
+@dataclass(frozen=True)
+class SolverComparison:
+    """What to compare, and where to write it.
+
+    solvers: names of `VARIANTS`. model, device: as `scripts/text_editing.py` has them. n_triples: photographs, masks
+    and prompts, one prediction of each; seed: of them. steps: the lengths of the walks; reference_steps: of those that
+    they are held against. scale: of guidance. mask_dilation_iterations: None lets each mask's thickness decide.
+    """
+
+    outdir: Path
+    solvers: tuple[str, ...] = tuple(VARIANTS)
+    model: str = "scenes"
+    n_triples: int = 16
+    steps: tuple[int, ...] = (5, 8, 10, 15, 20, 30, 50, 100)
+    reference_steps: int = 200
+    scale: float = 5.0
+    mask_dilation_iterations: int | None = None
+    seed: int = 0
+    device: str = "auto"
+
+
+def compare_solvers(job: SolverComparison) -> str:
+    """Walk, and write `solvers.md`, `solvers.json` and `solvers.png` into `job.outdir`; returns the tables.
+
+    A run that was stopped goes on where it stopped.
+
+    Raises:
+        UserError: no model, an unknown solver, steps out of range, or a folder that cannot be written or holds a
+            comparison of other settings.
+        MissingExtra: matplotlib is not installed.
+    """
+    if unknown := [name for name in job.solvers if name not in VARIANTS]:
+        names = ", ".join(f'"{name}"' for name in VARIANTS)
+        raise UserError(f'"{unknown[0]}" is no solver to compare: give some of {names}')
+    _require_plot()
+    files = zoo.resolve(job.model)
+    device = choose_device(job.device)
+    model = zoo.load(files, device, torch.float32)  # half precision would end the convergence early
+    for steps in (*job.steps, job.reference_steps):
+        make_sampling_schedule(model.alphas_cumprod, steps)
+    settings = {
+        "model": files.name,
+        "model_sha256": hashlib.sha256(files.weights.read_bytes()).hexdigest(),
+        **{key: getattr(job, key) for key in ("reference_steps", "scale", "mask_dilation_iterations", "seed")},
+        "steps": list(job.steps),
+        "solvers": list(job.solvers),
+    }
+    answers = Answers(job.outdir / "answers.jsonl", settings)
+    ranker = find_ranker(files.clip, device)
+    triples = object_triples(job.seed, model.image_size * model.factor)
+    walks = len(job.solvers) * sum(job.steps) + len({REFERENCE, *job.solvers}) * job.reference_steps
+    with tqdm(total=walks * job.n_triples, desc="denoising", unit="step", disable=None) as bar:
+        for index, triple in enumerate(islice(triples, job.n_triples)):
+            if index in answers.of(PART):
+                bar.update(walks)
+                continue
+            results = _measure(job, model, ranker, triple, index, bar)
+            answers.add({"part": PART, "index": index, "prompt": triple.prompt, "results": results})
+    found = [answer["results"] for index, answer in sorted(answers.of(PART).items()) if index < job.n_triples]
+    means = _means(found)
+    _write(job.outdir, settings | {"triples": len(found)}, means, tables := markdown(means, job.reference_steps))
+    _plot(means, job, job.outdir / "solvers.png")
+    return tables
+
+
+@torch.no_grad()
+def _measure(
+    job: SolverComparison, model: LatentDiffusion, ranker: CLIPRanker | None, triple: Triple, index: int, bar: tqdm
+) -> dict[str, dict[int, dict[str, float | None]]]:
+    """`MEASURES` of every variant and number of steps, for one triple."""
+    iterations = job.mask_dilation_iterations
+    if iterations is None:
+        iterations, _ = auto_dilation(triple.mask, model.factor)
+    masks = latent_masks(triple.mask, model.factor, iterations, "adaptive").to(model.device)
+    context, empty = (model.get_learned_conditioning([prompt]) for prompt in (triple.prompt, ""))
+    denoiser = guided_denoiser(model, context, empty, job.scale)
+    z_source = model.encode_first_stage(triple.x.to(model.device))
+
+    def see(_: StepInfo) -> None:
+        bar.update()
+
+    def walk(variant: Variant, steps: int) -> Tensor:
+        """x (1, 3, H, W) on the CPU."""
+        schedule = variant.schedule(model.alphas_cumprod, steps)
+        sampler = BlendedDDIMSampler(
+            denoiser, schedule, masks, fixed_noise=variant.fixed_noise, restarts=variant.restarts
+        )
+        return model.decode_first_stage(sampler.sample(z_source, NoiseSource([index]), see)).cpu().clamp(-1, 1)
+
+    def difference(x: Tensor, other: Tensor) -> float:
+        return ((x - other).square().mean(1, keepdim=True) * triple.mask).sum().item() / triple.mask.sum().item()
+
+    ends = {name: walk(VARIANTS[name], job.reference_steps) for name in {REFERENCE, *job.solvers}}
+    results: dict[str, dict[int, dict[str, float | None]]] = {}
+    for name in job.solvers:
+        results[name] = {}
+        for steps in (*job.steps, job.reference_steps):
+            x = ends[name] if steps == job.reference_steps else walk(VARIANTS[name], steps)
+            distance = None if ranker is None else ranker.distances(x, triple.mask, triple.prompt).item()
+            measured = difference(x, ends[REFERENCE]), difference(x, ends[name]), distance
+            results[name][steps] = dict(zip(MEASURES, measured, strict=True))
+    return results
+
+
+Means = dict[str, dict[int, dict[str, float | None]]]
+"""Variant -> steps -> measure -> its mean over the triples."""
+
+
+def _means(found: Sequence[dict[str, Any]]) -> Means:
+    def mean(name: str, steps: str, measure: str) -> float | None:
+        values = [results[name][steps][measure] for results in found]
+        return None if None in values else fmean(values)
+
+    return {
+        name: {int(steps): {measure: mean(name, steps, measure) for measure in MEASURES} for steps in walks}
+        for name, walks in found[0].items()
+    }
+
+
+def levels(squared: float) -> float:
+    """The root of a mean squared difference of pictures in [-1, 1], in 8-bit levels."""
+    return 127.5 * math.sqrt(squared)
+
+
+def decibels(squared: float) -> float:
+    """The PSNR of a mean squared difference of pictures in [-1, 1]."""
+    return 10 * math.log10(4 / squared) if squared > 0 else math.inf
+
+
+def markdown(means: Means, reference_steps: int) -> str:
+    """One table for each measure: a row for each number of steps, a column for each variant."""
+    distance = "RMSE inside the mask, 8-bit levels (PSNR, dB)"
+    titles = {
+        "to_reference": f"Distance to {reference_steps} steps of `{REFERENCE}`: {distance}",
+        "to_own": f"Distance to {reference_steps} steps of the same column: {distance}",
+        "clip_distance": "CLIP distance to the prompt, which ranks predictions",
+    }
+    blocks = []
+    for measure, title in titles.items():
+        if any(cell[measure] is None for walks in means.values() for cell in walks.values()):
+            continue
+        rows = [["steps", *means]]
+        for steps in next(iter(means.values())):
+            values = [walks[steps][measure] for walks in means.values()]
+            if measure == "clip_distance":
+                cells = [f"{value:.4f}" for value in values]
+            else:
+                cells = [f"{levels(value):.2f} ({decibels(value):.1f})" if value else "0" for value in values]
+            rows.append([str(steps), *cells])
+        rows.insert(1, ["---:"] * len(rows[0]))
+        blocks.append(f"{title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    return "\n".join(blocks)
+
+
+def _write(outdir: Path, settings: dict[str, Any], means: Means, tables: str) -> None:
+    with atomic_file(outdir / "solvers.json") as file:
+        file.write((json.dumps({"settings": settings, "means": means}, indent=2) + "\n").encode())
+    with atomic_file(outdir / "solvers.md") as file:
+        file.write(tables.encode())
+
+
+def _require_plot() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "train", "the plot of the solvers") from error
+
+
+def _plot(means: Means, job: SolverComparison, path: Path) -> None:
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from matplotlib.figure import Figure
+
+    titles = {
+        "to_reference": f"to {job.reference_steps} steps of {REFERENCE}",
+        "to_own": f"to {job.reference_steps} steps of its own",
+        "clip_distance": "CLIP distance",
+    }
+    measures = [key for key in MEASURES if all(cell[key] is not None for cell in next(iter(means.values())).values())]
+    figure = Figure((4.6 * len(measures), 3.8), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+        for name, walks in means.items():
+            # A walk is not held against itself: its distance of 0 has no place on a logarithmic axis.
+            points = {steps: cell[measure] for steps, cell in walks.items() if cell[measure]}
+            values = [value if measure == "clip_distance" else levels(value) for value in points.values()]
+            axes.plot(list(points), values, marker="o", markersize=4, label=name)
+        axes.set(xscale="log", xlabel="steps", title=titles[measure])
+        if measure != "clip_distance":
+            axes.set(yscale="log", ylabel="RMSE inside the mask, 8-bit levels")
+        axes.set_xticks(job.steps, labels=job.steps)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
