@@ -458,7 +458,8 @@ def test_ctrl_c_stops_all_workers_and_keeps_what_they_have_sampled(folder, tmp_p
     source = write_jsonl(folder, edit_rows(20))
     assert batch(folder, source, tmp_path, "--batch_size", 2, "--devices", "cpu,cpu") == 130
     assert 2 <= len(added) < 20 and {line["status"] for line in summary(tmp_path)} == {"done"}
-    assert {line["name"] for line in summary(tmp_path)} == when_made(tmp_path).keys() and leftovers(tmp_path) == []
+    # A worker that is stopped between a run's last byte and its note loses the note; starting again finds the run.
+    assert {line["name"] for line in summary(tmp_path)} <= when_made(tmp_path).keys() and leftovers(tmp_path) == []
 
 
 def test_a_device_that_is_not_there(folder, tmp_path, capfd, forked):
@@ -535,3 +536,13 @@ def test_the_page_is_not_written_for_every_row(tmp_path, monkeypatch):
         clock[0] += 1
         summary.add(Outcome(row, f"{row}", "done"))
     assert sum(pages) * 0.01 < 0.1 * 1000 and pages[-1] > 900
+
+
+def test_what_a_killed_batch_leaves_behind_is_cleared(folder, tmp_path):
+    source = write_jsonl(folder, edit_rows(1))
+    (tmp_path / ".0123456789ab.part").mkdir(parents=True)  # the probe of `check_writable`
+    (tmp_path / ".abcdef012345.part").write_text("half a file")
+    (tmp_path / ".samples.new-0123").mkdir()
+    (tmp_path / ".mine").write_text("not ours")
+    assert batch(folder, source, tmp_path) == 0
+    assert [path.name for path in leftovers(tmp_path)] == [".mine"]

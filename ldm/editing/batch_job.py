@@ -201,9 +201,11 @@ def _clear(outdir: Path, rows: Sequence[Row]) -> None:
     """Remove what a killed batch was writing."""
     for folder in (outdir, *(row.job.outdir for row in rows)):
         for path in folder.glob(".*") if folder.is_dir() else ():
-            if path.name.startswith(".samples.new-"):
+            if not path.name.startswith(".samples.new-") and not re.fullmatch(r"\.[0-9a-f]{12}\.part", path.name):
+                continue
+            if path.is_dir():  # a run, or `check_writable`'s probe
                 shutil.rmtree(path, ignore_errors=True)
-            elif re.fullmatch(r"\.[0-9a-f]{12}\.part", path.name):
+            else:
                 path.unlink(missing_ok=True)
 
 

@@ -30,6 +30,7 @@ from ldm.editing.edit import EditRequest, edit_image
 from ldm.editing.images import atomic_file, load_image, save_png, to_pil
 from ldm.editing.ranking import CLIPRanker, find_ranker
 from ldm.editing.reconstruct import psnr
+from ldm.errors import UserError
 from ldm.evaluation import report
 from ldm.evaluation.answers import Answers
 from ldm.evaluation.judging import judge_folder, judge_renders, load_judge, verdicts
@@ -76,13 +77,23 @@ UNJUDGED = {"autoencoder", "cost"}
 """Parts that need no judge."""
 
 
+def _judge_folder(job: Evaluation) -> Path | None:
+    """Where the judge lies; None where there is none and no part needs one."""
+    try:
+        return judge_folder(job.judge)
+    except UserError:
+        if set(job.parts) - UNJUDGED:
+            raise
+        return None
+
+
 class _Session:
     """A model, its ranker and the judge; and the answers so far, on disk."""
 
     def __init__(self, job: Evaluation):
         self.job = job
         self.files = zoo.resolve(job.model)
-        self.judge_folder = judge_folder(job.judge) if set(job.parts) - UNJUDGED else None
+        self.judge_folder = _judge_folder(job)
         self.answers = Answers(job.outdir / "answers.jsonl", self._settings())
         self.device = choose_device(job.device)
         self.judge = load_judge(job.judge, self.device) if self.judge_folder else None

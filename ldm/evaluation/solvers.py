@@ -252,7 +252,7 @@ def _plot(means: Means, job: SolverComparison, path: Path) -> None:
         "clip_distance": "CLIP distance",
     }
     measures = [key for key in MEASURES if all(cell[key] is not None for cell in next(iter(means.values())).values())]
-    figure = Figure((4.6 * len(measures), 3.8), layout="constrained")
+    figure = Figure((4.6 * len(measures), 4.2), layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
         for name, walks in means.items():
             # A walk is not held against itself: its distance of 0 has no place on a logarithmic axis.
@@ -262,9 +262,10 @@ def _plot(means: Means, job: SolverComparison, path: Path) -> None:
         axes.set(xscale="log", xlabel="steps", title=titles[measure])
         if measure != "clip_distance":
             axes.set(yscale="log", ylabel="RMSE inside the mask, 8-bit levels")
-        axes.set_xticks(job.steps, labels=job.steps)
+        ticks = [*job.steps, job.reference_steps]
+        axes.set_xticks(ticks, labels=ticks)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=120)
