@@ -118,6 +118,17 @@ def test_images_masks_and_prompts_share_a_batch_and_do_not_know_of_each_other():
             assert torch.allclose(getattr(edit, name), getattr(alone, name), atol=1e-3), name
 
 
+def test_ten_edits_in_a_row_leave_the_rest_of_the_first_input(editor, photo):
+    image, touched = Image.fromarray(photo), np.zeros(photo.shape[:2], bool)
+    for i in range(10):
+        mask = np.zeros(photo.shape[:2], bool)
+        mask[10 * i : 10 * i + 16, 12 * i : 12 * i + 24] = True
+        edited = editor.edit(image, mask, "a red ball", seed=i, n_samples=1, ddim_steps=2)
+        image, reach = edited.results[0], int(np.ceil(edited.task.canvas.feather))
+        touched[max(10 * i - reach, 0) : 10 * i + 16 + reach, max(12 * i - reach, 0) : 12 * i + 24 + reach] = True
+    assert (np.asarray(image)[~touched] == photo[~touched]).all() and 0.1 < touched.mean() < 0.9
+
+
 def test_inputs_of_different_walks_do_not_share_a_batch():
     mask = torch.ones(1, 1, 64, 64)
     inputs = [EditInput(tiny_picture(), mask, EditRequest("a", ddim_steps=steps)) for steps in (2, 3)]

@@ -75,7 +75,7 @@ class BlendedDDIMSampler:
         fixed_noise: whether the background is noised with the start's noise at every level, and not with fresh noise
             as in the paper; None is as the schedule's sampler needs it.
         restarts: whether a second-order solver takes a first-order step after each change of a sample's mask, where
-            the latents jump. Off, since it was measured to double the error (docs/solvers.md).
+            the latents jump. Off, since it was measured to make no steady difference (docs/solvers.md).
     """
 
     def __init__(
