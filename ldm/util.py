@@ -69,8 +69,14 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32; others only imitate it, slowly."""
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(flags.get(name, False) for name in ("avx512_bf16", "amx_tile", "sve_bf16"))
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on a CPU, float16 on mps, bfloat16 on a CUDA device that has it, else float16.
+    """`auto` is bfloat16 where the device multiplies it natively, else float16 on a GPU and float32 on a CPU.
 
     Raises:
         UserError: an unknown name.
@@ -78,7 +84,9 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.float16 if device.type == "mps" else torch.float32
+        if device.type == "cpu":
+            return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+        return torch.float16
     if name not in PRECISIONS:
         raise UserError(f'--precision {name} is unknown: choose "auto", {", ".join(PRECISIONS)}')
     return PRECISIONS[name]

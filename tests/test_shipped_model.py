@@ -44,3 +44,12 @@ def test_the_prompted_colour_appears_in_the_photograph(model):
     assert red[0] > green[0] + 0.2 and red[0] > blue[0] + 0.2
     assert green[1] > red[1] + 0.2
     assert blue[2] > red[2] + 0.2
+
+
+def test_bfloat16_paints_the_same_picture(model):
+    x = to_tensor(load_image(ROOT / "inputs" / "img.png").rgb, (128, 128))
+    mask = load_mask(ROOT / "inputs" / "mask.png", (128, 128), image_size=(400, 400))
+    request = EditRequest("a pink yarn ball", n_samples=2, ddim_steps=10)
+    half = zoo.load(zoo.resolve("scenes"), torch.device("cpu"), torch.bfloat16)
+    exact, edit = (edit_image(one, x, mask, request).x.clamp(-1, 1) for one in (model, half))
+    assert (exact - edit).square().mean().sqrt() * 127.5 < 1.5  # 8-bit levels; one is what rounding may cost

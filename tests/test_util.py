@@ -99,8 +99,13 @@ def test_a_device_that_cannot_be_had_is_one_line(name: str):
 
 
 def test_auto_precision_is_the_device_s(monkeypatch):
-    assert choose_precision("auto", CPU) == torch.float32
     assert choose_precision("auto", torch.device("mps")) == torch.float16
+    for flags, expected in (
+        ({"avx2": True, "avx512_bf16": False}, torch.float32),
+        ({"amx_tile": True}, torch.bfloat16),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
+        assert choose_precision("auto", CPU) == expected
     for has_bfloat16, expected in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bfloat16: has)
         assert choose_precision("auto", torch.device("cuda")) == expected

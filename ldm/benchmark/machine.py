@@ -57,12 +57,6 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / min(measure(lambda: a @ b, device, repeats=20, warmup=5).seconds)
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32; others only imitate it, slowly."""
-    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(flags.get(name, False) for name in ("avx512_bf16", "amx_tile", "sve_bf16"))
-
-
 def describe(device: torch.device) -> dict[str, Any]:
     """Machine, versions and commit, as the JSON has them."""
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda}

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from ldm import zoo
-from ldm.benchmark.machine import has_fast_bfloat16
 from ldm.benchmark.theirs import TheirModel
 from ldm.editing.edit import EditRequest, edit_image
 from ldm.editing.ranking import CLIPRanker, find_ranker
 from ldm.editing.reconstruct import ReconstructionOptions, ReconstructionTask, reconstruct
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.util import PRECISIONS, instantiate_from_config
+from ldm.util import PRECISIONS, has_fast_bfloat16, instantiate_from_config
 
 FULL = "full"
 FULL_CONFIG = zoo.REPOSITORY / "configs/latent-diffusion/txt2img-1p4B-eval.yaml"
