@@ -1,17 +1,21 @@
 # make demo   edits inputs/img.png and restores its background
 # make test   runs the tests
-# Both make .venv and install what is missing. PYTHON=python3.12 chooses another Python than python3.
+# make gallery  makes the pictures of docs/gallery.md
+# All make .venv and install what is missing. PYTHON=python3.12 chooses another Python than python3.
 PYTHON ?= python3
 BIN := .venv/bin
 PROMPT := a pink yarn ball
 
-.PHONY: demo test lint install dev
+.PHONY: demo test lint gallery install dev
 demo: install
 	$(BIN)/python scripts/text_editing.py --prompt "$(PROMPT)" --init_image inputs/img.png --mask inputs/mask.png
 	$(BIN)/python scripts/reconstruct.py --init_image inputs/img.png --mask inputs/mask.png --selected_indices 0 1
 
 test: dev
 	$(BIN)/python -m pytest
+
+gallery: dev
+	sh docs/gallery.sh $(BIN)/python
 
 lint: dev
 	$(BIN)/ruff check .

@@ -1,7 +1,5 @@
 """edit_image: what a user of the Python function can rely on."""
 
-from concurrent.futures import Future
-
 import pytest
 import torch
 
@@ -93,17 +91,6 @@ def test_a_single_prediction_is_ranked_too(model, x_source, mask):
     ranker = FixedRanker([0.4])
     assert edit_image(model, x_source, mask, request(n_samples=1), ranker).distances == pytest.approx((0.4,))
     assert ranker.asked == [(1, "a red ball")]
-
-
-def test_a_ranker_may_come_while_sampling_runs(model, x_source, mask):
-    coming, steps = Future(), []
-
-    def see(info):
-        steps.append(info)
-        if len(steps) == request().ddim_steps:
-            coming.set_result(FixedRanker([0.9, 0.1]))
-
-    assert edit_image(model, x_source, mask, request(), coming, see).distances == pytest.approx((0.1, 0.9))
 
 
 def test_each_prompt_is_encoded_once_a_run_and_without_gradients(model, x_source, mask, monkeypatch):

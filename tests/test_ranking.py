@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ldm.editing import ranking
-from ldm.editing.ranking import CLIPRanker, Framing, find_ranker, find_ranker_meanwhile, rank, settled
+from ldm.editing.ranking import CLIPRanker, Framing, find_ranker, rank
 from ldm.errors import UserError
 
 OPENAI = "ViT-B-16-quickgelu/openai"
@@ -197,16 +196,6 @@ def test_a_damaged_folder_is_the_users_to_mend(folder, tmp_path, damage):
     with pytest.raises(UserError) as error:
         find_ranker(tmp_path, "cpu")
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_what_is_wrong_is_told_where_the_ranker_is_needed(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "clip")
-    (tmp_path / "clip/open_clip_config.json").write_text("{")
-    assert isinstance(settled(find_ranker_meanwhile(folder)), CLIPRanker)
-    assert settled(find_ranker_meanwhile(tmp_path / "none")) is None and settled(None) is None
-    broken = find_ranker_meanwhile(tmp_path / "clip")
-    with pytest.raises(UserError, match="clip"):
-        settled(broken)
 
 
 def test_without_network_or_cache_one_notice_and_no_download(monkeypatch, caplog):

@@ -21,7 +21,6 @@ from ldm.editing.batch_report import Outcome, save_thumbnails
 from ldm.editing.edit import Edit, edit_images
 from ldm.editing.editor import Editor, EditTask, finish_edit
 from ldm.editing.job import EditJob, write_edited
-from ldm.editing.ranking import settled
 from ldm.editing.run_folder import check_writable
 from ldm.editing.video import require_video_writer
 from ldm.errors import UserError
@@ -174,9 +173,7 @@ class Worker:
         start = perf_counter()
         model, config, ckpt, precision, low_memory = row.model
         try:
-            editor = Editor.load(model, config, ckpt, str(self.device), precision, low_memory)
-            editor.ranker = settled(editor.ranker)
-            return editor
+            return Editor.load(model, config, ckpt, str(self.device), precision, low_memory)
         except UserError as error:
             return error
         finally:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.editing.masks import DOWNSAMPLING, auto_dilation, latent_masks, soft_latent_masks
-from ldm.editing.ranking import CLIPRanker, Ranker, rank, settled
+from ldm.editing.ranking import CLIPRanker, rank
 from ldm.errors import UserError
 from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending, parts_of
 from ldm.models.diffusion.ddim import NoiseSource, StepInfo, check_guidance_interval, guided_denoiser
@@ -154,7 +154,7 @@ def edit_image(
     x_source: Tensor,
     mask: Tensor,
     request: EditRequest,
-    ranker: Ranker = None,
+    ranker: CLIPRanker | None = None,
     on_step: Progress | None = None,
     keep_steps: bool = False,
 ) -> Edit:
@@ -168,7 +168,7 @@ def edit_images(
     model: LatentDiffusion,
     inputs: Sequence[EditInput],
     batch_size: int | None = None,
-    ranker: Ranker = None,
+    ranker: CLIPRanker | None = None,
     on_step: Progress | None = None,
     keep_steps: bool = False,
 ) -> list[Edit]:
@@ -180,8 +180,7 @@ def edit_images(
         model: in eval mode; its device and precision are used.
         inputs: of one size, whose requests differ in prompt, seed and number of predictions at most.
         batch_size: predictions sampled at a time, of whichever inputs; None is the first request's `n_samples`.
-        ranker: None keeps the predictions in the order of their seeds; one that is still being loaded is waited for
-            when all predictions are there.
+        ranker: None keeps the predictions in the order of their seeds.
         on_step: called after each step of each batch.
         keep_steps: keep the z0 estimates of all steps, for a video.
 
@@ -218,7 +217,6 @@ def edit_images(
             z0[i].append(z[row : row + 1].cpu())
             if keep_steps:
                 steps[i].append(torch.stack([z0_step[row] for z0_step in kept]))
-    ranker = settled(ranker)
     return [
         _ranked(one, torch.cat(x[i]), torch.cat(z0[i]), steps[i], rows.stacks[i].cpu(), rows.reference(i), ranker)
         for i, one in enumerate(inputs)

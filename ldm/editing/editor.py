@@ -18,7 +18,7 @@ from ldm.editing.edit import Edit, EditInput, EditRequest, Progress, check_size,
 from ldm.editing.finish import Measures
 from ldm.editing.images import ImageLike, as_picture
 from ldm.editing.masks import mask_levels
-from ldm.editing.ranking import Ranker, find_ranker_meanwhile
+from ldm.editing.ranking import CLIPRanker, find_ranker
 from ldm.editing.reconstruct import (
     OnStep,
     Reconstruction,
@@ -77,11 +77,11 @@ class Editor:
 
     Args:
         model: in eval mode.
-        ranker: None keeps predictions in the order of their seeds; it may still be loading.
+        ranker: None keeps predictions in the order of their seeds.
         files: where the model came from, where that is known.
     """
 
-    def __init__(self, model: LatentDiffusion, ranker: Ranker = None, files: zoo.ModelFiles | None = None):
+    def __init__(self, model: LatentDiffusion, ranker: CLIPRanker | None = None, files: zoo.ModelFiles | None = None):
         self.model, self.ranker, self.files = model, ranker, files
 
     @classmethod
@@ -104,11 +104,10 @@ class Editor:
         """
         files = zoo.resolve(model, config, ckpt)
         where = choose_device(device)
-        ranker = find_ranker_meanwhile(files.clip, where)
         loaded = zoo.load(files, where, choose_precision(precision, where))
         if low_memory:
             loaded.offload_text_encoder()
-        return cls(loaded, ranker, files)
+        return cls(loaded, find_ranker(files.clip, where), files)
 
     def prepare(
         self,

@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,19 +147,6 @@ class CLIPRanker:
         return (x - mean) / std
 
 
-Ranker = CLIPRanker | Future | None
-"""What ranks predictions; one that is still being loaded; None keeps the order of their seeds."""
-
-
-def settled(ranker: Ranker) -> CLIPRanker | None:
-    """The ranker once it is loaded, see `find_ranker_meanwhile`.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    return ranker.result() if isinstance(ranker, Future) else ranker
-
-
 def rank(distances: Tensor) -> Tensor:
     """The order of the predictions, best first: the permutation that sorts `distances` (B,), ties as they stood."""
     return torch.argsort(distances, stable=True)
@@ -186,14 +172,6 @@ def find_ranker(clip: Path | str | None, device: torch.device | str = "cpu") -> 
     except NoWeightsError as reason:
         logger.warning("predictions stay in the order of their seeds, unranked: %s", reason)
         return None
-
-
-def find_ranker_meanwhile(clip: Path | str | None, device: torch.device | str = "cpu") -> "Future[CLIPRanker | None]":
-    """`find_ranker` in a thread: importing open_clip alone takes seconds, and nothing needs it before the ranking."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="clip")
-    found = pool.submit(find_ranker, clip, device)
-    pool.shutdown(wait=False)
-    return found
 
 
 def _hub_weights(source: str) -> str:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ldm import zoo
 from ldm.editing.edit import check_size
 from ldm.editing.images import make_grid, save_png, to_pil, write_error
-from ldm.editing.ranking import Ranker, find_ranker_meanwhile, rank, settled
+from ldm.editing.ranking import CLIPRanker, find_ranker, rank
 from ldm.editing.run_folder import check_writable, prompt_slug
 from ldm.editing.words import tell_unknown_words
 from ldm.errors import UserError
@@ -77,7 +77,7 @@ def generate_images(
     model: LatentDiffusion,
     request: GenerationRequest,
     size: tuple[int, int] | None = None,
-    ranker: Ranker = None,
+    ranker: CLIPRanker | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> Generation:
     """Paint a prompt from noise by DDIM, several times, and rank the pictures. Each depends on its seed alone.
@@ -85,7 +85,7 @@ def generate_images(
     Args:
         model: in eval mode; its device and precision are used.
         size: (H, W); None is the model's own.
-        ranker: None keeps the pictures in the order of their seeds; it may still be loading.
+        ranker: None keeps the pictures in the order of their seeds.
         on_step: called after each step of each batch.
 
     Raises:
@@ -107,7 +107,6 @@ def generate_images(
     x = torch.cat([model.decode_first_stage(one.to(model.device)).cpu() for one in z0.split(1)])
     if not torch.isfinite(x).all():
         raise UserError("the model gave pictures that are no numbers: try --precision float32")
-    ranker = settled(ranker)
     if ranker is None:
         return Generation(x, z0, tuple(request.seeds), None)
     distances = ranker.distances(x, None, request.prompt)
@@ -153,12 +152,12 @@ def run_generation(job: GenerationJob) -> GenerationResult:
     _check_ours(folder)
     files = zoo.resolve(job.model, job.config, job.ckpt)
     device = choose_device(job.device)
-    ranker = find_ranker_meanwhile(files.clip, device)
     model = zoo.load(files, device, choose_precision(job.precision, device))
     size = tuple(side or model.image_size * model.factor for side in job.size)
     check_size(model, *size)
     make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta)
     tell_unknown_words(model, files, request.prompt)
+    ranker = find_ranker(files.clip, device)
 
     with tqdm(total=request.ddim_steps * request.n_iter, desc="denoising", unit="step", disable=None) as bar:
         made = generate_images(model, request, size, ranker, lambda _: bar.update())

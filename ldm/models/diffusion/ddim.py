@@ -51,7 +51,7 @@ class NoiseSource:
     def draw(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Noise (b, *shape) on the device and in the precision of `like`, b being the number of seeds."""
         noise = [torch.randn(tuple(shape), generator=g) for g in self.generators]
-        return torch.stack(noise).to(like)
+        return _send(torch.stack(noise), like.device).to(like.dtype)
 
 
 def model_denoiser(model: LatentDiffusion, context: Tensor) -> Denoiser:
@@ -60,7 +60,7 @@ def model_denoiser(model: LatentDiffusion, context: Tensor) -> Denoiser:
     prepared = model.prepare_context(context)
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
-        return model.predict_eps(z, _to(z, t), prepared)
+        return model.predict_eps(z, _send(t, z.device), prepared)
 
     return denoise
 
@@ -91,7 +91,7 @@ def guided_denoiser(
     both = model.prepare_context(torch.cat([empty.expand(rows, -1, -1), context.expand(rows, -1, -1)]))
 
     def guided(z: Tensor, t: Tensor) -> Tensor:
-        eps_empty, eps_context = model.predict_eps(z.repeat(2, 1, 1, 1), _to(z, t).repeat(2), both).chunk(2)
+        eps_empty, eps_context = model.predict_eps(z.repeat(2, 1, 1, 1), _send(t, z.device).repeat(2), both).chunk(2)
         return eps_empty + scale * (eps_context - eps_empty)
 
     if interval is None:
@@ -117,9 +117,9 @@ def check_guidance_interval(interval: tuple[float, float]) -> None:
         raise UserError(f"guidance_interval {low:g} {high:g} is none: give two numbers, 0 (clean) to 1 (pure noise)")
 
 
-def _to(z: Tensor, t: Tensor) -> Tensor:
-    """t on the device of z, without waiting for it."""
-    return t.to(z.device, non_blocking=z.is_cuda)
+def _send(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device. A GPU copies from page-locked memory by itself, while the host prepares what comes next."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def ddim_step(z: Tensor, eps: Tensor, alpha: float, alpha_prev: float, sigma: float, noise: Tensor | None):

@@ -1,0 +1,40 @@
+"""Ten edits in a row on one photograph, the result of each the input of the next: python docs/ten_edits.py OUT.jpg"""
+
+import sys
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw
+
+from ldm.editing import Editor
+
+EDITS = [  # prompt, and the middle and the radius of its disc in pixels
+    ("a red ball", (330, 60), 34),
+    ("a green ball", (255, 42), 30),
+    ("a blue striped ball", (360, 135), 34),
+    ("a yellow cone", (345, 345), 40),
+    ("a purple donut", (300, 190), 36),
+    ("a white polka dot ball", (362, 225), 30),
+    ("a pink yarn ball", (285, 290), 36),
+    ("an orange checkered ball", (345, 285), 28),
+    ("a turquoise ball", (270, 360), 32),
+    ("a black donut", (215, 375), 24),
+]
+
+source = picture = Image.open("inputs/img.png").convert("RGB")
+covered = Image.new("L", source.size)
+editor = Editor.load("scenes")
+for prompt, (x, y), radius in EDITS:
+    mask = Image.new("L", source.size)
+    ImageDraw.Draw(mask).ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    edited = editor.edit(picture, mask, prompt)
+    picture = edited.results[0]
+    # The mask and its band: all that this edit may have changed.
+    band = edited.task.canvas.feather + 1
+    ImageDraw.Draw(covered).ellipse((x - radius - band, y - radius - band, x + radius + band, y + radius + band), fill=255)
+
+difference = np.asarray(ImageChops.difference(source, picture)).max(axis=2)
+print("largest difference to the photograph outside all masks and bands:", difference[np.asarray(covered) == 0].max())
+both = Image.new("RGB", (2 * source.width, source.height))
+both.paste(source)
+both.paste(picture, (source.width, 0))
+both.save(sys.argv[1], quality=90)
