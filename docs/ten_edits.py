@@ -28,9 +28,8 @@ for prompt, (x, y), radius in EDITS:
     ImageDraw.Draw(mask).ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
     edited = editor.edit(picture, mask, prompt)
     picture = edited.results[0]
-    # The mask and its band: all that this edit may have changed.
-    band = edited.task.canvas.feather + 1
-    ImageDraw.Draw(covered).ellipse((x - radius - band, y - radius - band, x + radius + band, y + radius + band), fill=255)
+    reach = radius + edited.task.canvas.feather + 1  # the mask and its band: all that this edit may have changed
+    ImageDraw.Draw(covered).ellipse((x - reach, y - reach, x + reach, y + reach), fill=255)
 
 difference = np.asarray(ImageChops.difference(source, picture)).max(axis=2)
 print("largest difference to the photograph outside all masks and bands:", difference[np.asarray(covered) == 0].max())
