@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from ldm.cli import run
-from ldm.editing import batch_work, batch_workers
-from ldm.editing.batch import BadRow, Row, good, plan, read_rows
-from ldm.editing.batch_report import Outcome, Summary
+from ldm.editing.batch import report, work, workers
+from ldm.editing.batch.report import Outcome, Summary
+from ldm.editing.batch.rows import BadRow, Row, good, plan, read_rows
 from tests.test_text_editing import load_script
 from tests.tiny import save_tiny_model
 
@@ -242,7 +242,7 @@ def test_together_rows_give_what_each_gives_alone(folder, tmp_path):
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(folder, tmp_path, monkeypatch, capsys):
-    tried, edit_images = [], batch_work.edit_images
+    tried, edit_images = [], work.edit_images
 
     def small_memory(model, inputs, batch_size, *rest, **more):
         tried.append(batch_size)
@@ -252,7 +252,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(folder, tmp_path, monkeypatc
 
     source = write_jsonl(folder, edit_rows(4))
     assert batch(folder, source, tmp_path / "large") == 0
-    monkeypatch.setattr(batch_work, "edit_images", small_memory)
+    monkeypatch.setattr(work, "edit_images", small_memory)
     assert batch(folder, source, tmp_path / "small", "--batch_size", 6) == 0
     assert tried == [6, 3, 1, 1], "6 predictions of three rows, then with what was found to fit"
     assert "out of memory" in capsys.readouterr().err
@@ -260,28 +260,28 @@ def test_out_of_memory_halves_the_batch_and_goes_on(folder, tmp_path, monkeypatc
 
 
 def test_a_row_that_never_fits_in_memory_fails_alone(folder, tmp_path, monkeypatch):
-    edit_images = batch_work.edit_images
+    edit_images = work.edit_images
 
     def no_memory(model, inputs, *rest, **more):
         if any(one.request.prompt == "a red ball 1" for one in inputs):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return edit_images(model, inputs, *rest, **more)
 
-    monkeypatch.setattr(batch_work, "edit_images", no_memory)
+    monkeypatch.setattr(work, "edit_images", no_memory)
     assert batch(folder, write_jsonl(folder, edit_rows(3)), tmp_path) == 1
     assert [line["status"] for line in summary(tmp_path)] == ["done", "failed", "done"]
     assert "memory" in summary(tmp_path)[1]["error"]
 
 
 def test_an_error_nobody_thought_of_fails_its_row_alone(folder, tmp_path, monkeypatch, capsys):
-    write_edited = batch_work.write_edited
+    write_edited = work.write_edited
 
     def broken(job, *rest):
         if job.request.prompt == "a red ball 1":
             raise KeyError("oh")
         return write_edited(job, *rest)
 
-    monkeypatch.setattr(batch_work, "write_edited", broken)
+    monkeypatch.setattr(work, "write_edited", broken)
     assert batch(folder, write_jsonl(folder, edit_rows(3)), tmp_path) == 1
     assert [line["error"] for line in summary(tmp_path)] == [None, "KeyError: 'oh'", None]
     assert 'raise KeyError("oh")' in capsys.readouterr().err, "a bug of ours keeps its traceback"
@@ -375,7 +375,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_is_done(folder, tmp_path, m
 
 
 def test_ctrl_c_keeps_what_is_done_and_is_exit_code_130(folder, tmp_path, monkeypatch):
-    source, edit_images, calls = write_jsonl(folder, edit_rows(5)), batch_work.edit_images, []
+    source, edit_images, calls = write_jsonl(folder, edit_rows(5)), work.edit_images, []
 
     def interrupted(*args, **more):
         calls.append(1)
@@ -383,7 +383,7 @@ def test_ctrl_c_keeps_what_is_done_and_is_exit_code_130(folder, tmp_path, monkey
             signal.raise_signal(signal.SIGINT)
         return edit_images(*args, **more)
 
-    monkeypatch.setattr(batch_work, "edit_images", interrupted)
+    monkeypatch.setattr(work, "edit_images", interrupted)
     assert batch(folder, source, tmp_path, "--batch_size", 2) == 130
     assert [line["status"] for line in summary(tmp_path)] == ["done", "done"] and len(when_made(tmp_path)) == 2
     assert leftovers(tmp_path) == [] and "2 done" in (tmp_path / "index.html").read_text()
@@ -413,18 +413,18 @@ def test_two_workers_give_what_one_gives(folder, tmp_path):
 def forked(monkeypatch):
     """Workers that see what a test has patched."""
     context = multiprocessing.get_context("fork")
-    monkeypatch.setattr(batch_workers.multiprocessing, "get_context", lambda kind: context)
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: context)
 
 
 def test_a_worker_that_is_killed_takes_only_its_rows_with_it(folder, tmp_path, monkeypatch, forked):
-    read_row = batch_work._read_row
+    read_row = work._read_row
 
     def deadly(outline, row):
         if row.number == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return read_row(outline, row)
 
-    monkeypatch.setattr(batch_work, "_read_row", deadly)
+    monkeypatch.setattr(work, "_read_row", deadly)
     source = write_jsonl(folder, edit_rows(8))
     assert batch(folder, source, tmp_path, "--batch_size", 2, "--devices", "cpu,cpu") == 1
     lines = {line["row"]: line for line in summary(tmp_path)}
@@ -439,7 +439,7 @@ def test_a_full_disk_stops_all_workers(folder, tmp_path, monkeypatch, forked, ca
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(batch_work, "write_edited", full)
+    monkeypatch.setattr(work, "write_edited", full)
     source = write_jsonl(folder, edit_rows(8))
     assert batch(folder, source, tmp_path, "--batch_size", 2, "--devices", "cpu,cpu") == 2
     assert capfd.readouterr().err.count("error: ") == 1 and summary(tmp_path) == []
@@ -520,17 +520,16 @@ def test_the_page_shows_every_row_and_needs_nothing_else(folder, tmp_path):
 
 def test_the_page_is_not_written_for_every_row(tmp_path, monkeypatch):
     """Its cost grows with the rows: written for each, a thousand would cost a million."""
-    from ldm.editing import batch_report
 
     clock, pages = [0.0], []
-    monkeypatch.setattr(batch_report.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(report.time, "monotonic", lambda: clock[0])
 
     def write(summary, outcomes):
         pages.append(len(outcomes))
         clock[0] += 0.01 * len(outcomes)
         return ()
 
-    monkeypatch.setattr(batch_report, "_page", write)
+    monkeypatch.setattr(report, "_page", write)
     summary = Summary(tmp_path, "title", 1000)
     for row in range(1, 1001):
         clock[0] += 1

@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from ldm import cli
-from ldm.editing.batch import Chunk, Row
-from ldm.editing.batch_report import Outcome
-from ldm.editing.batch_work import Profile, Worker, failure
+from ldm.editing.batch.report import Outcome
+from ldm.editing.batch.rows import Chunk, Row
+from ldm.editing.batch.work import Profile, Worker, failure
 from ldm.errors import UserError
 
 # What a worker says: it wants a chunk; what became of a row; last of all, where its time went; or why all must stop.

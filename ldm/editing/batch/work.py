@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from ldm import zoo
-from ldm.editing.batch import Chunk, Row
-from ldm.editing.batch_report import Outcome, save_thumbnails
+from ldm.editing.batch.report import Outcome, save_thumbnails
+from ldm.editing.batch.rows import Chunk, Row
 from ldm.editing.edit import Edit, edit_images
 from ldm.editing.editor import Editor, EditTask, finish_edit
 from ldm.editing.job import EditJob, write_edited

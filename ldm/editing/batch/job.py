@@ -24,10 +24,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ldm import zoo
-from ldm.editing.batch import BadRow, Row, good, plan, read_rows
-from ldm.editing.batch_report import PAGE, Outcome, Summary, read_summary
-from ldm.editing.batch_work import Profile, Worker, outline_editor, prepare_row, row_digest
-from ldm.editing.batch_workers import run_workers
+from ldm.editing.batch.report import PAGE, Outcome, Summary, read_summary
+from ldm.editing.batch.rows import BadRow, Row, good, plan, read_rows
+from ldm.editing.batch.work import Profile, Worker, outline_editor, prepare_row, row_digest
+from ldm.editing.batch.workers import run_workers
 from ldm.editing.editor import Editor
 from ldm.editing.images import write_error
 from ldm.editing.run_folder import Run, check_writable, read_run
