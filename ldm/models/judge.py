@@ -62,6 +62,10 @@ class Judge(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
     def name(self, x: Tensor) -> list[dict[str, str]]:
-        """x as in `forward` -> for each picture the likeliest class of each attribute, by name."""
-        best = {name: logits.argmax(1).tolist() for name, logits in self(x).items()}
+        """x as in `forward` -> for each picture the likeliest class of each attribute, by name.
+
+        Likeliest in the mean over the picture and its mirror image, which shows the same.
+        """
+        views = [self(x), self(x.flip(-1))]
+        best = {name: sum(view[name].softmax(1) for view in views).argmax(1).tolist() for name in self.labels}
         return [{name: self.labels[name][best[name][i]] for name in best} for i in range(len(x))]
