@@ -23,4 +23,5 @@ edit many -p "a red checkered cube" -i inputs/img.png --mask inputs/mask.png --n
 edit walk -p "a purple donut" -i inputs/img.png --mask inputs/mask.png --n_samples 1 --save_video
 "$python" -c "import sys; import imageio.v3 as iio; iio.imwrite(sys.argv[2], iio.imread(sys.argv[1]), duration=100, loop=0)" \
     "$out/walk/samples/videos/0000.mp4" docs/gallery/walk.gif
+rm docs/gallery/walk.jpg
 "$python" docs/ten_edits.py docs/gallery/ten.jpg
