@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,18 @@ def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32; others only imitate it, slowly."""
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(flags.get(name, False) for name in ("avx512_bf16", "amx_tile", "sve_bf16"))
+
+
+def peak_memory() -> int | None:
+    """The most that this process has had resident, in bytes; None where the system does not tell (Linux does).
+
+    From the kernel's record of the process alone: `getrusage` begins with what its parent had when it started it.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):
+        return None
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

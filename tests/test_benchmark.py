@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from ldm.benchmark import benchmark as module
 from ldm.benchmark import subjects
 from ldm.benchmark.benchmark import Benchmark, run_benchmark
+from ldm.benchmark.cold import process
 from ldm.benchmark.machine import measure
 from ldm.benchmark.parts import Sizes, parts
 from ldm.benchmark.report import Report, Row
@@ -25,14 +25,11 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.model import Decoder
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.util import peak_memory
 from tests.convert import randomise
-from tests.tiny import save_tiny_model, tiny_config, tiny_model, tiny_picture
+from tests.tiny import normal, save_tiny_model, tiny_config, tiny_model, tiny_picture
 
 CPU = torch.device("cpu")
-
-
-def normal(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 # --- what is computed once -------------------------------------------------------------------------------------------
@@ -209,6 +206,15 @@ def test_what_fails_is_told_and_stops_nothing_else(folder: Path, monkeypatch: py
     assert len(report.failures) == 2
     assert "decoder: the result is no number" in report.failures[0]
     assert "encoder: ZeroDivisionError" in report.failures[1]
+
+
+def test_a_process_s_memory_is_its_own(folder: Path):
+    ballast = torch.ones(300_000_000)  # 1.2 GB in this process
+    timing = process(str(folder), "cpu", "float32", samples=1, steps=1, repeats=1)
+    assert len(ballast) and timing.peak < peak_memory() - 5e8
+    assert 0.1 < timing.median < 600
+    with pytest.raises(UserError, match=r"text_editing\.py failed: .*sampel"):
+        process("sampel", "cpu", "float32", samples=1, steps=1, repeats=1)
 
 
 def test_unknown_parts_are_named():

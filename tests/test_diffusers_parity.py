@@ -17,12 +17,9 @@ from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.x_transformer import TransformerWrapper
 from tests.convert import autoencoder_to_diffusers, randomise, text_encoder_to_diffusers, unet_to_diffusers
+from tests.tiny import normal
 
 CONTEXT = 24  # width of the text in these tests
-
-
-def normal(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:

@@ -121,6 +121,17 @@ def test_it_learns_a_few_pictures(shards):
             assert label == UNSAID or name[key] == VALUES[key][label]
 
 
+def test_a_picture_and_its_mirror_image_are_judged_alike():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judge = Judge(VALUES, widths=(8, 16), size=16).eval()
+    x = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert judge.name(x) == judge.name(x.flip(-1))
+    assert any(
+        (a.argmax(1) != b.argmax(1)).any() for a, b in zip(judge(x).values(), judge(x.flip(-1)).values(), strict=True)
+    )
+
+
 def test_train_export_load(shards, tmp_path, monkeypatch):
     import pytorch_lightning as pl
 

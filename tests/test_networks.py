@@ -16,11 +16,7 @@ from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.modules.x_transformer import Attention
 from tests.convert import randomise
-from tests.tiny import tiny_model
-
-
-def normal(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+from tests.tiny import normal, tiny_model
 
 
 def unet(**options) -> UNetModel:

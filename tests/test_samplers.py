@@ -10,28 +10,15 @@ from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending,
 from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, StepInfo, guided_denoiser, model_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion, schedule_buffers
 from ldm.models.diffusion.schedule import make_beta_schedule, make_sampling_schedule
-from tests.tiny import tiny_model
+from tests.tiny import normal, squares, tiny_model
 
 LEVELS = schedule_buffers(make_beta_schedule("linear", 1000, 0.00085, 0.012))["alphas_cumprod"]
 SIZE = 12  # of the latents
 
 
-def normal(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def wavy(z: Tensor, t: Tensor) -> Tensor:
     """A denoiser of nothing in particular: bounded, and every position depends on others and on the timestep."""
     return torch.sin(3 * z + z.flip(-1) + z.flip(-2) + 0.01 * t.view(-1, 1, 1, 1))
-
-
-def squares(*sizes: int) -> Tensor:
-    """(K, 1, SIZE, SIZE) masks: centred squares of these sides."""
-    masks = torch.zeros(len(sizes), 1, SIZE, SIZE)
-    for mask, side in zip(masks, sizes, strict=True):
-        low = (SIZE - side) // 2
-        mask[:, low : low + side, low : low + side] = 1
-    return masks
 
 
 class Recorder(NoiseSource):

@@ -17,23 +17,10 @@ from ldm.models.diffusion.schedule import (
     make_sampling_schedule,
     second_order_slopes,
 )
-from tests.tiny import tiny_model
+from tests.tiny import normal, squares, tiny_model
 
 LEVELS = schedule_buffers(make_beta_schedule("linear", 1000, 0.00085, 0.012))["alphas_cumprod"]
 SIZE = 12  # of the latents
-
-
-def normal(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def squares(*sizes: int) -> Tensor:
-    """(K, 1, SIZE, SIZE) masks: centred squares of these sides."""
-    masks = torch.zeros(len(sizes), 1, SIZE, SIZE)
-    for mask, side in zip(masks, sizes, strict=True):
-        low = (SIZE - side) // 2
-        mask[:, low : low + side, low : low + side] = 1
-    return masks
 
 
 @pytest.fixture(scope="module")

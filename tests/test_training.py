@@ -50,7 +50,7 @@ def step_of(checkpoint: Path) -> int:
     return torch.load(checkpoint, weights_only=True)["global_step"]
 
 
-def test_train_resume_export_and_edit(work, capsys):
+def test_train_resume_export_and_edit(work, monkeypatch):
     small = [f"module.params.model.{o}" for o in SMALL_AE]
     steps = ["checkpoint_every=2", "trainer.val_check_interval=2", "data.params.crop=32"]
     assert train("autoencoder", work, *small, *steps, "trainer.max_steps=2") == 0
@@ -64,6 +64,11 @@ def test_train_resume_export_and_edit(work, capsys):
     files = [f"data.params.{key}={work / value}" for key, value in DIFFUSION_FILES.items()]
     steps = ["checkpoint_every=2", "trainer.val_check_interval=2", "trainer.max_steps=2"]
     assert train("diffusion", work, *small, *files, *steps) == 0
+    clipped, clip = [], torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, norm: clipped.append(norm) or clip(p, norm))
+    half = ["trainer.precision=bf16-mixed", "trainer.max_steps=4"]
+    assert train("diffusion", work, *small, *files, *steps, *half) == 0
+    assert step_of(work / "diffusion/last.ckpt") == 4 and clipped == [1.0, 1.0]
 
     export = script("export_model").main
     assert run(export, [str(work / "diffusion/last.ckpt"), str(work / "model"), "--reconstruction_lr", "1e-3"]) == 0

@@ -88,6 +88,20 @@ def save_tiny_model(folder: str | Path, **sections: Any) -> Path:
     return folder
 
 
+def normal(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Standard normal numbers, the same ones for the same seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def squares(*sides: int, size: int = 12) -> torch.Tensor:
+    """(K, 1, size, size) masks: centred squares of these sides."""
+    masks = torch.zeros(len(sides), 1, size, size)
+    for mask, side in zip(masks, sides, strict=True):
+        low = (size - side) // 2
+        mask[:, low : low + side, low : low + side] = 1
+    return masks
+
+
 def tiny_picture(height: int = 64, width: int = 64, seed: int = 0) -> torch.Tensor:
     """A smooth picture x (1, 3, H, W) in [-0.7, 0.7]."""
     coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 1.4 - 0.7

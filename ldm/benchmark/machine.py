@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ldm.util import peak_memory
 from ldm.zoo import REPOSITORY
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch")
@@ -88,10 +89,7 @@ def _reset_peak(device: torch.device) -> None:
 def _peak(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    return None
+    return peak_memory()
 
 
 def _cpu_name() -> str:

@@ -37,7 +37,7 @@ from ldm.evaluation.judging import judge_folder, judge_renders, load_judge, verd
 from ldm.evaluation.report import OBJECT, Row
 from ldm.evaluation.triples import Triple, background_triples, held_out_windows, object_triples, scribble_triples
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.util import choose_device, choose_precision
+from ldm.util import choose_device, choose_precision, peak_memory
 
 PREDICTIONS = 4  # of each triple
 SCRIBBLE_SKIP = 0.4  # of the steps: keeps the place and the colour of a blob
@@ -278,10 +278,7 @@ def _cost(session: _Session) -> list[Row]:
 
 
 def four_predictions(model: str, device: str, ddim_steps: int) -> int | None:
-    """Load the model and edit one triple; returns the peak memory of this process in bytes, None where it is not told.
-
-    On Linux from the kernel's record of this process alone: `getrusage` would begin with the parent's.
-    """
+    """Load the model and edit one triple; returns the peak memory of this process, see `peak_memory`."""
     logging.disable(logging.WARNING)  # the parent has said what there is to say
     files = zoo.resolve(model)
     where = choose_device(device)
@@ -289,11 +286,7 @@ def four_predictions(model: str, device: str, ddim_steps: int) -> int | None:
     triple = next(object_triples(0, network.image_size * network.factor))
     request = EditRequest(triple.prompt, n_samples=PREDICTIONS, ddim_steps=ddim_steps)
     edit_image(network, triple.x, triple.mask, request, find_ranker(files.clip, where))
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    return peak_memory()
 
 
 PARTS: dict[str, Callable[[_Session], list[Row]]] = {
