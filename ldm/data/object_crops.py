@@ -4,7 +4,7 @@ A crop is framed as `ldm.editing.ranking` frames a prediction: the square around
 regions are like the masks of users: wider than the object, boxes, ellipses or blobs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ldm.data.crops import cut_square, square_around
 from ldm.data.scenes.backgrounds import KINDS
-from ldm.data.scenes.captions import caption
+from ldm.data.scenes.captions import caption, full_caption
 from ldm.data.scenes.colors import COLORS
 from ldm.data.scenes.draw import chance, choice, uniform
 from ldm.data.scenes.materials import MATERIALS
@@ -126,11 +126,16 @@ class ObjectCrops(Dataset):
         false_captions: how many false captions a crop gets.
         seed: of every draw, together with the epoch and the number of the scene.
         limit: only the first so many shards.
+
+    Attributes:
+        painted: other pictures (H, W, 3) uint8 of scenes, by their number among `shards`; they take the place of the
+            renders. None at first; see `ldm.training.painted`.
     """
 
     def __init__(
         self, folder: Path | str, size: int, margin: float, false_captions: int, seed: int = 0, limit: int | None = None
     ):
+        self.painted: Mapping[int, np.ndarray] = {}
         self.shards = SceneShards(folder, limit)
         self.rows = [i for i, attributes in enumerate(self.shards.attributes) if "second" not in attributes]
         self.size, self.margin, self.false_captions, self.seed = size, margin, false_captions, seed
@@ -156,8 +161,16 @@ class ObjectCrops(Dataset):
             "said": torch.tensor(named),
         }
 
+    def full_caption(self, row: int) -> str:
+        """The caption of a scene, by its number among `shards`, that leaves nothing out."""
+        attributes = self.shards.attributes[row]
+        thing = (attributes["shape"], attributes["material"], attributes["color"]) if attributes["shape"] else None
+        return full_caption(thing, attributes["background"])
+
     def _crop(self, generator: Generator, row: int, box: list[int] | None) -> Tensor:
-        image = torch.from_numpy(np.array(self.shards.images(row))).permute(2, 0, 1)[None].float() / 255  # (1,3,H,W)
+        painted = self.painted.get(row)
+        pixels = np.array(self.shards.images(row) if painted is None else painted)
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255  # (1,3,H,W)
         coverage = torch.from_numpy(self.shards.coverage(row).astype(np.float32))[None, None]
         gain, offset = uniform(generator, 0.92, 1.08), uniform(generator, -0.04, 0.04)
         image = (image * gain + offset).clamp(0, 1)
@@ -165,7 +178,7 @@ class ObjectCrops(Dataset):
         if chance(generator, 0.8):
             image = image * region
         side = self.size
-        if chance(generator, 0.5):  # predictions are softer than renders
+        if painted is None and chance(generator, 0.5):  # predictions are softer than renders
             side = round(self.size * uniform(generator, 0.45, 1))
         x = cut_square(image, square_around(region, self.margin), (side, side), "bilinear")
         x = F.interpolate(x, (self.size, self.size), mode="bilinear") if side != self.size else x

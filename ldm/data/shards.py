@@ -75,6 +75,11 @@ class SceneShards(Dataset):
             self._ends.append(len(self.captions))
         self._map = lru_cache(maxsize=None)(self._open)
 
+    @property
+    def starts(self) -> list[int]:
+        """The number of the first scene of each of `files`."""
+        return [0, *self._ends[:-1]]
+
     def __getstate__(self) -> dict:
         # memory maps are opened anew in each worker process
         return {key: value for key, value in self.__dict__.items() if key != "_map"}

@@ -21,7 +21,9 @@ from ldm.checkpoint import save_safetensors
 from ldm.data.object_crops import NOTHING, UNSAID, VALUES, ObjectCrops, Tickets
 from ldm.data.scenes.captions import article, noun_phrase, vocabulary
 from ldm.data.tokenizer import SPECIAL, write_tokenizer
-from ldm.training.optim import adamw_with_cosine
+from ldm.errors import UserError
+from ldm.training.optim import adamw_with_cosine, begin_from
+from ldm.training.painted import PaintedScenes, paint
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]  # of pixels in [0,1], written into the exported config
 MAX_SCALE = 100.0  # of the logits, as CLIP clamps it
@@ -64,6 +66,7 @@ class CLIPTrainer(pl.LightningModule):
         words: the vocabulary; None takes every word that captions of scenes can hold.
         ranking: how `CLIPRanker` is to frame predictions (`ldm.editing.ranking.Framing`); kept in the export.
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
+        begin: a file of weights to begin with, that of an exported folder.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class CLIPTrainer(pl.LightningModule):
         ranking: Mapping[str, Any] | None = None,
         learning_rate: float = 2e-3,
         warmup: int = 100,
+        begin: str | None = None,
     ):
         super().__init__()
         words = list(words or vocabulary())  # fixed from here on, though the grammar may grow
@@ -83,6 +87,10 @@ class CLIPTrainer(pl.LightningModule):
 
         self.clip = CLIP(**self.model_config()).to(memory_format=torch.channels_last)
         self._tokenizer = None
+
+    def on_fit_start(self) -> None:
+        if self.hparams.begin and self.global_step == 0:
+            begin_from(self.clip, self.hparams.begin)
 
     def model_config(self) -> dict[str, Any]:
         """The `model_cfg` of open_clip."""
@@ -132,8 +140,11 @@ class CLIPTrainer(pl.LightningModule):
         chunks = [self.clip.encode_text(self.tokenize(phrases[i : i + 256]), True) for i in range(0, len(phrases), 256)]
         self._objects = torch.cat(chunks).view(len(shapes), len(materials), len(colors), -1)
 
-    def validation_step(self, batch: Mapping[str, Any], _: int) -> None:
-        """How often the right shape, material or colour is nearest when the other two are given, and all three."""
+    def validation_step(self, batch: Mapping[str, Any], _: int, dataloader_idx: int = 0) -> None:
+        """How often the right shape, material or colour is nearest when the other two are given, and all three.
+
+        On renders (`val/...`) and, where there are any, on painted scenes (`painted/...`).
+        """
         truth = batch["attributes"][:, :3]
         named = (truth != UNSAID).all(dim=1) & (truth[:, 0] != NOTHING)
         truth = truth[named]
@@ -148,7 +159,8 @@ class CLIPTrainer(pl.LightningModule):
             "all": scores.flatten(1).argmax(1) == (s * scores.shape[2] + m) * scores.shape[3] + c,
         }
         for name, hit in hits.items():
-            self.log(f"val/{name}", hit.float().mean(), prog_bar=True, batch_size=len(truth))
+            name = f"{('val', 'painted')[dataloader_idx]}/{name}"
+            self.log(name, hit.float().mean(), prog_bar=True, batch_size=len(truth), add_dataloader_idx=False)
 
     def configure_optimizers(self):
         h = self.hparams
@@ -164,6 +176,9 @@ class CropData(pl.LightningDataModule):
         false_captions: how many wrong ones for each picture.
         workers: processes that prepare crops; 0 does it in the training process.
         limit: only so many shards of `train`.
+        painter: name or folder of the model whose predictions are to be ranked. Before the training it paints every
+            `painted_every`th scene of `train`, and all of `val`; see `ldm.training.painted`. None leaves renders alone.
+        painted: folder for what it paints. Delete it when the model has changed.
     """
 
     def __init__(
@@ -177,19 +192,39 @@ class CropData(pl.LightningDataModule):
         workers: int = 0,
         seed: int = 0,
         limit: int | None = None,
+        painter: str | None = None,
+        painted: str | None = None,
+        painted_every: int = 3,
     ):
         super().__init__()
         self.save_hyperparameters()
+        if painter and not painted:
+            raise UserError("painter needs a folder for what it paints: set data.params.painted")
+
+    def prepare_data(self) -> None:
+        """Paint what is not painted yet: in one process alone, while others wait."""
+        h = self.hparams
+        if not h.painter:
+            return
+        for name, every in (("train", h.painted_every), ("val", 1)):
+            crops = self._crops(name)
+            paint(crops.shards, crops.rows[::every], crops.full_caption, h.painter, Path(h.painted) / name, h.seed)
+
+    def _crops(self, name: str, painted: bool = False) -> ObjectCrops:
+        h = self.hparams
+        limit = h.limit if name == "train" else None
+        crops = ObjectCrops(h[name], h.size, h.margin, h.false_captions, h.seed, limit)
+        if painted and h.painter:
+            crops.painted = PaintedScenes(Path(h.painted) / name, crops.shards)
+        return crops
 
     def train_dataloader(self) -> DataLoader:
-        h = self.hparams
-        crops = ObjectCrops(h.train, h.size, h.margin, h.false_captions, h.seed, h.limit)
-        return self._loader(crops, Tickets(len(crops), h.seed), drop_last=True)
+        crops = self._crops("train", painted=True)
+        return self._loader(crops, Tickets(len(crops), self.hparams.seed), drop_last=True)
 
-    def val_dataloader(self) -> DataLoader:
-        h = self.hparams
-        crops = ObjectCrops(h.val, h.size, h.margin, h.false_captions, h.seed)
-        return self._loader(crops, Tickets(len(crops), None), drop_last=False)
+    def val_dataloader(self) -> list[DataLoader]:
+        sets = [self._crops("val")] + ([self._crops("val", painted=True)] if self.hparams.painter else [])
+        return [self._loader(crops, Tickets(len(crops), None), drop_last=False) for crops in sets]
 
     def _loader(self, crops: ObjectCrops, sampler: Tickets, drop_last: bool) -> DataLoader:
         h = self.hparams

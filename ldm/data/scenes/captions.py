@@ -75,6 +75,15 @@ def caption(
     return text
 
 
+def full_caption(thing: tuple[str, str | None, str | None] | None, background: str | None) -> str:
+    """The caption that leaves nothing out, in the commonest words: "a pink yarn ball on grass"."""
+    kind = KINDS[background] if background else None
+    if thing is None:
+        return kind.words[0] if kind else EMPTY[0]
+    text = article(noun_phrase(torch.Generator(), *thing, complete=True))
+    return f"{text} {kind.prepositions[0]} {kind.words[0]}" if kind else text
+
+
 def _background_caption(generator: torch.Generator, kind: Kind | None) -> str:
     if kind is None:
         return choice(generator, EMPTY)
