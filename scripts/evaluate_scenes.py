@@ -19,6 +19,8 @@ def build_parser() -> Parser:
     parser.add_argument("--parts", default=",".join(PARTS), help=f"which to measure (default {','.join(PARTS)})")
     parser.add_argument("--outdir", "-o", type=Path, default=Path("outputs/evaluation"), help="where results go")
     parser.add_argument("--seed", type=bounded(int, 0, 2**31), default=0, help="of the triples (default 0)")
+    parser.add_argument("--region", choices=("auto", "whole"), default="auto", help="as text_editing.py has it")
+    parser.add_argument("--context", type=bounded(float, 0), help="as text_editing.py has it (default: the model's)")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu")
     return parser
 
@@ -29,10 +31,13 @@ def main(argv: Sequence[str]) -> None:
     if not parts or set(parts) - set(PARTS):
         raise UserError(f'--parts "{args.parts}": give some of {",".join(PARTS)}')
 
+    from ldm.editing.canvas import Place
     from ldm.evaluation.evaluation import Evaluation, run_evaluation
     from ldm.evaluation.report import markdown
 
-    rows = run_evaluation(Evaluation(**{**vars(args), "parts": parts}))
+    options = vars(args) | {"parts": parts}
+    place = Place(options.pop("region"), options.pop("context"))
+    rows = run_evaluation(Evaluation(**options, place=place))
     print(markdown(rows))
     print(f"table, answers and contact sheet: {args.outdir}")
 

@@ -14,6 +14,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--reconstruction_lr", type=bounded(float, 0, 1), help="learning rate that reconstruct.py takes for this model"
     )
+    parser.add_argument(
+        "--context", type=bounded(float, 0), help="around masks, that text_editing.py takes for this model"
+    )
     return parser
 
 
@@ -21,8 +24,11 @@ def main(argv: Sequence[str]) -> None:
     args = build_parser().parse_args(argv)
     from ldm.training.export import export_checkpoint
 
-    rate = args.reconstruction_lr
-    sections = {} if rate is None else {"reconstruction": {"learning_rate": rate}}
+    sections = {}
+    if args.reconstruction_lr is not None:
+        sections["reconstruction"] = {"learning_rate": args.reconstruction_lr}
+    if args.context is not None:
+        sections["editing"] = {"context": args.context}
     print(f"exported: {export_checkpoint(args.checkpoint, args.folder, sections)}")
 
 

@@ -88,6 +88,27 @@ def test_a_loaded_model_brings_its_own_learning_rate(photo, mask, tmp_path, monk
     assert torch.allclose(restored, edited.edit.x[:1].clamp(-1, 1), atol=1e-4), "at that rate nothing moves"
 
 
+def test_a_loaded_model_brings_its_own_context(photo, mask, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    windows = {}
+    for context in (None, 0.25, 2.0):
+        sections = {} if context is None else {"editing": {"context": context}}
+        folder = save_tiny_model(tmp_path / str(context), **sections)
+        editor = Editor.load(str(folder), device="cpu")
+        request = EditRequest("a red ball", ddim_steps=2)
+        windows[context] = editor.prepare(photo, mask, request).canvas.window
+        assert editor.prepare(photo, mask, request, Place(context=0.5)).canvas.window == windows[None]
+        assert editor.context == (context or 0.5)
+    assert windows[0.25].width < windows[None].width < windows[2.0].width
+
+
+@pytest.mark.parametrize("section", [{"context": -1}, {"context": "wide"}, {"context": 0.1, "feather": 2}, [0.1]])
+def test_a_config_that_asks_for_no_context_is_named(tmp_path, section):
+    folder = save_tiny_model(tmp_path / "own", editing=section)
+    with pytest.raises(UserError, match=r"own.config\.yaml.*editing"):
+        Editor.load(str(folder), device="cpu")
+
+
 @pytest.mark.parametrize(
     ("place", "named"),
     [

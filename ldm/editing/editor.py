@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ldm import zoo
-from ldm.editing.canvas import Canvas, Place, mask_source, open_canvas
+from ldm.editing.canvas import CONTEXT, Canvas, Place, mask_source, model_context, open_canvas
 from ldm.editing.edit import Edit, EditInput, EditRequest, Progress, check_size, edit_images, sampling_schedule
 from ldm.editing.finish import Measures
 from ldm.editing.images import ImageLike, as_picture
@@ -79,10 +79,14 @@ class Editor:
         model: in eval mode.
         ranker: None keeps predictions in the order of their seeds.
         files: where the model came from, where that is known.
+
+    Attributes:
+        context: of windows, where a `Place` says nothing of it.
     """
 
     def __init__(self, model: LatentDiffusion, ranker: CLIPRanker | None = None, files: zoo.ModelFiles | None = None):
         self.model, self.ranker, self.files = model, ranker, files
+        self.context = CONTEXT if files is None else model_context(zoo.read_config(files.config), files.config)
 
     @classmethod
     def load(
@@ -128,7 +132,7 @@ class Editor:
         Raises:
             UserError: an image or a mask that cannot be used, or numbers that the model cannot take.
         """
-        place, model = place or Place(), self.model
+        place, model = (place or Place()).with_context(self.context), self.model
         size = tuple(side or model.image_size * model.factor for side in place.size)
         check_size(model, *size)
         sampling_schedule(model, request)

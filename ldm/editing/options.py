@@ -69,7 +69,10 @@ def _add_where(where: Group) -> None:
         help="edit a window around the mask, or the whole image squashed to the working size",
     )
     where.add_argument(
-        "--context", type=bounded(float, 0), default=0.5, help="of the window, around the mask, in parts of its extent"
+        "--context",
+        type=bounded(float, 0),
+        default=None,
+        help="of the window, around the mask, in parts of its extent (default: the model's, or else 0.5)",
     )
     where.add_argument(
         "--feather",

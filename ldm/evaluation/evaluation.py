@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +26,9 @@ from ldm import zoo
 from ldm.data.scenes.backgrounds import HELD_OUT, PHOTOS, Backgrounds, Photo
 from ldm.data.scenes.render import SIZE
 from ldm.data.scenes.scenes import render_scenes
+from ldm.editing.canvas import Place, model_context
 from ldm.editing.edit import EditRequest, edit_image
+from ldm.editing.editor import Editor
 from ldm.editing.images import atomic_file, load_image, save_png, to_pil
 from ldm.editing.ranking import CLIPRanker, find_ranker
 from ldm.editing.reconstruct import psnr
@@ -60,7 +62,7 @@ class Evaluation:
 
     model, device: as `scripts/text_editing.py` has them. judge: see `judge_folder`. n_triples: of the edits;
     backgrounds and scribbles take a third as many. parts: names of `PARTS`. seed: of the triples.
-    ddim_steps: of every edit.
+    ddim_steps, place: of every edit.
     """
 
     outdir: Path
@@ -71,6 +73,7 @@ class Evaluation:
     seed: int = 0
     device: str = "auto"
     ddim_steps: int = 50
+    place: Place = field(default_factory=Place)
 
 
 UNJUDGED = {"autoencoder", "cost"}
@@ -94,6 +97,7 @@ class _Session:
         self.job = job
         self.files = zoo.resolve(job.model)
         self.judge_folder = _judge_folder(job)
+        self.place = job.place.with_context(model_context(zoo.read_config(self.files.config), self.files.config))
         self.answers = Answers(job.outdir / "answers.jsonl", self._settings())
         self.device = choose_device(job.device)
         self.judge = load_judge(job.judge, self.device) if self.judge_folder else None
@@ -101,6 +105,7 @@ class _Session:
         if self.ranker is not None and "ranking" in job.parts:
             report.require_plot()
         self.model: LatentDiffusion = zoo.load(self.files, self.device, choose_precision("auto", self.device))
+        self.editor = Editor(self.model, self.ranker, self.files)
         self.size = self.model.image_size * self.model.factor
 
     def _settings(self) -> dict[str, Any]:
@@ -112,7 +117,8 @@ class _Session:
         if isinstance(clip, Path):
             weights["clip"] = clip / "open_clip_model.safetensors"
         digests = {f"{name}_sha256": _sha256(path) for name, path in weights.items()}
-        return {"model": self.files.name, "seed": self.job.seed, "ddim_steps": self.job.ddim_steps, **digests}
+        window = {"region": self.place.region, "context": self.place.context}
+        return {"model": self.files.name, "seed": self.job.seed, "ddim_steps": self.job.ddim_steps} | window | digests
 
     def ask(self, part: str, index: int, triple: Triple, n_iter: int = 1, skip_steps: int = 0) -> None:
         """Edit, judge every prediction, and write down the answer; draw a row of the contact sheet."""
@@ -125,7 +131,10 @@ class _Session:
             skip_steps=skip_steps,
         )
         with _silent():
-            edit = edit_image(self.model, triple.x, triple.mask, request, self.ranker)
+            mask = (triple.mask[0, 0] * 255).byte().numpy()
+            task = self.editor.prepare(to_pil(triple.x), mask, request, self.place)
+            (edited,) = self.editor.run([task])
+        edit, canvas = edited.edit, task.canvas
         answer = {
             "part": part,
             "index": index,
@@ -133,12 +142,13 @@ class _Session:
             "photo": triple.photo,
             "expected": triple.expected,
             "seeds": edit.seeds,
-            "verdicts": verdicts(self.judge, edit.x, None if "background" in triple.expected else triple.mask),
+            "verdicts": verdicts(self.judge, edit.x, None if "background" in triple.expected else canvas.x_mask),
             "ranked": edit.distances is not None,
         }
         if index < ON_SHEET.get(part, 0):
             self.row_file(part, index).parent.mkdir(exist_ok=True)
-            pictures = [to_pil(triple.x), to_pil(triple.mask.expand(-1, 3, -1, -1) * 2 - 1), *map(to_pil, edit.x)]
+            pictures = [to_pil(canvas.x_source), to_pil(canvas.x_mask.expand(-1, 3, -1, -1) * 2 - 1)]
+            pictures += map(to_pil, edit.x)
             save_png(report.draw_row(answer, pictures), self.row_file(part, index))
         self.answers.add(answer)
 
@@ -188,19 +198,19 @@ def _silent() -> Iterator[None]:
 
 
 def _edits(session: _Session) -> list[Row]:
-    triples = object_triples(session.job.seed, session.size)
+    triples = object_triples(session.job.seed)
     answers = session.ask_all("edits", triples, session.job.n_triples)
     return report.accuracy_rows("edits", answers, TARGETS["edits"], BEST_GAIN)
 
 
 def _background(session: _Session) -> list[Row]:
-    triples = background_triples(session.job.seed + 1, session.size)
+    triples = background_triples(session.job.seed + 1)
     answers = session.ask_all("background", triples, _third(session))
     return report.accuracy_rows("background", answers, TARGETS["background"])
 
 
 def _scribble(session: _Session) -> list[Row]:
-    triples = scribble_triples(session.job.seed + 2, session.size)
+    triples = scribble_triples(session.job.seed + 2)
     skip = round(SCRIBBLE_SKIP * session.job.ddim_steps)
     answers = session.ask_all("scribble", triples, _third(session), skip_steps=skip)
     return report.accuracy_rows("scribble", answers, TARGETS["scribble"])
@@ -251,7 +261,7 @@ def _ranking(session: _Session) -> list[Row]:
     if session.ranker is None:
         return [Row("ranking", "top less bottom", "points", None, 20.0, note="no CLIP")]
     prompts, predictions = RANKING
-    triples = object_triples(session.job.seed + 4, session.size)
+    triples = object_triples(session.job.seed + 4)
     answers = session.ask_all("ranking", triples, prompts, n_iter=predictions // PREDICTIONS)
     report.plot_ranking(answers, session.job.outdir / "ranking.png")
     return report.ranking_rows(answers, 20.0)

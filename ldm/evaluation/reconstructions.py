@@ -77,7 +77,7 @@ class Outcome:
 def cases(count: int, seed: int) -> Iterator[Case]:
     """Edits of held-out photographs in turn: the same series for the same seed, however many are taken."""
     generator = torch.Generator().manual_seed(seed)
-    triples = object_triples(seed, 128)
+    triples = object_triples(seed)
     for i in range(count):
         file, triple = HELD_OUT[i % len(HELD_OUT)], next(triples)
         x = read_photo(Photo(file, 1.0))

@@ -7,6 +7,7 @@ A triple depends on those before it and not on how many follow: more of them con
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -27,7 +28,7 @@ SCENIC = [kind.name for kind in KINDS.values() if not kind.name.endswith(" backg
 
 @dataclass(frozen=True)
 class Triple:
-    """A photograph x (1, 3, S, S) in [-1, 1], a mask (1, 1, S, S) in {0, 1}, and a prompt.
+    """A photograph x (1, 3, h, w) in [-1, 1], a mask (1, 1, h, w) in {0, 1}, and a prompt.
 
     expected: attribute -> the name that the prompt gives it; photo: the photograph's file.
     """
@@ -39,44 +40,51 @@ class Triple:
     photo: str
 
 
-def object_triples(seed: int, size: int) -> Iterator[Triple]:
-    """Objects into masks as large as those of the training: every prompt names a shape, a material and a colour."""
+def object_triples(seed: int, size: int | None = None) -> Iterator[Triple]:
+    """Objects into masks of all sizes, anywhere: every prompt names a shape, a material and a colour.
+
+    Args:
+        size: side of the pictures, square parts of the photographs; None is whole photographs as they are, with the
+            masks at the same places.
+    """
     generator = Generator().manual_seed(seed)
-    photos, looks, masks = _photos(generator, size), _looks(generator), _deal(generator, MASKS)
-    for photo, x in photos:
+    photos, looks, masks = _photos(generator), _looks(generator), _deal(generator, MASKS)
+    for photo in photos:
         prompt, expected = next(looks)
-        yield Triple(x, draw_mask(generator, size, next(masks)), prompt, expected, photo)
+        mask = draw_mask(generator, size or photo.side, next(masks))
+        yield Triple(*photo.with_mask(mask, size), prompt, expected, photo.file)
 
 
-def scribble_triples(seed: int, size: int) -> Iterator[Triple]:
-    """Objects from flat blobs of their colour, inside a mask a little wider than the blob."""
+def scribble_triples(seed: int) -> Iterator[Triple]:
+    """Objects from flat blobs of their colour in whole photographs, inside a mask a little wider than the blob."""
     generator = Generator().manual_seed(seed)
     looks = _looks(generator)
-    for photo, x in _photos(generator, size):
+    for photo in _photos(generator):
         prompt, expected = next(looks)
-        blob = draw_mask(generator, size, "blob")
+        x, blob = photo.with_mask(draw_mask(generator, photo.side, "blob"))
         paint = torch.tensor(COLORS[expected["color"]].rgb).view(1, 3, 1, 1) * 2 - 1
-        room = size // 20
+        room = photo.side // 20
         mask = F.max_pool2d(blob, 2 * room + 1, stride=1, padding=room)
-        yield Triple(torch.where(blob > 0, paint, x), mask, prompt, expected, photo)
+        yield Triple(torch.where(blob > 0, paint, x), mask, prompt, expected, photo.file)
 
 
-def background_triples(seed: int, size: int) -> Iterator[Triple]:
-    """Backgrounds that have more to them than a colour, around an ellipse in the middle that is kept."""
+def background_triples(seed: int) -> Iterator[Triple]:
+    """Backgrounds that have more to them than a colour, around an ellipse in the middle that is kept; square parts of
+    the photographs, as they are."""
     generator = Generator().manual_seed(seed)
     kinds = _deal(generator, SCENIC)
-    for photo, x in _photos(generator, size):
-        kind = KINDS[next(kinds)]
+    for photo in _photos(generator):
+        size, kind = photo.side, KINDS[next(kinds)]
         radii = [uniform(generator, 0.22, 0.36) * size for _ in range(2)]
         center = [uniform(generator, 0.4, 0.6) * size for _ in range(2)]
         kept = torch.stack(_plane(size, center, radii)).square().sum(0) <= 1
-        yield Triple(x, 1 - kept.float()[None, None], kind.words[0], {"background": kind.name}, photo)
+        mask = 1 - kept.float()[None, None]
+        yield Triple(photo.part(), mask, kind.words[0], {"background": kind.name}, photo.file)
 
 
 def held_out_windows(count: int, seed: int, size: int) -> Tensor:
     """Windows (count, 3, S, S) in [-1, 1] of the held-out photographs."""
-    photos = _photos(Generator().manual_seed(seed), size)
-    return torch.cat([next(photos)[1] for _ in range(count)])
+    return torch.cat([photo.part(size) for photo in islice(_photos(Generator().manual_seed(seed)), count)])
 
 
 def draw_mask(generator: Generator, size: int, kind: str) -> Tensor:
@@ -121,12 +129,36 @@ def _looks(generator: Generator) -> Iterator[tuple[str, dict[str, str]]]:
         yield prompt, {"shape": shape, "material": material, "color": color}
 
 
-def _photos(generator: Generator, size: int) -> Iterator[tuple[str, Tensor]]:
-    """A photograph's name and a square window of it, of half its shorter side to all of it."""
-    pictures = {file: read_photo(Photo(file, weight=1.0)) for file in HELD_OUT}
+@dataclass(frozen=True)
+class _Photo:
+    """A photograph x (1, 3, h, w) in [-1, 1], and a square part of it."""
+
+    file: str
+    x: Tensor
+    top: int
+    left: int
+    side: int
+
+    def part(self, size: int | None = None) -> Tensor:
+        """The square part (1, 3, S, S), as it is or scaled to `size`."""
+        part = self.x[..., self.top : self.top + self.side, self.left : self.left + self.side]
+        return part if size is None else F.interpolate(part, (size, size), mode="bilinear", antialias=True)
+
+    def with_mask(self, mask: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """The photograph and a mask (1, 1, S, S) of its part, both as large as the photograph; or, with `size`, the
+        part alone."""
+        if size is not None:
+            return self.part(size), mask
+        height, width = self.x.shape[2:]
+        below, right = height - self.top - self.side, width - self.left - self.side
+        return self.x, F.pad(mask, (self.left, right, self.top, below))
+
+
+def _photos(generator: Generator) -> Iterator[_Photo]:
+    """Parts of half the photograph's shorter side to all of it."""
+    pictures = {file: read_photo(Photo(file, weight=1.0))[None] * 2 - 1 for file in HELD_OUT}
     for file in _deal(generator, HELD_OUT):
-        height, width = pictures[file].shape[1:]
+        height, width = pictures[file].shape[2:]
         side = round(min(height, width) * uniform(generator, 0.5, 1))
         top, left = (int(uniform(generator, 0, room - side + 1)) for room in (height, width))
-        crop = pictures[file][None, :, top : top + side, left : left + side]
-        yield file, F.interpolate(crop, (size, size), mode="bilinear", antialias=True) * 2 - 1
+        yield _Photo(file, pictures[file], top, left, side)
