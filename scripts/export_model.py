@@ -17,6 +17,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--context", type=bounded(float, 0), help="around masks, that text_editing.py takes for this model"
     )
+    parser.add_argument("--scale", type=bounded(float, 0), help="of guidance, that the other scripts take for it")
     return parser
 
 
@@ -27,8 +28,9 @@ def main(argv: Sequence[str]) -> None:
     sections = {}
     if args.reconstruction_lr is not None:
         sections["reconstruction"] = {"learning_rate": args.reconstruction_lr}
-    if args.context is not None:
-        sections["editing"] = {"context": args.context}
+    editing = {name: value for name in ("context", "scale") if (value := getattr(args, name)) is not None}
+    if editing:
+        sections["editing"] = editing
     print(f"exported: {export_checkpoint(args.checkpoint, args.folder, sections)}")
 
 

@@ -20,7 +20,12 @@ def build_parser() -> Parser:
     how.add_argument("--seed", type=bounded(int, 0, 2**63 - 1), default=42, help="of picture 0; i has seed + i")
     how.add_argument("--ddim_steps", type=bounded(int, 1, 1000), default=50, help="denoising steps")
     how.add_argument("--ddim_eta", type=bounded(float, 0, 1), default=0.0, help="0 deterministic, 1 as noisy as DDPM")
-    how.add_argument("--scale", type=bounded(float, 0), default=5.0, help="classifier-free guidance; 1 is without")
+    how.add_argument(
+        "--scale",
+        type=bounded(float, 0),
+        default=None,
+        help="classifier-free guidance; 1 is without (default: the model's, or else 5)",
+    )
     how.add_argument("--H", type=bounded(int, 8), default=None, help="height (default: the model's)")
     how.add_argument("--W", type=bounded(int, 8), default=None, help="width (default: the model's)")
 

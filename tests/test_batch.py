@@ -120,7 +120,7 @@ def test_a_csv_has_the_same_columns_and_empty_cells_are_defaults(tmp_path, delim
     lines += [["b.png", "m.png", "b", "2.5", "0", "second"], [""] * 6]
     (tmp_path / "rows.csv").write_text(mark + "\r\n".join(map(delimiter.join, lines)), encoding="utf-8")
     one, two = options_of(tmp_path / "rows.csv")
-    assert (one.job.request.prompt, one.job.request.scale, one.job.soft_mask) == ("x, y; z", 5, True)
+    assert (one.job.request.prompt, one.job.request.scale, one.job.soft_mask) == ("x, y; z", None, True)
     assert (two.job.request.prompt, two.job.request.scale, two.job.soft_mask, two.name) == ("b", 2.5, False, "second")
     assert two.job.init_image == tmp_path / "b.png"
 

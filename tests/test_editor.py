@@ -98,12 +98,27 @@ def test_a_loaded_model_brings_its_own_context(photo, mask, tmp_path, monkeypatc
         request = EditRequest("a red ball", ddim_steps=2)
         windows[context] = editor.prepare(photo, mask, request).canvas.window
         assert editor.prepare(photo, mask, request, Place(context=0.5)).canvas.window == windows[None]
-        assert editor.context == (context or 0.5)
     assert windows[0.25].width < windows[None].width < windows[2.0].width
 
 
-@pytest.mark.parametrize("section", [{"context": -1}, {"context": "wide"}, {"context": 0.1, "feather": 2}, [0.1]])
-def test_a_config_that_asks_for_no_context_is_named(tmp_path, section):
+def test_a_loaded_model_brings_its_own_scale(photo, mask, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plain, own = (save_tiny_model(tmp_path / name) for name in ("plain", "own"))
+    with (own / "config.yaml").open("a") as config:
+        config.write("editing: {scale: 2}\n")
+    editors = [Editor.load(str(folder), device="cpu", precision="float32") for folder in (plain, own)]
+
+    def paint(editor: Editor, **options) -> torch.Tensor:
+        return editor.edit(photo, mask, "a red ball", **QUICK, **options).edit.z0
+
+    assert torch.equal(paint(editors[0]), paint(editors[1], scale=5.0))
+    assert torch.equal(paint(editors[1]), paint(editors[0], scale=2.0))
+    assert not torch.equal(paint(editors[0]), paint(editors[1]))
+    assert editors[1].edit(photo, mask, "a red ball", **QUICK).task.input.request.scale == 2.0
+
+
+@pytest.mark.parametrize("section", [{"context": -1}, {"scale": "wide"}, {"context": 0.1, "feather": 2}, [0.1]])
+def test_a_config_with_no_such_defaults_is_named(tmp_path, section):
     folder = save_tiny_model(tmp_path / "own", editing=section)
     with pytest.raises(UserError, match=r"own.config\.yaml.*editing"):
         Editor.load(str(folder), device="cpu")

@@ -129,7 +129,8 @@ def test_a_window_around_the_mask_is_edited_unless_told_otherwise(folder, tmp_pa
         record = json.loads((tmp_path / region / "samples" / "run.json").read_text())
         windows[region] = record["window"]
         assert Image.open(tmp_path / region / "samples/results/0000.png").size == (400, 300)
-    assert record["options"]["context"] == 0.5, "that of a model whose config says nothing is on record too"
+    defaults = record["options"]["context"], record["options"]["scale"]
+    assert defaults == (0.5, 5.0), "those of a model whose config says nothing are on record too"
     assert windows["whole"] == {"left": 0, "top": 0, "width": 400, "height": 300, "image_size": [300, 400]}
     window = windows["auto"]
     assert window["width"] == window["height"] < 160, "square as the model's size is, and near the mask"

@@ -1,22 +1,18 @@
 """A picture of any size, its mask, and the window of both that the model works on."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ldm.editing.defaults import Defaults
 from ldm.editing.finish import Measures, auto_feather, deliver, finish
 from ldm.editing.images import ImageLike, Picture, as_picture, load_image, to_tensor
 from ldm.editing.masks import mask_from
 from ldm.editing.region import REGIONS, Window, choose_window, cut, cut_mask
 from ldm.errors import UserError
-
-CONTEXT = 0.5
-"""Of windows, for models whose config says nothing else."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,7 @@ class Place:
     Attributes:
         region: "auto", a window around the mask, or "whole", the paper's way; see `choose_window`.
         context: of the window, how much of the mask's extent lies around it on each side; None is the model's own,
-            see `model_context`, and without a model `CONTEXT`.
+            see `Defaults`.
         size: (H, W) that the model works at; None in either place is the model's own.
         feather: width in pixels of the input of the band around the mask in which the edit fades out; None is half a
             latent cell, see `auto_feather`. Beyond it the result is the input.
@@ -51,23 +47,6 @@ class Place:
     def with_context(self, context: float) -> "Place":
         """This place, with that context where it leaves it to the model."""
         return replace(self, context=context) if self.context is None else self
-
-
-def model_context(config: Mapping[str, Any], source: str | os.PathLike) -> float:
-    """What the section `editing` of a model's config says of `context`, or `CONTEXT`.
-
-    A model of few latent cells paints best what fills most of its window; a large one wants to see surroundings.
-
-    Raises:
-        UserError: the section holds something else, or no number from 0; `source` is named.
-    """
-    section = config.get("editing") or {}
-    if not isinstance(section, Mapping) or section.keys() - {"context"}:
-        raise UserError(f"{source}: the section `editing` may hold context alone")
-    context = section.get("context", CONTEXT)
-    if not isinstance(context, int | float) or not 0 <= context < float("inf"):
-        raise UserError(f"{source}: editing.context is {context}: write a number of at least 0")
-    return float(context)
 
 
 @dataclass(frozen=True)
@@ -128,6 +107,6 @@ def open_canvas(
     picture = as_picture(image)
     if not isinstance(mask, Tensor):
         mask = mask_from(mask_source(mask), (picture.rgb.height, picture.rgb.width), invert)
-    window = choose_window(mask, size, place.region, place.with_context(CONTEXT).context)
+    window = choose_window(mask, size, place.region, place.with_context(Defaults.context).context)
     feather = auto_feather(window, size, factor) if place.feather is None else place.feather
     return Canvas.at(picture, mask, window, size, feather)

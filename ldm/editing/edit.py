@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ldm.editing.defaults import Defaults
 from ldm.editing.masks import DOWNSAMPLING, auto_dilation, latent_masks, soft_latent_masks
 from ldm.editing.ranking import CLIPRanker, rank
 from ldm.errors import UserError
@@ -29,8 +30,9 @@ class EditRequest:
         ddim_steps: steps of a full walk; skip_steps: how many of them to leave out at its noisy end, which keeps
             more of what lies under the mask.
         ddim_eta: 0 is deterministic, 1 as noisy as DDPM.
-        scale: of classifier-free guidance; 1 is without. guidance_interval: (low, high), the noise levels at which to
-            guide, 0 is the cleanest and 1 the noisiest; None is all of them.
+        scale: of classifier-free guidance; 1 is without; None is the model's, see `Defaults`.
+        guidance_interval: (low, high), the noise levels at which to guide, 0 is the cleanest and 1 the noisiest; None
+            is all of them.
         sampler: one of `SAMPLERS`: "ddim" as in the paper, or "dpmpp_2m", which needs fewer steps (`ddim_steps` counts
             those of either).
         percentage_of_pixel_blending: 0 to 1, the last part of the walk that blends decoded pixels.
@@ -48,7 +50,7 @@ class EditRequest:
     n_iter: int = 1
     ddim_steps: int = 50
     ddim_eta: float = 0.0
-    scale: float = 5.0
+    scale: float | None = None
     guidance_interval: tuple[float, float] | None = None
     sampler: str = "ddim"
     skip_steps: int = 0
@@ -66,7 +68,7 @@ class EditRequest:
             ("mask_dilation_iterations", 0, 16),
         ):
             value = getattr(self, name)
-            if value is None and name == "mask_dilation_iterations":
+            if value is None and name in ("scale", "mask_dilation_iterations"):
                 continue
             if not low <= value < float("inf") or (high is not None and value > high):
                 span = f"from {low} to {high}" if high is not None else f"of at least {low}"
@@ -80,6 +82,10 @@ class EditRequest:
     @property
     def seeds(self) -> range:
         return range(self.seed, self.seed + self.n_samples * self.n_iter)
+
+    def with_scale(self, scale: float) -> "EditRequest":
+        """This request, with that scale where it leaves it to the model."""
+        return replace(self, scale=scale) if self.scale is None else self
 
     @property
     def walk(self) -> "EditRequest":
@@ -266,7 +272,8 @@ class _Rows:
             x_source, mask = (torch.cat([getattr(self.inputs[i], name) for i in rows]) for name in ("x_source", "mask"))
             device, fraction = self.model.device, request.percentage_of_pixel_blending
             pixels = PixelBlending(self.model, x_source.to(device), mask.to(device), fraction)
-        denoiser = guided_denoiser(self.model, context, self.contexts[""], request.scale, request.guidance_interval)
+        scale = request.with_scale(Defaults.scale).scale
+        denoiser = guided_denoiser(self.model, context, self.contexts[""], scale, request.guidance_interval)
         # (steps, b, 1, h, w): walks of different numbers of masks may share a batch.
         sampler = BlendedDDIMSampler(denoiser, self.schedule, torch.stack(parts, dim=1), pixels)
         return sampler.sample(torch.cat([self.z_source[i] for i in rows]), noise, see)

@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image
 
 from ldm import zoo
-from ldm.editing.canvas import CONTEXT, Canvas, Place, mask_source, model_context, open_canvas
+from ldm.editing.canvas import Canvas, Place, mask_source, open_canvas
+from ldm.editing.defaults import Defaults
 from ldm.editing.edit import Edit, EditInput, EditRequest, Progress, check_size, edit_images, sampling_schedule
 from ldm.editing.finish import Measures
 from ldm.editing.images import ImageLike, as_picture
@@ -81,12 +82,12 @@ class Editor:
         files: where the model came from, where that is known.
 
     Attributes:
-        context: of windows, where a `Place` says nothing of it.
+        defaults: for what an `EditRequest` and a `Place` leave to the model.
     """
 
     def __init__(self, model: LatentDiffusion, ranker: CLIPRanker | None = None, files: zoo.ModelFiles | None = None):
         self.model, self.ranker, self.files = model, ranker, files
-        self.context = CONTEXT if files is None else model_context(zoo.read_config(files.config), files.config)
+        self.defaults = Defaults() if files is None else Defaults.of(files)
 
     @classmethod
     def load(
@@ -132,7 +133,8 @@ class Editor:
         Raises:
             UserError: an image or a mask that cannot be used, or numbers that the model cannot take.
         """
-        place, model = (place or Place()).with_context(self.context), self.model
+        place, model = (place or Place()).with_context(self.defaults.context), self.model
+        request = request.with_scale(self.defaults.scale)
         size = tuple(side or model.image_size * model.factor for side in place.size)
         check_size(model, *size)
         sampling_schedule(model, request)

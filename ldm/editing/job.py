@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm import zoo
-from ldm.editing.canvas import Place, model_context, open_canvas
+from ldm.editing.canvas import Place, open_canvas
+from ldm.editing.defaults import Defaults
 from ldm.editing.edit import Edit, EditRequest, check_size
 from ldm.editing.editor import Edited, Editor
 from ldm.editing.images import load_image, make_grid, save_png, to_pil
@@ -111,7 +112,7 @@ def check_edit(job: EditJob) -> tuple[MaskReport, Path]:
     picture = load_image(job.init_image)
     files = zoo.resolve(job.model, job.config, job.ckpt)
     outline = zoo.outline(files)
-    place = job.place.with_context(model_context(zoo.read_config(files.config), files.config))
+    place = job.place.with_context(Defaults.of(files).context)
     size = tuple(side or outline.image_size * outline.factor for side in job.place.size)
     check_size(outline, *size)
     canvas = open_canvas(picture, job.mask, place, size, outline.factor, job.invert_mask)
@@ -150,9 +151,9 @@ def write_edited(job: EditJob, editor: Editor, edited: Edited, notes: Mapping[st
 
 
 def _record(job: EditJob, editor: Editor, edited: Edited, notes: Mapping[str, Any]) -> RunRecord:
-    request, canvas = job.request, edited.task.canvas
+    request, canvas = edited.task.input.request, edited.task.canvas
     options = {name: value for name, value in asdict(request).items() if name not in ("prompt", "seed")}
-    options |= {"region": job.place.region, "context": job.place.with_context(editor.context).context}
+    options |= {"region": job.place.region, "context": job.place.with_context(editor.defaults.context).context}
     options |= {"soft_mask": job.soft_mask, "device": job.device, "precision": job.precision, **notes}
     return RunRecord(
         prompt=request.prompt,

@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm import zoo
+from ldm.editing.defaults import Defaults
 from ldm.editing.edit import check_size
 from ldm.editing.images import make_grid, save_png, to_pil, write_error
 from ldm.editing.ranking import CLIPRanker, find_ranker, rank
@@ -34,7 +35,7 @@ from ldm.util import choose_device, choose_precision
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to paint, and how; the names are those of `EditRequest`.
+    """What to paint, and how; the names are those of `EditRequest`. A scale of None is the model's, see `Defaults`.
 
     Raises:
         UserError: a number is out of its range.
@@ -46,10 +47,12 @@ class GenerationRequest:
     n_iter: int = 1
     ddim_steps: int = 50
     ddim_eta: float = 0.0
-    scale: float = 5.0
+    scale: float | None = None
 
     def __post_init__(self):
         for name, low in (("seed", 0), ("n_samples", 1), ("n_iter", 1), ("scale", 0)):
+            if getattr(self, name) is None and name == "scale":
+                continue
             if not low <= getattr(self, name) < 2**63:
                 raise UserError(f"{name} is {getattr(self, name)}: give a number of at least {low}")
 
@@ -95,7 +98,8 @@ def generate_images(
     check_size(model, height, width)
     schedule = make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta)
     context, empty = (model.get_learned_conditioning([prompt]) for prompt in (request.prompt, ""))
-    sampler = DDIMSampler(guided_denoiser(model, context, empty, request.scale), schedule)
+    scale = Defaults.scale if request.scale is None else request.scale
+    sampler = DDIMSampler(guided_denoiser(model, context, empty, scale), schedule)
     shape = (model.channels, height // model.factor, width // model.factor)
     z0 = []
     for start in range(0, len(request.seeds), request.n_samples):
@@ -151,6 +155,8 @@ def run_generation(job: GenerationJob) -> GenerationResult:
     check_writable(job.outdir)
     _check_ours(folder)
     files = zoo.resolve(job.model, job.config, job.ckpt)
+    if request.scale is None:
+        request = replace(request, scale=Defaults.of(files).scale)
     device = choose_device(job.device)
     model = zoo.load(files, device, choose_precision(job.precision, device))
     size = tuple(side or model.image_size * model.factor for side in job.size)

@@ -26,7 +26,8 @@ from ldm import zoo
 from ldm.data.scenes.backgrounds import HELD_OUT, PHOTOS, Backgrounds, Photo
 from ldm.data.scenes.render import SIZE
 from ldm.data.scenes.scenes import render_scenes
-from ldm.editing.canvas import Place, model_context
+from ldm.editing.canvas import Place
+from ldm.editing.defaults import Defaults
 from ldm.editing.edit import EditRequest, edit_image
 from ldm.editing.editor import Editor
 from ldm.editing.images import atomic_file, load_image, save_png, to_pil
@@ -97,7 +98,8 @@ class _Session:
         self.job = job
         self.files = zoo.resolve(job.model)
         self.judge_folder = _judge_folder(job)
-        self.place = job.place.with_context(model_context(zoo.read_config(self.files.config), self.files.config))
+        self.defaults = Defaults.of(self.files)
+        self.place = job.place.with_context(self.defaults.context)
         self.answers = Answers(job.outdir / "answers.jsonl", self._settings())
         self.device = choose_device(job.device)
         self.judge = load_judge(job.judge, self.device) if self.judge_folder else None
@@ -117,8 +119,8 @@ class _Session:
         if isinstance(clip, Path):
             weights["clip"] = clip / "open_clip_model.safetensors"
         digests = {f"{name}_sha256": _sha256(path) for name, path in weights.items()}
-        window = {"region": self.place.region, "context": self.place.context}
-        return {"model": self.files.name, "seed": self.job.seed, "ddim_steps": self.job.ddim_steps} | window | digests
+        how = {"region": self.place.region, "context": self.place.context, "scale": self.defaults.scale}
+        return {"model": self.files.name, "seed": self.job.seed, "ddim_steps": self.job.ddim_steps} | how | digests
 
     def ask(self, part: str, index: int, triple: Triple, n_iter: int = 1, skip_steps: int = 0) -> None:
         """Edit, judge every prediction, and write down the answer; draw a row of the contact sheet."""

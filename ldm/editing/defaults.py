@@ -1,0 +1,37 @@
+"""What an edit takes where it is told nothing: the paper's numbers, unless the model's config has its own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import inf
+
+from ldm import zoo
+from ldm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The section `editing` of a model's config.
+
+    context: of windows, how much of the mask's extent lies around it on each side. A model of few latent cells paints
+        best what fills most of its window; a large one wants to see surroundings.
+    scale: of classifier-free guidance.
+    """
+
+    context: float = 0.5
+    scale: float = 5.0
+
+    @classmethod
+    def of(cls, files: zoo.ModelFiles) -> "Defaults":
+        """Those of a model.
+
+        Raises:
+            UserError: the section holds something else, or no number from 0.
+        """
+        section = zoo.read_config(files.config).get("editing") or {}
+        names = [one.name for one in fields(cls)]
+        if not isinstance(section, Mapping) or section.keys() - set(names):
+            raise UserError(f"{files.config}: the section `editing` may hold {' and '.join(names)} alone")
+        for name, value in section.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
+                raise UserError(f"{files.config}: editing.{name} is {value}: write a number of at least 0")
+        return cls(**{name: float(value) for name, value in section.items()})
