@@ -23,14 +23,17 @@ def main(argv: Sequence[str]) -> None:
     args = build_parser().parse_args(argv)
 
     from ldm import zoo
+    from ldm.editing.defaults import Defaults
     from ldm.editing.run_folder import check_writable
     from ldm.evaluation.thin_masks import compare, table
     from ldm.util import choose_device, choose_precision
 
     check_writable(args.outdir)
     device = choose_device(args.device)
-    model = zoo.load(zoo.resolve(args.model), device, choose_precision("auto", device))
-    print(table(compare(model, args.n_masks, args.seed, args.ddim_steps, args.batch_size, args.outdir)))
+    files = zoo.resolve(args.model)
+    model = zoo.load(files, device, choose_precision("auto", device))
+    scale = Defaults.of(files).scale
+    print(table(compare(model, args.n_masks, args.seed, args.ddim_steps, args.batch_size, args.outdir, scale)))
     print(f"each edit, the table and a figure: {args.outdir}")
 
 

@@ -83,9 +83,18 @@ def colour_way(x: Tensor, x_source: Tensor, mask: Tensor, rgb: Sequence[float]) 
 
 
 def compare(
-    model: LatentDiffusion, count: int, seed: int, ddim_steps: int, batch_size: int, outdir: Path
+    model: LatentDiffusion,
+    count: int,
+    seed: int,
+    ddim_steps: int,
+    batch_size: int,
+    outdir: Path,
+    scale: float | None = None,
 ) -> list[Answer]:
     """Edit `count` thin masks in every way; write thin_masks.json, thin_masks.md and thin_masks.png.
+
+    Args:
+        scale: see `EditRequest`.
 
     Raises:
         UserError: the folder cannot be written.
@@ -109,6 +118,7 @@ def compare(
                     seed=seed + i,
                     n_samples=1,
                     ddim_steps=ddim_steps,
+                    scale=scale,
                     mask_dilation_iterations=SHRINKING[shrinking],
                     mask_downsample=downsample,
                 ),
