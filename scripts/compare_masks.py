@@ -14,6 +14,7 @@ def build_parser() -> Parser:
     parser.add_argument("--seed", type=bounded(int, 0, 2**31), default=0, help="default 0")
     parser.add_argument("--batch_size", type=bounded(int, 1), default=10, help="edits at a time (default 10)")
     parser.add_argument("--model", default="scenes", help="scenes, or a folder (default scenes)")
+    parser.add_argument("--scale", type=bounded(float, 0), help="classifier-free guidance (default: the model's)")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu")
     parser.add_argument("--outdir", "-o", type=Path, default=Path("outputs/compare_masks"), help="where results go")
     return parser
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     device = choose_device(args.device)
     files = zoo.resolve(args.model)
     model = zoo.load(files, device, choose_precision("auto", device))
-    scale = Defaults.of(files).scale
+    scale = Defaults.of(files).scale if args.scale is None else args.scale
     print(table(compare(model, args.n_masks, args.seed, args.ddim_steps, args.batch_size, args.outdir, scale)))
     print(f"each edit, the table and a figure: {args.outdir}")
 

@@ -301,6 +301,18 @@ def test_editing_imports_only_what_it_uses(folder, tmp_path):
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_the_mask_doctor_looks_at_the_window_that_the_model_would_take(tmp_path, capsys):
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(tmp_path / "img.png")
+    mask = np.zeros((300, 400), np.uint8)
+    mask[100:200, 150:250] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    model = save_tiny_model(tmp_path / "model", editing={"context": 0.25})
+    files = ["-i", str(tmp_path / "img.png"), "--mask", str(tmp_path / "mask.png"), "--model", str(model)]
+    for more, side in (([], 150), (["--context", "0.5"], 200)):
+        assert run(text_editing.main, [*files, *more, "-o", str(tmp_path / "o"), "--check"]) == 0
+        assert f"{side}x{side} from" in capsys.readouterr().out
+
+
 def test_the_mask_doctor_reports_and_does_not_edit(folder, tmp_path, capsys):
     argv = ["-i", str(folder / "img.png"), "--mask", str(folder / "mask.png"), "--model", str(folder / "model")]
     assert run(text_editing.main, [*argv, "-o", str(tmp_path / "o"), "--check"]) == 0

@@ -12,6 +12,7 @@ from ldm import zoo
 from ldm.cli import run
 from ldm.data.scenes.scenes import render_scenes
 from ldm.data.shards import write_shard
+from ldm.editing.defaults import Defaults
 from ldm.editing.edit import EditRequest, edit_image
 from ldm.models.diffusion.ddim import noised
 from ldm.training.autoencoder import psnr
@@ -71,9 +72,11 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     assert step_of(work / "diffusion/last.ckpt") == 4 and clipped == [1.0, 1.0]
 
     export = script("export_model").main
-    assert run(export, [str(work / "diffusion/last.ckpt"), str(work / "model"), "--reconstruction_lr", "1e-3"]) == 0
+    sections = ["--reconstruction_lr", "1e-3", "--context", "0.25", "--scale", "3"]
+    assert run(export, [str(work / "diffusion/last.ckpt"), str(work / "model"), *sections]) == 0
     config = zoo.read_config(work / "model/config.yaml")
     assert config["reconstruction"] == {"learning_rate": 1e-3}
+    assert Defaults.of(zoo.resolve(str(work / "model"))) == Defaults(context=0.25, scale=3.0)
     assert config["words"]["shapes"][:2] == ["ball", "cube"] and "red" in config["words"]["colours"]
     exported = zoo.load(zoo.resolve(str(work / "model")), torch.device("cpu"), torch.float32)
     trained = torch.load(work / "diffusion/last.ckpt", weights_only=True)

@@ -61,6 +61,17 @@ def test_a_run_leaves_a_grid_and_pictures_that_say_how_they_were_made(model, tmp
     assert str(tmp_path / "a-red-ball.png") in said.out and said.err.count("unranked") == 1
 
 
+def test_a_model_brings_its_own_scale(tmp_path):
+    own = save_tiny_model(tmp_path / "own", editing={"scale": 2.0})
+    pictures = {}
+    for name, more in {"own": (), "told": ("--scale", 2), "other": ("--scale", 5)}.items():
+        assert paint(own, tmp_path / name, *more) == 0
+        picture = tmp_path / name / "a-red-ball/0000.png"
+        pictures[name] = Image.open(picture).tobytes()
+        assert json.loads(read_png_text(picture)["ldm"])["scale"] == (5.0 if name == "other" else 2.0)
+    assert pictures["own"] == pictures["told"] != pictures["other"]
+
+
 def test_a_new_run_of_a_prompt_replaces_the_old_one_and_leaves_those_of_others(model, tmp_path):
     assert paint(model, tmp_path, "--n_samples", 3) == 0
     assert paint(model, tmp_path, prompt="a blue cube") == 0

@@ -1,7 +1,7 @@
 """A picture of any size, its mask, and the window of both that the model works on."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -43,10 +43,6 @@ class Place:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UserError(f"{name} is {value}: give a number of at least 0")
-
-    def with_context(self, context: float) -> "Place":
-        """This place, with that context where it leaves it to the model."""
-        return replace(self, context=context) if self.context is None else self
 
 
 @dataclass(frozen=True)
@@ -107,6 +103,6 @@ def open_canvas(
     picture = as_picture(image)
     if not isinstance(mask, Tensor):
         mask = mask_from(mask_source(mask), (picture.rgb.height, picture.rgb.width), invert)
-    window = choose_window(mask, size, place.region, place.with_context(Defaults.context).context)
+    window = choose_window(mask, size, place.region, Defaults().fill(place).context)
     feather = auto_feather(window, size, factor) if place.feather is None else place.feather
     return Canvas.at(picture, mask, window, size, feather)

@@ -1,11 +1,14 @@
 """What an edit takes where it is told nothing: the paper's numbers, unless the model's config has its own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import inf
+from typing import TypeVar
 
 from ldm import zoo
 from ldm.errors import UserError
+
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
@@ -35,3 +38,8 @@ class Defaults:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
                 raise UserError(f"{files.config}: editing.{name} is {value}: write a number of at least 0")
         return cls(**{name: float(value) for name, value in section.items()})
+
+    def fill(self, told: Told) -> Told:
+        """An `EditRequest`, `GenerationRequest` or `Place`, with these values where it has None under their names."""
+        untold = {name: value for name, value in asdict(self).items() if getattr(told, name, value) is None}
+        return replace(told, **untold)

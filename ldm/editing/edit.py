@@ -83,10 +83,6 @@ class EditRequest:
     def seeds(self) -> range:
         return range(self.seed, self.seed + self.n_samples * self.n_iter)
 
-    def with_scale(self, scale: float) -> "EditRequest":
-        """This request, with that scale where it leaves it to the model."""
-        return replace(self, scale=scale) if self.scale is None else self
-
     @property
     def walk(self) -> "EditRequest":
         """What requests must have in common to be sampled in one batch."""
@@ -272,7 +268,7 @@ class _Rows:
             x_source, mask = (torch.cat([getattr(self.inputs[i], name) for i in rows]) for name in ("x_source", "mask"))
             device, fraction = self.model.device, request.percentage_of_pixel_blending
             pixels = PixelBlending(self.model, x_source.to(device), mask.to(device), fraction)
-        scale = request.with_scale(Defaults.scale).scale
+        scale = Defaults().fill(request).scale
         denoiser = guided_denoiser(self.model, context, self.contexts[""], scale, request.guidance_interval)
         # (steps, b, 1, h, w): walks of different numbers of masks may share a batch.
         sampler = BlendedDDIMSampler(denoiser, self.schedule, torch.stack(parts, dim=1), pixels)

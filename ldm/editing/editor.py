@@ -133,8 +133,7 @@ class Editor:
         Raises:
             UserError: an image or a mask that cannot be used, or numbers that the model cannot take.
         """
-        place, model = (place or Place()).with_context(self.defaults.context), self.model
-        request = request.with_scale(self.defaults.scale)
+        place, request, model = self.defaults.fill(place or Place()), self.defaults.fill(request), self.model
         size = tuple(side or model.image_size * model.factor for side in place.size)
         check_size(model, *size)
         sampling_schedule(model, request)

@@ -112,7 +112,7 @@ def check_edit(job: EditJob) -> tuple[MaskReport, Path]:
     picture = load_image(job.init_image)
     files = zoo.resolve(job.model, job.config, job.ckpt)
     outline = zoo.outline(files)
-    place = job.place.with_context(Defaults.of(files).context)
+    place = Defaults.of(files).fill(job.place)
     size = tuple(side or outline.image_size * outline.factor for side in job.place.size)
     check_size(outline, *size)
     canvas = open_canvas(picture, job.mask, place, size, outline.factor, job.invert_mask)
@@ -151,9 +151,9 @@ def write_edited(job: EditJob, editor: Editor, edited: Edited, notes: Mapping[st
 
 
 def _record(job: EditJob, editor: Editor, edited: Edited, notes: Mapping[str, Any]) -> RunRecord:
-    request, canvas = edited.task.input.request, edited.task.canvas
+    request, canvas, place = edited.task.input.request, edited.task.canvas, editor.defaults.fill(job.place)
     options = {name: value for name, value in asdict(request).items() if name not in ("prompt", "seed")}
-    options |= {"region": job.place.region, "context": job.place.with_context(editor.defaults.context).context}
+    options |= {name: getattr(place, name) for name in ("region", "context")}
     options |= {"soft_mask": job.soft_mask, "device": job.device, "precision": job.precision, **notes}
     return RunRecord(
         prompt=request.prompt,

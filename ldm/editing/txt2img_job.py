@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -98,7 +98,7 @@ def generate_images(
     check_size(model, height, width)
     schedule = make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta)
     context, empty = (model.get_learned_conditioning([prompt]) for prompt in (request.prompt, ""))
-    scale = Defaults.scale if request.scale is None else request.scale
+    scale = Defaults().fill(request).scale
     sampler = DDIMSampler(guided_denoiser(model, context, empty, scale), schedule)
     shape = (model.channels, height // model.factor, width // model.factor)
     z0 = []
@@ -155,8 +155,7 @@ def run_generation(job: GenerationJob) -> GenerationResult:
     check_writable(job.outdir)
     _check_ours(folder)
     files = zoo.resolve(job.model, job.config, job.ckpt)
-    if request.scale is None:
-        request = replace(request, scale=Defaults.of(files).scale)
+    request = Defaults.of(files).fill(request)
     device = choose_device(job.device)
     model = zoo.load(files, device, choose_precision(job.precision, device))
     size = tuple(side or model.image_size * model.factor for side in job.size)

@@ -98,8 +98,6 @@ class _Session:
         self.job = job
         self.files = zoo.resolve(job.model)
         self.judge_folder = _judge_folder(job)
-        self.defaults = Defaults.of(self.files)
-        self.place = job.place.with_context(self.defaults.context)
         self.answers = Answers(job.outdir / "answers.jsonl", self._settings())
         self.device = choose_device(job.device)
         self.judge = load_judge(job.judge, self.device) if self.judge_folder else None
@@ -119,7 +117,9 @@ class _Session:
         if isinstance(clip, Path):
             weights["clip"] = clip / "open_clip_model.safetensors"
         digests = {f"{name}_sha256": _sha256(path) for name, path in weights.items()}
-        how = {"region": self.place.region, "context": self.place.context, "scale": self.defaults.scale}
+        defaults = Defaults.of(self.files)
+        place = defaults.fill(self.job.place)
+        how = {"region": place.region, "context": place.context, "scale": defaults.scale}
         return {"model": self.files.name, "seed": self.job.seed, "ddim_steps": self.job.ddim_steps} | how | digests
 
     def ask(self, part: str, index: int, triple: Triple, n_iter: int = 1, skip_steps: int = 0) -> None:
@@ -134,7 +134,7 @@ class _Session:
         )
         with _silent():
             mask = (triple.mask[0, 0] * 255).byte().numpy()
-            task = self.editor.prepare(to_pil(triple.x), mask, request, self.place)
+            task = self.editor.prepare(to_pil(triple.x), mask, request, self.job.place)
             (edited,) = self.editor.run([task])
         edit, canvas = edited.edit, task.canvas
         answer = {
