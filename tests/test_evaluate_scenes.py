@@ -16,6 +16,7 @@ from ldm.data.scenes.backgrounds import HELD_OUT, KINDS, Photo, read_photo
 from ldm.data.scenes.colors import COLORS
 from ldm.data.scenes.materials import MATERIALS
 from ldm.data.scenes.shapes import SHAPES
+from ldm.editing.canvas import Place
 from ldm.editing.editor import Editor
 from ldm.editing.images import to_pil
 from ldm.errors import MissingExtra, UserError
@@ -37,6 +38,7 @@ from ldm.training.judge import JudgeTrainer, export
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[1]
+run_editor = Editor.run
 SERIES = [object_triples, background_triples, scribble_triples]
 BALL = {"shape": "ball", "material": "yarn", "color": "pink"}
 
@@ -151,6 +153,19 @@ def test_a_scribble_is_a_flat_blob_of_the_prompts_colour_inside_its_mask():
         blob = (triple.x - rgb).abs().amax(1, keepdim=True) < 1e-6
         assert blob.sum() > 100
         assert (triple.mask[blob] == 1).all() and triple.mask.sum() > blob.sum()
+
+
+def test_edits_are_made_at_the_place_that_was_asked_for(job, monkeypatch):
+    windows = {}
+    for region in ("auto", "whole"):
+        place = Place(region=region, context=0.1)
+        with monkeypatch.context() as patch:
+            seen = []
+            patch.setattr(Editor, "run", lambda self, tasks: seen.extend(tasks) or run_editor(self, tasks))
+            run_evaluation(job("edits", n_triples=1, place=place, outdir=job("edits").outdir / region))
+        (windows[region],) = (task.canvas.window for task in seen)
+    assert (windows["whole"].height, windows["whole"].width) == windows["whole"].image_size
+    assert windows["auto"].height < windows["whole"].height
 
 
 def test_held_out_windows():
