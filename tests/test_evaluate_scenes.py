@@ -38,7 +38,6 @@ from ldm.training.judge import JudgeTrainer, export
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[1]
-run_editor = Editor.run
 SERIES = [object_triples, background_triples, scribble_triples]
 BALL = {"shape": "ball", "material": "yarn", "color": "pink"}
 
@@ -156,16 +155,13 @@ def test_a_scribble_is_a_flat_blob_of_the_prompts_colour_inside_its_mask():
 
 
 def test_edits_are_made_at_the_place_that_was_asked_for(job, monkeypatch):
-    windows = {}
+    tasks, edit = [], Editor.run
+    monkeypatch.setattr(Editor, "run", lambda self, some: tasks.extend(some) or edit(self, some))
     for region in ("auto", "whole"):
-        place = Place(region=region, context=0.1)
-        with monkeypatch.context() as patch:
-            seen = []
-            patch.setattr(Editor, "run", lambda self, tasks: seen.extend(tasks) or run_editor(self, tasks))
-            run_evaluation(job("edits", n_triples=1, place=place, outdir=job("edits").outdir / region))
-        (windows[region],) = (task.canvas.window for task in seen)
-    assert (windows["whole"].height, windows["whole"].width) == windows["whole"].image_size
-    assert windows["auto"].height < windows["whole"].height
+        place, outdir = Place(region=region, context=0.1), job("edits").outdir / region
+        run_evaluation(job("edits", n_triples=1, place=place, outdir=outdir))
+    auto, whole = (task.canvas.window for task in tasks)
+    assert (whole.height, whole.width) == whole.image_size and auto.height < whole.height
 
 
 def test_held_out_windows():
