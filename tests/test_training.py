@@ -14,6 +14,7 @@ from ldm.data.scenes.scenes import render_scenes
 from ldm.data.shards import write_shard
 from ldm.editing.defaults import Defaults
 from ldm.editing.edit import EditRequest, edit_image
+from ldm.errors import UserError
 from ldm.models.diffusion.ddim import noised
 from ldm.training.autoencoder import psnr
 from ldm.training.diffusion import DiffusionTrainer
@@ -172,3 +173,32 @@ def test_captions_are_tokens_without_unknown_words(work):
     )
     tokens = data._tokens(captions)
     assert tokens.shape == (24, 32) and not (tokens == 1).any()  # 1 is [UNK]
+
+
+def test_emphasised_materials_are_trained_on_more_often(work):
+    from ldm.training.data import CachedLatents, LatentScenes, scene_weights
+
+    attributes = json.loads((work / "train/00000.json").read_text())["attributes"]
+    materials = [scene["material"] for scene in attributes]
+    rare = next(name for name in materials if name)
+    weights = scene_weights(attributes, {rare: 50.0})
+    shows_rare = [rare in (scene["material"], scene.get("second", {}).get("material")) for scene in attributes]
+    assert weights == [50.0 if shown else 1.0 for shown in shows_rare] and not all(shows_rare)
+
+    data = LatentScenes(
+        *(str(work / name) for name in ("train", "val")), "none", str(work / "words"), 128, "none", 4, 32, {rare: 50.0}
+    )
+    rows = torch.arange(len(attributes))
+    data.data["train"] = CachedLatents(rows, rows, rows)
+    torch.manual_seed(0)
+    drawn = torch.cat([batch["z"] for _ in range(20) for batch in data.train_dataloader()])
+    share = torch.tensor(weights)[drawn].eq(50).float().mean().item()
+    assert share == pytest.approx(sum(w for w in weights if w > 1) / sum(weights), abs=0.05)
+
+
+@pytest.mark.parametrize(("emphasis", "named"), [({"gold": 2}, "gold"), ({"metal": -1}, "-1")])
+def test_emphasis_of_no_material_or_less_than_nothing_is_refused(work, emphasis, named):
+    from ldm.training.data import LatentScenes
+
+    with pytest.raises(UserError, match=named):
+        LatentScenes("train", "val", "none", str(work / "words"), 128, "none", 4, emphasis=emphasis)

@@ -1,16 +1,20 @@
 """What the trainings read: images for the first stage, cached latents and token ids for the denoiser."""
 
 import logging
+import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
+from ldm.data.scenes.materials import MATERIALS
 from ldm.data.shards import SceneShards
 from ldm.data.tokenizer import write_tokenizer
 from ldm.errors import UserError
@@ -83,6 +87,8 @@ class LatentScenes(pl.LightningDataModule):
         first_stage: a checkpoint of `AutoencoderTrainer`.
         tokenizer: folder of the tokenizer; vocab_size: the text encoder's, at least as large as its vocabulary.
         cache: folder of the encoded shards. Delete it when the first stage has changed.
+        emphasis: material -> how many times as often its scenes are trained on as others. For what is hard to learn;
+            scenes are then drawn with replacement, as many an epoch as there are.
 
     Attributes:
         first_stage_state: the first stage's weights.
@@ -99,9 +105,11 @@ class LatentScenes(pl.LightningDataModule):
         cache: str,
         batch_size: int,
         max_length: int = 32,
+        emphasis: Mapping[str, float] | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
+        check_emphasis(emphasis or {})
         self._write_tokenizer()
         self.data: dict[str, CachedLatents] = {}
 
@@ -168,13 +176,34 @@ class LatentScenes(pl.LightningDataModule):
         tokenize = BERTTokenizer(self.hparams.tokenizer, self.hparams.vocab_size, self.hparams.max_length)
         return tokenize(captions).short()
 
-    def _loader(self, name: str, shuffle: bool) -> DataLoader:
+    def _loader(self, name: str, **order) -> DataLoader:
         return DataLoader(
-            self.data[name], self.hparams.batch_size, shuffle=shuffle, drop_last=True, collate_fn=lambda batch: batch
+            self.data[name], self.hparams.batch_size, drop_last=True, collate_fn=lambda batch: batch, **order
         )
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", shuffle=True)
+        if not self.hparams.emphasis:
+            return self._loader("train", shuffle=True)
+        weights = scene_weights(SceneShards(self.hparams.train).attributes, self.hparams.emphasis)
+        return self._loader("train", sampler=WeightedRandomSampler(weights, len(weights)))
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("val", shuffle=False)
+
+
+def check_emphasis(emphasis: Mapping[str, float]) -> None:
+    """Raises UserError where `emphasis` names no material or gives it no weight of at least 0."""
+    for material, weight in emphasis.items():
+        if material not in MATERIALS:
+            raise UserError(f'emphasis: there is no material "{material}", only {", ".join(MATERIALS)}')
+        if not 0 <= weight < math.inf:
+            raise UserError(f"emphasis: {material} has the weight {weight}: write a number of at least 0")
+
+
+def scene_weights(attributes: Sequence[Mapping[str, Any]], emphasis: Mapping[str, float]) -> list[float]:
+    """How often to draw each scene: the largest weight of its objects' materials, 1 for those not named."""
+
+    def materials(scene: Mapping[str, Any]) -> list[str | None]:
+        return [thing["material"] for thing in (scene, scene.get("second")) if thing]
+
+    return [float(max(emphasis.get(material, 1.0) for material in materials(scene))) for scene in attributes]
