@@ -24,7 +24,7 @@ from ldm.data.object_crops import (
 )
 from ldm.data.scenes.scenes import render_scenes
 from ldm.data.shards import SceneShards, write_shard
-from ldm.training.clip import CLIPTrainer, CropData, contradicts, contrastive_loss, export
+from ldm.training.clip import AttributeHeads, CLIPTrainer, CropData, contradicts, contrastive_loss, export
 
 BALL = {"shape": "ball", "material": "yarn", "color": "pink", "background": "grass"}
 EMPTY = {"shape": None, "material": None, "color": None, "background": "sand"}
@@ -200,7 +200,22 @@ def test_only_contradicting_captions_are_negatives():
     torch.testing.assert_close(loss.double(), torch.stack(losses).sum() / 6, rtol=1e-5, atol=1e-6)
 
 
-def test_training_learns_and_is_exported_for_the_ranker(shards, tmp_path):
+def test_heads_classify_what_is_known_and_a_missing_object_is_a_shape_of_its_own():
+    heads = AttributeHeads(4)
+    image = torch.nn.functional.normalize(torch.randn(3, 4, generator=Generator().manual_seed(0)), dim=1)
+    attributes = torch.tensor([[0, 1, UNSAID, 2], [NOTHING, UNSAID, UNSAID, 0], [3, 5, UNSAID, UNSAID]])
+    shape, material, background = (heads[key](image).log_softmax(1) for key in ("shape", "material", "background"))
+    expected = [
+        -(shape[0, 0] + shape[1, NOTHING] + shape[2, 3]) / 3,
+        -(material[0, 1] + material[2, 5]) / 2,
+        -(background[0, 2] + background[1, 0]) / 2,
+    ]  # no colour is known of any
+    torch.testing.assert_close(heads.loss(image, attributes), torch.stack(expected).mean())
+    assert heads.loss(image, torch.full((3, 4), UNSAID)) == 0
+
+
+@pytest.mark.parametrize("attribute_weight", [0.0, 0.5])
+def test_training_learns_and_is_exported_for_the_ranker(attribute_weight, shards, tmp_path):
     import pytorch_lightning as pl
 
     from ldm.editing.ranking import CLIPRanker, Framing
@@ -212,7 +227,7 @@ def test_training_learns_and_is_exported_for_the_ranker(shards, tmp_path):
             losses.append(trainer.callback_metrics["train/loss"].item())
 
     pl.seed_everything(0, verbose=False)
-    module = CLIPTrainer(**NETWORK, learning_rate=3e-3, warmup=2)
+    module = CLIPTrainer(**NETWORK, learning_rate=3e-3, warmup=2, attribute_weight=attribute_weight)
     data = CropData(str(shards), str(shards), size=32, margin=0.05, batch_size=16)
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     options |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "callbacks": [Record()]}
@@ -231,6 +246,7 @@ def test_training_learns_and_is_exported_for_the_ranker(shards, tmp_path):
         "tokenizer_config.json",
     ]
     ranker = CLIPRanker.from_folder(folder)
+    assert not any("heads" in key for key in ranker.model.state_dict())
     assert ranker.framing == Framing(crop=True, margin=0.05)
 
     # The ranker sees and reads as the training did.

@@ -1,7 +1,8 @@
 """Training of a small CLIP in open_clip's format: the ranker of a model whose world it knows.
 
-Contrastive (Radford et al. 2021), with two changes that captions of few words need: a caption counts against a
-picture only when it contradicts it, and each picture has false captions of its own that differ in one attribute.
+Contrastive (Radford et al. 2021), with three changes that captions of few words need: a caption counts against a
+picture only when it contradicts it, each picture has false captions of its own that differ in one attribute, and a
+linear head for each attribute, dropped at the export, has the picture's embedding say all of them at once.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ldm.checkpoint import save_safetensors
@@ -57,6 +58,27 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, attributes: Ten
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, :n].T, target)) / 2
 
 
+class AttributeHeads(nn.ModuleDict):
+    """One linear classifier of a picture's embedding for each attribute.
+
+    False captions teach one difference at a time; these teach all of a picture's attributes against all others.
+    """
+
+    def __init__(self, width: int):
+        # The shape of a picture without an object is one more.
+        classes = {key: len(values) + (key == "shape") for key, values in VALUES.items()}
+        super().__init__({key: nn.Linear(width, count) for key, count in classes.items()})
+
+    def loss(self, image: Tensor, attributes: Tensor) -> Tensor:
+        """Mean cross-entropy of what is known: image (n, d), attributes (n, a) as in `contrastive_loss`."""
+        losses = [
+            F.cross_entropy(head(image)[known], column[known])
+            for head, column in zip(self.values(), attributes.T, strict=True)
+            if (known := column != UNSAID).any()
+        ]
+        return torch.stack(losses).mean() if losses else image.sum() * 0
+
+
 class CLIPTrainer(pl.LightningModule):
     """Trains open_clip's `CLIP` (under `clip`) on crops of objects.
 
@@ -67,6 +89,7 @@ class CLIPTrainer(pl.LightningModule):
         ranking: how `CLIPRanker` is to frame predictions (`ldm.editing.ranking.Framing`); kept in the export.
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
         begin: a file of weights to begin with, that of an exported folder.
+        attribute_weight: of the loss of `AttributeHeads`; 0 is without.
     """
 
     def __init__(
@@ -79,6 +102,7 @@ class CLIPTrainer(pl.LightningModule):
         learning_rate: float = 2e-3,
         warmup: int = 100,
         begin: str | None = None,
+        attribute_weight: float = 0.0,
     ):
         super().__init__()
         words = list(words or vocabulary())  # fixed from here on, though the grammar may grow
@@ -86,6 +110,7 @@ class CLIPTrainer(pl.LightningModule):
         from open_clip.model import CLIP
 
         self.clip = CLIP(**self.model_config()).to(memory_format=torch.channels_last)
+        self.heads = AttributeHeads(embed_dim) if attribute_weight else None
         self._tokenizer = None
 
     def on_fit_start(self) -> None:
@@ -130,7 +155,11 @@ class CLIPTrainer(pl.LightningModule):
         loss = contrastive_loss(image, text, scale, batch["attributes"], said)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/scale", scale.detach())
-        return loss
+        if self.heads is None:
+            return loss
+        attributes = self.heads.loss(scale.detach() * image, batch["attributes"])  # as sharp as the captions' logits
+        self.log("train/attributes", attributes)
+        return loss + self.hparams.attribute_weight * attributes
 
     def on_validation_epoch_start(self) -> None:
         """Embed the plain caption of every object there can be: (shapes, materials, colours, d)."""
@@ -164,7 +193,7 @@ class CLIPTrainer(pl.LightningModule):
 
     def configure_optimizers(self):
         h = self.hparams
-        return adamw_with_cosine(self.clip.parameters(), h.learning_rate, h.warmup, self.trainer.max_steps)
+        return adamw_with_cosine(self.parameters(), h.learning_rate, h.warmup, self.trainer.max_steps)
 
 
 class CropData(pl.LightningDataModule):
