@@ -18,6 +18,7 @@ def build_parser() -> Parser:
         "--context", type=bounded(float, 0), help="around masks, that text_editing.py takes for this model"
     )
     parser.add_argument("--scale", type=bounded(float, 0), help="of guidance, that the other scripts take for it")
+    parser.add_argument("--background_noise", choices=("one",), help="that text_editing.py takes for it")
     return parser
 
 
@@ -28,9 +29,9 @@ def main(argv: Sequence[str]) -> None:
     sections = {}
     if args.reconstruction_lr is not None:
         sections["reconstruction"] = {"learning_rate": args.reconstruction_lr}
-    editing = {name: value for name in ("context", "scale") if (value := getattr(args, name)) is not None}
-    if editing:
-        sections["editing"] = editing
+    editing = {name: getattr(args, name) for name in ("context", "scale", "background_noise")}
+    if told := {name: value for name, value in editing.items() if value is not None}:
+        sections["editing"] = told
     print(f"exported: {export_checkpoint(args.checkpoint, args.folder, sections)}")
 
 

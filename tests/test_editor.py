@@ -101,23 +101,30 @@ def test_a_loaded_model_brings_its_own_context(photo, mask, tmp_path, monkeypatc
     assert windows[0.25].width < windows[None].width < windows[2.0].width
 
 
-def test_a_loaded_model_brings_its_own_scale(photo, mask, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "own", "usual"), [("scale", 2.0, 5.0), ("background_noise", "one", "fresh")], ids=["scale", "noise"]
+)
+def test_a_loaded_model_brings_its_own_defaults(photo, mask, tmp_path, monkeypatch, name, own, usual):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    plain, own = (save_tiny_model(tmp_path / name) for name in ("plain", "own"))
-    with (own / "config.yaml").open("a") as config:
-        config.write("editing: {scale: 2}\n")
-    editors = [Editor.load(str(folder), device="cpu", precision="float32") for folder in (plain, own)]
+    folders = [save_tiny_model(tmp_path / kind) for kind in ("plain", "own")]
+    with (folders[1] / "config.yaml").open("a") as config:
+        config.write(f"editing: {{{name}: {own}}}\n")
+    editors = [Editor.load(str(folder), device="cpu", precision="float32") for folder in folders]
 
     def paint(editor: Editor, **options) -> torch.Tensor:
         return editor.edit(photo, mask, "a red ball", **QUICK, **options).edit.z0
 
-    assert torch.equal(paint(editors[0]), paint(editors[1], scale=5.0))
-    assert torch.equal(paint(editors[1]), paint(editors[0], scale=2.0))
+    assert torch.equal(paint(editors[0]), paint(editors[1], **{name: usual}))
+    assert torch.equal(paint(editors[1]), paint(editors[0], **{name: own}))
     assert not torch.equal(paint(editors[0]), paint(editors[1]))
-    assert editors[1].edit(photo, mask, "a red ball", **QUICK).task.input.request.scale == 2.0
+    assert getattr(editors[1].edit(photo, mask, "a red ball", **QUICK).task.input.request, name) == own
+    paint(editors[1], sampler="dpmpp_2m")  # whose way the model's defaults must not bar
 
 
-@pytest.mark.parametrize("section", [{"context": -1}, {"scale": "wide"}, {"context": 0.1, "feather": 2}, [0.1]])
+@pytest.mark.parametrize(
+    "section",
+    [{"context": -1}, {"scale": "wide"}, {"background_noise": "fresh"}, {"context": 0.1, "feather": 2}, [0.1]],
+)
 def test_a_config_with_no_such_defaults_is_named(tmp_path, section):
     folder = save_tiny_model(tmp_path / "own", editing=section)
     with pytest.raises(UserError, match=r"own.config\.yaml.*editing"):
@@ -200,6 +207,8 @@ def test_samplers_and_intervals_are_reached(editor, photo, mask, changes):
         ({"guidance_interval": (0.6, 0.2)}, "guidance_interval 0.6 0.2"),
         ({"sampler": "euler"}, '"euler" is unknown'),
         ({"sampler": "dpmpp_2m", "ddim_eta": 0.5}, "eta 0.5 needs the sampler ddim"),
+        ({"sampler": "dpmpp_2m", "background_noise": "fresh"}, "background_noise fresh needs the sampler ddim"),
+        ({"background_noise": "pink"}, "background_noise is 'pink'"),
     ],
 )
 def test_samplers_that_cannot_do_what_is_asked_are_named(editor, photo, mask, options, named):

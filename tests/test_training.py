@@ -73,11 +73,11 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     assert step_of(work / "diffusion/last.ckpt") == 4 and clipped == [1.0, 1.0]
 
     export = script("export_model").main
-    sections = ["--reconstruction_lr", "1e-3", "--context", "0.25", "--scale", "3"]
+    sections = ["--reconstruction_lr", "1e-3", "--context", "0.25", "--scale", "3", "--background_noise", "one"]
     assert run(export, [str(work / "diffusion/last.ckpt"), str(work / "model"), *sections]) == 0
     config = zoo.read_config(work / "model/config.yaml")
     assert config["reconstruction"] == {"learning_rate": 1e-3}
-    assert Defaults.of(zoo.resolve(str(work / "model"))) == Defaults(context=0.25, scale=3.0)
+    assert Defaults.of(zoo.resolve(str(work / "model"))) == Defaults(0.25, 3.0, "one")
     assert config["words"]["shapes"][:2] == ["ball", "cube"] and "red" in config["words"]["colours"]
     exported = zoo.load(zoo.resolve(str(work / "model")), torch.device("cpu"), torch.float32)
     trained = torch.load(work / "diffusion/last.ckpt", weights_only=True)

@@ -18,28 +18,35 @@ class Defaults:
     context: of windows, how much of the mask's extent lies around it on each side. A model of few latent cells paints
         best what fills most of its window; a large one wants to see surroundings.
     scale: of classifier-free guidance.
+    background_noise: "one", see `EditRequest`; None is as the sampler needs it, fresh for "ddim".
     """
 
     context: float = 0.5
     scale: float = 5.0
+    background_noise: str | None = None
 
     @classmethod
     def of(cls, files: zoo.ModelFiles) -> "Defaults":
         """Those of a model.
 
         Raises:
-            UserError: the section holds something else, or no number from 0.
+            UserError: the section holds something else, no number from 0, or a noise that there is not.
         """
         section = zoo.read_config(files.config).get("editing") or {}
         names = [one.name for one in fields(cls)]
         if not isinstance(section, Mapping) or section.keys() - set(names):
             raise UserError(f"{files.config}: the section `editing` may hold {' and '.join(names)} alone")
-        for name, value in section.items():
+        numbers = {name: value for name, value in section.items() if name != "background_noise"}
+        noise = section.get("background_noise")
+        if noise not in (None, "one"):  # "fresh" would refuse the samplers that cannot have it
+            raise UserError(f"{files.config}: editing.background_noise is {noise}: write one, or leave it out")
+        for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
                 raise UserError(f"{files.config}: editing.{name} is {value}: write a number of at least 0")
-        return cls(**{name: float(value) for name, value in section.items()})
+        return cls(background_noise=noise, **{name: float(value) for name, value in numbers.items()})
 
     def fill(self, told: Told) -> Told:
         """An `EditRequest`, `GenerationRequest` or `Place`, with these values where it has None under their names."""
-        untold = {name: value for name, value in asdict(self).items() if getattr(told, name, value) is None}
-        return replace(told, **untold)
+        names = {one.name for one in fields(told)}
+        own = {name: value for name, value in asdict(self).items() if name in names}
+        return replace(told, **{name: value for name, value in own.items() if getattr(told, name) is None})

@@ -18,6 +18,8 @@ from ldm.models.diffusion.schedule import SamplingSchedule, make_sampling_schedu
 
 logger = logging.getLogger(__name__)
 
+BACKGROUND_NOISE = ("fresh", "one")
+
 
 @dataclass(frozen=True)
 class EditRequest:
@@ -35,6 +37,8 @@ class EditRequest:
             is all of them.
         sampler: one of `SAMPLERS`: "ddim" as in the paper, or "dpmpp_2m", which needs fewer steps (`ddim_steps` counts
             those of either).
+        background_noise: one of `BACKGROUND_NOISE`: "fresh" at every step as in the paper, or "one" for the whole
+            walk; None is the model's, see `Defaults`, or else as the sampler needs it ("one" for "dpmpp_2m").
         percentage_of_pixel_blending: 0 to 1, the last part of the walk that blends decoded pixels.
         mask_dilation_iterations: how many wider masks come before the tight one (progressive mask shrinking); None
             lets the mask's thickness decide, see `auto_dilation`.
@@ -53,6 +57,7 @@ class EditRequest:
     scale: float | None = None
     guidance_interval: tuple[float, float] | None = None
     sampler: str = "ddim"
+    background_noise: str | None = None
     skip_steps: int = 0
     percentage_of_pixel_blending: float = 0.0
     mask_dilation_iterations: int | None = None
@@ -76,6 +81,10 @@ class EditRequest:
         if self.guidance_interval is not None:
             object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))  # JSON has lists only
             check_guidance_interval(self.guidance_interval)
+        if self.background_noise not in (None, *BACKGROUND_NOISE):
+            raise UserError(f"background_noise is {self.background_noise!r}: give {' or '.join(BACKGROUND_NOISE)}")
+        if self.background_noise == "fresh" and self.sampler != "ddim":
+            raise UserError(f"background_noise fresh needs the sampler ddim: {self.sampler} builds on one")
         if self.mask_downsample not in DOWNSAMPLING:
             raise UserError(f"mask_downsample is {self.mask_downsample!r}: give one of {', '.join(DOWNSAMPLING)}")
 
@@ -271,7 +280,8 @@ class _Rows:
         scale = Defaults().fill(request).scale
         denoiser = guided_denoiser(self.model, context, self.contexts[""], scale, request.guidance_interval)
         # (steps, b, 1, h, w): walks of different numbers of masks may share a batch.
-        sampler = BlendedDDIMSampler(denoiser, self.schedule, torch.stack(parts, dim=1), pixels)
+        fixed = None if request.background_noise is None else request.background_noise == "one"
+        sampler = BlendedDDIMSampler(denoiser, self.schedule, torch.stack(parts, dim=1), pixels, fixed)
         return sampler.sample(torch.cat([self.z_source[i] for i in rows]), noise, see)
 
 

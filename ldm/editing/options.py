@@ -55,6 +55,12 @@ def _add_how(how: Group) -> None:
         "--sampler", choices=("ddim", "dpmpp_2m"), default="ddim", help="dpmpp_2m is second order: 20 steps do"
     )
     how.add_argument(
+        "--background_noise",
+        choices=("fresh", "one"),
+        default=None,
+        help="noise what is kept anew at each step, or with one noise (default: the model's, else fresh for ddim)",
+    )
+    how.add_argument(
         "--skip_steps", type=bounded(int, 0, 999), default=0, help="steps left out at the start: keeps more"
     )
     how.add_argument(

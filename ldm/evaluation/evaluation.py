@@ -119,7 +119,7 @@ class _Session:
         digests = {f"{name}_sha256": _sha256(path) for name, path in weights.items()}
         defaults = Defaults.of(self.files)
         place = defaults.fill(self.job.place)
-        how = {"region": place.region, "context": place.context, "scale": defaults.scale}
+        how = {"region": place.region} | asdict(defaults) | {"context": place.context}
         return {"model": self.files.name, "seed": self.job.seed, "ddim_steps": self.job.ddim_steps} | how | digests
 
     def ask(self, part: str, index: int, triple: Triple, n_iter: int = 1, skip_steps: int = 0) -> None:
