@@ -148,6 +148,17 @@ def test_shapes_that_do_not_fit_are_named(ranker):
         ranker.distances(torch.zeros(1, 3, 8, 8), torch.ones(1, 1, 8, 9), "")
 
 
+def test_a_picture_and_its_mirror_image_are_ranked_alike_where_both_are_seen(ranker):
+    x = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain, both = (CLIPRanker(ranker.model, ranker.tokenizer, framing=Framing(mirror=m)) for m in (False, True))
+    there, back = (plain.distances(one, None, "a red ball") for one in (x, x.flip(-1)))
+    assert not torch.allclose(there, back, atol=1e-4)
+    torch.testing.assert_close(both.distances(x, None, "a red ball"), both.distances(x.flip(-1), None, "a red ball"))
+    # cos(a + b, t) of unit vectors is (cos(a, t) + cos(b, t)) / |a + b|: their mean, times a factor of at least 1.
+    mean = 1 - (there + back) / 2
+    assert ((1 - both.distances(x, None, "a red ball")) / mean >= 1).all()
+
+
 def test_find_ranker_loads_a_folder_and_its_framing(folder, tmp_path):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

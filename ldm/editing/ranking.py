@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.data.crops import cut_square, square_around, whole_picture
@@ -35,10 +36,12 @@ class Framing:
 
     crop: look only at the square around the mask, for an encoder that was trained on crops of objects.
     margin: how much wider than the mask that square is on each side, as a fraction of the mask's longer side.
+    mirror: embed the mirror image too and take the mean of both, which a small encoder is surer of.
     """
 
     crop: bool = False
     margin: float = 0.0
+    mirror: bool = False
 
 
 class CLIPRanker:
@@ -128,9 +131,16 @@ class CLIPRanker:
         distances = []
         for chunk in x.split(CHUNK):
             pixels = torch.cat([self._pixels(image, mask) for image in chunk.split(1)]).to(self.device)
-            image = self.model.encode_image(pixels, normalize=True)  # (b, d)
+            image = self._embed(pixels)  # (b, d)
             distances.append(1 - (image @ text.T).squeeze(1).float().cpu())
         return torch.cat(distances)
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        """Unit embeddings (b, d) of what `_pixels` has prepared."""
+        image = self.model.encode_image(pixels, normalize=True)
+        if not self.framing.mirror:
+            return image
+        return F.normalize(image + self.model.encode_image(pixels.flip(-1), normalize=True), dim=-1)
 
     def _pixels(self, x: Tensor, mask: Tensor) -> Tensor:
         """What the image encoder takes, (1,3,S,S): masked, squared, scaled, normalised by the model's statistics.

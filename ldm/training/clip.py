@@ -179,7 +179,10 @@ class CLIPTrainer(pl.LightningModule):
         truth = truth[named]
         if len(truth) == 0:
             return
-        scores = torch.einsum("nd,smcd->nsmc", self.encode_image(batch["image"])[named], self._objects)
+        image = self.encode_image(batch["image"])
+        if (self.hparams.ranking or {}).get("mirror"):  # what the ranker will see
+            image = F.normalize(image + self.encode_image(batch["image"].flip(-1)), dim=-1)
+        scores = torch.einsum("nd,smcd->nsmc", image[named], self._objects)
         n, (s, m, c) = torch.arange(len(truth), device=truth.device), truth.T
         hits = {
             "shape": scores[n, :, m, c].argmax(1) == s,
