@@ -12,6 +12,14 @@ def build_parser() -> Parser:
     parser.add_argument("checkpoint", type=Path, help="of the diffusion, of CLIP, or of a new decoder for FOLDER")
     parser.add_argument("folder", type=Path, help="such as models/ldm/scenes or models/clip/scenes")
     parser.add_argument(
+        "--average",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="CKPT",
+        help="more checkpoints of this model, to export the mean of all their weights",
+    )
+    parser.add_argument(
         "--reconstruction_lr", type=bounded(float, 0, 1), help="learning rate that reconstruct.py takes for this model"
     )
     parser.add_argument(
@@ -32,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     editing = {name: getattr(args, name) for name in ("context", "scale", "background_noise")}
     if told := {name: value for name, value in editing.items() if value is not None}:
         sections["editing"] = told
-    print(f"exported: {export_checkpoint(args.checkpoint, args.folder, sections)}")
+    print(f"exported: {export_checkpoint(args.checkpoint, args.folder, sections, args.average)}")
 
 
 if __name__ == "__main__":

@@ -151,6 +151,23 @@ def test_train_export_load(shards, tmp_path, monkeypatch):
     for name, logits in judge(x).items():
         assert torch.allclose(logits, trained(x)[name], atol=0.02)  # half precision on disk
 
+    more = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for key, value in more["state_dict"].items():
+        more["state_dict"][key] = value + 3
+    torch.save(more, tmp_path / "more.ckpt")
+    two = [tmp_path / "more.ckpt"] * 2
+    folder = export_checkpoint(tmp_path / "last.ckpt", tmp_path / "mean", average=two)
+    mean = load_judge(str(folder)).state_dict()
+    for key, value in trained.state_dict().items():
+        expected = value + 2 if value.is_floating_point() else value  # (0 + 3 + 3) / 3; counts stay
+        torch.testing.assert_close(mean[key], expected, atol=2e-3, rtol=1e-3)
+
+    more["state_dict"]["judge.heads.color.bias"] = torch.zeros(3)
+    torch.save(more, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"other\.ckpt is of another model than .*last\.ckpt"):
+        export_checkpoint(tmp_path / "last.ckpt", tmp_path / "none", average=[tmp_path / "other.ckpt"])
+    assert not (tmp_path / "none").exists()
+
 
 def test_a_judge_that_does_not_fit_is_refused(module, tmp_path):
     folder = export(module, tmp_path / "judge")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,34 +23,68 @@ from ldm.training.clip import export as export_clip
 from ldm.training.judge import JudgeTrainer
 from ldm.training.judge import export as export_judge
 
+PARTS = ("clip.", "judge.", "ldm.", "first_stage_model.")
+"""What a checkpoint's weights begin with, if they are of a model and not of what only its training needs."""
 
-def export_checkpoint(path: Path, folder: Path, sections: dict[str, Any] | None = None) -> Path:
+
+def export_checkpoint(
+    path: Path, folder: Path, sections: dict[str, Any] | None = None, average: Sequence[Path] = ()
+) -> Path:
     """Write the model of a checkpoint of `scripts/train.py` to `folder`, as `ldm.zoo` and `CLIPRanker` read it.
 
     Args:
         path: a checkpoint of the training of the diffusion, of CLIP or of the judge; or of the autoencoder's, whose
             decoder then takes the place of the one in `folder`.
         sections: what else the config says, beside `model` and `words`.
+        average: more checkpoints of that model, with which its weights are averaged: trainings that began from one
+            another are often better together than each alone (Wortsman et al. 2022).
 
     Raises:
         UserError: no checkpoint, or one of another training; a first stage whose latents are not those of `folder`.
     """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}: train one with scripts/train.py")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state = checkpoint["state_dict"]
-    except Exception as error:
-        raise UserError(f"{path} is no checkpoint of scripts/train.py ({type(error).__name__})") from error
+    checkpoint = _read(path)
+    state = _average(path, checkpoint, average)
     if any(key.startswith("clip.") for key in state):
-        return export_clip(CLIPTrainer.load_from_checkpoint(path, map_location="cpu"), folder)
+        ranker = CLIPTrainer.load_from_checkpoint(path, map_location="cpu")
+        ranker.load_state_dict(state)
+        return export_clip(ranker, folder)
     if any(key.startswith("judge.") for key in state):
-        return export_judge(JudgeTrainer.load_from_checkpoint(path, map_location="cpu"), folder)
+        judge = JudgeTrainer.load_from_checkpoint(path, map_location="cpu")
+        judge.load_state_dict(state)
+        return export_judge(judge, folder)
     if any(key.startswith("first_stage_model.") for key in state):
         return _replace_decoder(path, state, folder)
     if not any(key.startswith("ldm.model.") for key in state):
         raise UserError(f"{path} is of no training that makes a model: nothing to export")
-    return _export_diffusion(checkpoint, folder, sections or {})
+    return _export_diffusion({**checkpoint, "state_dict": state}, folder, sections or {})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}: train one with scripts/train.py")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint["state_dict"].keys()
+    except Exception as error:
+        raise UserError(f"{path} is no checkpoint of scripts/train.py ({type(error).__name__})") from error
+    return checkpoint
+
+
+def _average(path: Path, checkpoint: dict[str, Any], others: Sequence[Path]) -> dict[str, Tensor]:
+    """The state of `checkpoint`, the weights of its model averaged with those of the others."""
+    state = dict(checkpoint["state_dict"])
+    own = {key: value.shape for key, value in state.items() if key.startswith(PARTS)}
+    states = [state]
+    for other in others:
+        more = _read(other)
+        shapes = {key: value.shape for key, value in more["state_dict"].items() if key.startswith(PARTS)}
+        if shapes != own or more.get("scale_factor") != checkpoint.get("scale_factor"):
+            raise UserError(f"{other} is of another model than {path}: they have no average")
+        states.append(more["state_dict"])
+    for key in own:
+        if others and _is_weight(key, state[key]):
+            state[key] = torch.stack([one[key].float() for one in states]).mean(0).to(state[key].dtype)
+    return state
 
 
 def _export_diffusion(checkpoint: dict[str, Any], folder: Path, sections: dict[str, Any]) -> Path:
@@ -112,7 +147,11 @@ def known_words(tokenize: BERTTokenizer) -> dict[str, list[str]]:
     return {kind: [name for name in listed if not tokenize.unknown_words(name)] for kind, listed in names.items()}
 
 
+def _is_weight(key: str, value: Tensor) -> bool:
+    """Not a count, nor the noise schedule: `ldm.betas` and its like."""
+    return value.is_floating_point() and (key.count(".") > 1 or not key.startswith("ldm."))
+
+
 def _half(key: str, value: Tensor) -> Tensor:
-    """Half precision for weights; the noise schedule, `ldm.betas` and its like, keeps its own."""
-    keep = key.count(".") == 1 or not value.is_floating_point()
-    return (value if keep else value.half()).contiguous()
+    """Half precision for weights; the rest keeps its own."""
+    return (value.half() if _is_weight(key, value) else value).contiguous()
