@@ -23,6 +23,8 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     args = build_parser().parse_args(argv)
 
+    from dataclasses import replace
+
     from ldm import zoo
     from ldm.editing.defaults import Defaults
     from ldm.editing.run_folder import check_writable
@@ -33,8 +35,10 @@ def main(argv: Sequence[str]) -> None:
     device = choose_device(args.device)
     files = zoo.resolve(args.model)
     model = zoo.load(files, device, choose_precision("auto", device))
-    scale = Defaults.of(files).scale if args.scale is None else args.scale
-    print(table(compare(model, args.n_masks, args.seed, args.ddim_steps, args.batch_size, args.outdir, scale)))
+    defaults = Defaults.of(files)
+    if args.scale is not None:
+        defaults = replace(defaults, scale=args.scale)
+    print(table(compare(model, args.n_masks, args.seed, args.ddim_steps, args.batch_size, args.outdir, defaults)))
     print(f"each edit, the table and a figure: {args.outdir}")
 
 

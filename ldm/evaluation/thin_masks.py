@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ldm.data.scenes.colors import COLORS
 from ldm.data.scenes.draw import integer, uniform
+from ldm.editing.defaults import Defaults
 from ldm.editing.edit import EditInput, EditRequest, edit_images
 from ldm.editing.images import atomic_file, make_grid, save_png, to_pil
 from ldm.editing.masks import DOWNSAMPLING
@@ -89,16 +90,17 @@ def compare(
     ddim_steps: int,
     batch_size: int,
     outdir: Path,
-    scale: float | None = None,
+    defaults: Defaults | None = None,
 ) -> list[Answer]:
     """Edit `count` thin masks in every way; write thin_masks.json, thin_masks.md and thin_masks.png.
 
     Args:
-        scale: see `EditRequest`.
+        defaults: of guidance and noise, those of the model.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    defaults = defaults or Defaults()
     generator, size = Generator().manual_seed(seed), model.image_size * model.factor
     photos = held_out_windows(count, seed, size).split(1)
     masks, about = [], []
@@ -113,14 +115,15 @@ def compare(
             EditInput(
                 x,
                 mask,
-                EditRequest(
-                    f"a {color} ball",
-                    seed=seed + i,
-                    n_samples=1,
-                    ddim_steps=ddim_steps,
-                    scale=scale,
-                    mask_dilation_iterations=SHRINKING[shrinking],
-                    mask_downsample=downsample,
+                defaults.fill(
+                    EditRequest(
+                        f"a {color} ball",
+                        seed=seed + i,
+                        n_samples=1,
+                        ddim_steps=ddim_steps,
+                        mask_dilation_iterations=SHRINKING[shrinking],
+                        mask_downsample=downsample,
+                    )
                 ),
             )
             for i, (x, mask, (_, _, color)) in enumerate(zip(photos, masks, about, strict=True))
