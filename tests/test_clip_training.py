@@ -1,6 +1,7 @@
 """The small CLIP's data, loss, training and export, on a handful of rendered scenes."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def shards(tmp_path_factory) -> Path:
 def module() -> CLIPTrainer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return CLIPTrainer(**NETWORK)
+        return CLIPTrainer(**deepcopy(NETWORK))
 
 
 def test_squares():
@@ -229,12 +230,16 @@ def test_training_learns_and_is_exported_for_the_ranker(attribute_weight, shards
     pl.seed_everything(0, verbose=False)
     module = CLIPTrainer(**NETWORK, learning_rate=3e-3, warmup=2, attribute_weight=attribute_weight)
     data = CropData(str(shards), str(shards), size=32, margin=0.05, batch_size=16)
+    before = {key: value.clone() for key, value in module.state_dict().items() if key.startswith("heads.")}
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     options |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "callbacks": [Record()]}
     trainer = pl.Trainer(max_steps=20, val_check_interval=20, check_val_every_n_epoch=None, **options)
     trainer.fit(module, datamodule=data)
     assert {"val/shape", "val/material", "val/color", "val/all"} <= trainer.callback_metrics.keys()
     assert len(losses) == 20 and sum(losses[-4:]) < sum(losses[:4]) - 0.8, losses
+
+    assert bool(before) == bool(attribute_weight)
+    assert not any(torch.equal(value, module.state_dict()[key]) for key, value in before.items())
 
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     restored = CLIPTrainer.load_from_checkpoint(tmp_path / "last.ckpt", map_location="cpu").eval()
@@ -290,3 +295,13 @@ def test_validation_counts_what_is_right(module):
         module.encode_image = lambda image: torch.cat([own.flip(0), torch.zeros(2, own.shape[1])])
         module.validation_step({"attributes": truth, "image": torch.zeros(4, 3, 32, 32)}, 0)
         assert logged["val/all"] == 0.0
+
+        # With mirror images the ranker sees both: here the mirrored ones say something else, and louder.
+        image = torch.zeros(4, 3, 32, 32)
+        image[..., 0] = 1
+        loud = 9 * own.flip(0)
+        module.encode_image = lambda x: torch.cat([own if x[0, 0, 0, 0] else loud, torch.zeros(2, own.shape[1])])
+        for mirror, right in ((False, 1.0), (True, 0.0)):
+            module.hparams.ranking["mirror"] = mirror
+            module.validation_step({"attributes": truth, "image": image}, 0)
+            assert logged["val/all"] == right

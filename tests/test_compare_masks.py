@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.editing.defaults import Defaults
 from ldm.editing.masks import DOWNSAMPLING
 from ldm.evaluation.thin_masks import KINDS, Answer, colour_way, compare, table, thin_mask
 from tests.tiny import tiny_model
@@ -46,3 +47,11 @@ def test_the_table_counts_arrivals_by_width():
     ways = ((2, 0.1), (3, 0.9), (6, 0.6), (11, -0.2))
     lines = table([Answer("area", "with", "line", width, "red", way) for width, way in ways]).splitlines()
     assert lines[2] == "| area | with | 50 % | 100 % | 0 % | 50 % | 0.35 |"
+
+
+def test_the_models_own_defaults_are_used(tmp_path):
+    ways = [
+        [answer.way for answer in compare(tiny_model(), 1, 0, 3, 2, tmp_path, defaults)]
+        for defaults in (None, Defaults(), Defaults(scale=1.0), Defaults(background_noise="one"))
+    ]
+    assert ways[0] == ways[1] and ways[2] != ways[0] and ways[3] != ways[0]
