@@ -151,6 +151,12 @@ def test_train_export_load(shards, tmp_path, monkeypatch):
     for name, logits in judge(x).items():
         assert torch.allclose(logits, trained(x)[name], atol=0.02)  # half precision on disk
 
+    with torch.random.fork_rng():
+        further = JudgeTrainer(TINY, learning_rate=0.0, begin=str(folder / "model.safetensors"))
+        pl.Trainer(max_steps=1, limit_val_batches=0, default_root_dir=tmp_path, **quiet).fit(further, datamodule=data)
+    for key, value in further.judge.named_parameters():
+        torch.testing.assert_close(value.detach(), judge.get_parameter(key))
+
     more = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for key, value in more["state_dict"].items():
         more["state_dict"][key] = value + 3

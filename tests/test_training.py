@@ -17,6 +17,7 @@ from ldm.editing.edit import EditRequest, edit_image
 from ldm.errors import UserError
 from ldm.models.diffusion.ddim import noised
 from ldm.training.autoencoder import psnr
+from ldm.training.data import LatentScenes
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.losses import reconstruction_loss
 from ldm.training.optim import adamw_with_cosine
@@ -88,6 +89,15 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     mask[..., 16:48, 16:48] = 1
     edit = edit_image(exported, torch.zeros(1, 3, 64, 64), mask, EditRequest("a red ball", n_samples=1, ddim_steps=2))
     assert torch.isfinite(edit.x).all()
+
+    # What has shipped can be trained further where no checkpoint of its first stage is left.
+    folders = [str(work / name) for name in ("train", "val")]
+    weights = str(work / "model/model.safetensors")
+    data = LatentScenes(*folders, weights, str(work / "tokenizer"), 128, str(work / "again"), 4)
+    data.setup("fit")
+    for key, value in exported.first_stage_model.state_dict().items():
+        torch.testing.assert_close(data.first_stage_state[key], value)
+    assert data.scale_factor == pytest.approx(exported.scale_factor, rel=1e-2)  # in half precision on disk
 
 
 DIFFUSION_FILES = {"first_stage": "autoencoder/last.ckpt", "tokenizer": "tokenizer", "cache": "latents"}
@@ -165,8 +175,6 @@ def test_objects_weigh_more_than_background():
 
 
 def test_captions_are_tokens_without_unknown_words(work):
-    from ldm.training.data import LatentScenes
-
     captions = json.loads((work / "train/00000.json").read_text())["captions"]
     data = LatentScenes(
         str(work / "train"), str(work / "val"), "none", str(work / "words"), 128, str(work / "no-cache"), 4
@@ -176,7 +184,7 @@ def test_captions_are_tokens_without_unknown_words(work):
 
 
 def test_emphasised_materials_are_trained_on_more_often(work):
-    from ldm.training.data import CachedLatents, LatentScenes, scene_weights
+    from ldm.training.data import CachedLatents, scene_weights
 
     attributes = json.loads((work / "train/00000.json").read_text())["attributes"]
     materials = [scene["material"] for scene in attributes]
@@ -198,7 +206,5 @@ def test_emphasised_materials_are_trained_on_more_often(work):
 
 @pytest.mark.parametrize(("emphasis", "named"), [({"gold": 2}, "gold"), ({"metal": -1}, "-1")])
 def test_emphasis_of_no_material_or_less_than_nothing_is_refused(work, emphasis, named):
-    from ldm.training.data import LatentScenes
-
     with pytest.raises(UserError, match=named):
         LatentScenes("train", "val", "none", str(work / "words"), 128, "none", 4, emphasis=emphasis)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
+from ldm import zoo
 from ldm.data.scenes.materials import MATERIALS
 from ldm.data.shards import SceneShards
 from ldm.data.tokenizer import write_tokenizer
@@ -84,7 +85,8 @@ class LatentScenes(pl.LightningDataModule):
 
     Args:
         train, val: folders of shards.
-        first_stage: a checkpoint of `AutoencoderTrainer`.
+        first_stage: a checkpoint of `AutoencoderTrainer`, or the `model.safetensors` of a model that has shipped: its
+            denoiser can then be trained further.
         tokenizer: folder of the tokenizer; vocab_size: the text encoder's, at least as large as its vocabulary.
         cache: folder of the encoded shards. Delete it when the first stage has changed.
         emphasis: material -> how many times as often its scenes are trained on as others. For what is hard to learn;
@@ -134,6 +136,8 @@ class LatentScenes(pl.LightningDataModule):
         path = Path(self.hparams.first_stage)
         if not path.exists():
             raise UserError(f"there is no first stage at {path}: train configs/scenes/autoencoder.yaml first")
+        if path.suffix == ".safetensors":
+            return zoo.load(zoo.resolve(str(path.parent)), torch.device("cpu"), torch.float32).first_stage_model
         return AutoencoderTrainer.load_from_checkpoint(path, map_location="cpu").first_stage_model.eval()
 
     def setup(self, stage: str) -> None:

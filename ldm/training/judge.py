@@ -23,7 +23,7 @@ from ldm.data.object_crops import UNSAID, VALUES, Tickets, encode
 from ldm.data.scenes.draw import chance, integer, uniform
 from ldm.data.shards import SceneShards
 from ldm.models.judge import window
-from ldm.training.optim import adamw_with_cosine
+from ldm.training.optim import adamw_with_cosine, begin_from
 from ldm.util import instantiate_from_config
 
 NOTHING = {"shape": None, "material": None, "color": None, "background": None}
@@ -122,13 +122,20 @@ class JudgeTrainer(pl.LightningModule):
     Args:
         model: its config; the labels are those of today's scenes unless it names its own.
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
+        begin: a file of weights to begin with, that of an exported folder.
     """
 
-    def __init__(self, model: Mapping[str, Any], learning_rate: float = 2e-3, warmup: int = 100):
+    def __init__(
+        self, model: Mapping[str, Any], learning_rate: float = 2e-3, warmup: int = 100, begin: str | None = None
+    ):
         super().__init__()
         model = {**model, "params": {"labels": VALUES, **model.get("params", {})}}
         self.save_hyperparameters()
         self.judge = instantiate_from_config(model).to(memory_format=torch.channels_last)
+
+    def on_fit_start(self) -> None:
+        if self.hparams.begin and self.global_step == 0:
+            begin_from(self.judge, self.hparams.begin)
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
         logits = self.judge(batch["image"])
