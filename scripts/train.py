@@ -13,7 +13,7 @@ def build_parser() -> Parser:
     parser.add_argument("config", type=Path, help="a training config, such as configs/scenes/autoencoder.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=1000")
     parser.add_argument("--rundir", type=Path, help="checkpoints and logs (default: runs/<name of the config>)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, and with the step of batches")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     return parser
 
@@ -33,7 +33,6 @@ def main(argv: Sequence[str]) -> None:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    pl.seed_everything(args.seed)
     config = OmegaConf.load(args.config)
     for override in args.overrides:
         key, separator, value = override.partition("=")
@@ -42,6 +41,9 @@ def main(argv: Sequence[str]) -> None:
         OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v)
     config = OmegaConf.to_container(config, resolve=True)
     rundir = args.rundir or Path("runs") / args.config.stem
+    last = rundir / "last.ckpt"
+    done = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"] if last.exists() else 0
+    pl.seed_everything(args.seed + done)  # a resumed run does not begin with the batches of its beginning again
     loggers = [CSVLogger(rundir, name="csv")]  # a new version for each resumption: no log is overwritten
     try:
         loggers.append(TensorBoardLogger(rundir, name="", version="tensorboard"))
@@ -52,7 +54,6 @@ def main(argv: Sequence[str]) -> None:
     checkpoints = ModelCheckpoint(rundir, save_last=True, every_n_train_steps=every, enable_version_counter=False)
     callbacks = [checkpoints, LearningRateMonitor(), *map(instantiate_from_config, config.get("callbacks", []))]
     trainer = pl.Trainer(logger=loggers, callbacks=callbacks, default_root_dir=rundir, **config["trainer"])
-    last = rundir / "last.ckpt"
     data = instantiate_from_config(config["data"])  # first: it writes the tokenizer that a module may read
     trainer.fit(
         instantiate_from_config(config["module"]),

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from ldm import zoo
@@ -58,7 +59,10 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     steps = ["checkpoint_every=2", "trainer.val_check_interval=2", "data.params.crop=32"]
     assert train("autoencoder", work, *small, *steps, "trainer.max_steps=2") == 0
     assert step_of(work / "autoencoder/last.ckpt") == 2
+    seeds = []
+    monkeypatch.setattr(pl, "seed_everything", lambda seed: seeds.append(seed) or torch.manual_seed(seed))
     assert train("autoencoder", work, *small, *steps, "trainer.max_steps=4") == 0
+    assert seeds == [2]  # other batches than those that it began with
     assert step_of(work / "autoencoder/last.ckpt") == 4  # went on, did not start over
 
     model = "module.params.model.params"
