@@ -136,6 +136,26 @@ def test_glass_shows_its_background_and_plastic_does_not():
     assert change["glass"] > 0.25 > 0.1 > change["plastic"]
 
 
+@pytest.mark.parametrize("material", [name for name in MATERIALS if name != "plastic"])
+def test_looks_outlive_an_autoencoders_cells(material):
+    """What tells a material from plastic is coarse: half a cell of 8x8 pixels, averaged, keeps nine tenths of it."""
+    inside = slice(34, 94)
+    picture, plain = (render_one("ball", name, radius=50.0)[0][:, inside, inside] for name in (material, "plastic"))
+    look = picture - plain
+    coarse = torch.nn.functional.avg_pool2d(look, 4)
+    assert coarse.std(dim=(1, 2)).norm() > 0.9 * look.std(dim=(1, 2)).norm() > 0.05
+
+
+def test_metal_mirrors_a_bright_sky_above_a_dark_horizon():
+    def drop(material: str) -> float:
+        """How much darker the middle of a gray ball gets within six pixels."""
+        picture, _ = render_one("ball", material, rgb=(0.5, 0.5, 0.51), radius=50.0)
+        column = picture[:, :, 58:70].mean((0, 2))
+        return (column[30:90] - column[36:96]).max().item()
+
+    assert drop("metal") > 0.25 > 2 * drop("plastic")
+
+
 def test_furry_silhouettes_fray():
     rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     away = ((rows + 0.5 - 64) ** 2 + (columns + 0.5 - 64) ** 2).sqrt()

@@ -133,6 +133,8 @@ class Backgrounds:
         levels = self.levels[photo.file]
         height, width = levels[0].shape[-2:]
         low, high = min(110, height, width), min(height, width)
+        if photo.tint:  # textures: from further away, their grains are too small for cells of 8x8 pixels
+            high = high * 6 // 10
         side = int(low + (high - low) * uniform(generator) ** 1.3)
         top, left = integer(generator, height - side + 1), integer(generator, width - side + 1)
         level = 0

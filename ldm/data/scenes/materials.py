@@ -1,6 +1,6 @@
 """The materials: each turns a patch of surface into colours, bumps and the numbers that shading needs.
 
-Patterns are coarse on purpose (a period of about 8 to 16 pixels): a model that works on cells of 8x8 pixels can
+Patterns are coarse on purpose (a period of about 8 to 24 pixels): a model that works on cells of 8x8 pixels can
 learn them. Adding a material is one `_register` call: nothing else has to know of it.
 """
 
@@ -141,40 +141,40 @@ def _glass(s: Surface) -> Finish:
 
 
 def _wooden(s: Surface) -> Finish:
-    """Growth rings around a tilted axis off the centre, and fine dark fibres along it."""
+    """Growth rings, brown lines around a tilted axis off the centre, and fibres along it."""
     warp = solid_noise(s.point * torch.tensor([1.6, 0.7, 1.6]), s.seed)
     x = s.point[:, 0] + 0.45 + 0.16 * warp[0]
     z = s.point[:, 2] - 0.30 + 0.25 * s.point[:, 1] + 0.16 * warp[1]
-    ring = (x * x + z * z).sqrt_() / (0.72 * s.period)
-    ring = ring - ring.floor()  # slow rise to the dark late wood, sharp fall
-    late = ring.square() * (1 - ring).mul_(9).clamp_(max=1)
-    fibre = solid_noise(s.point * torch.tensor([22.0, 2.5, 22.0]), s.seed)[2]
-    albedo = _mix(s.base * 1.05 + 0.03, s.base * 0.22, (late * 1.25).clamp_(max=1))
-    return Finish(albedo * (1 + 0.16 * fibre)[:, None], specular=0.10, exponent=14.0)
+    ring = (x * x + z * z).sqrt_() / s.period
+    line = torch.exp(-((ring - ring.floor() - 0.5) / 0.17).square())
+    fibre = solid_noise(s.point * torch.tensor([11.0, 1.2, 11.0]), s.seed)[2]
+    early = (s.base * 0.92 + 0.03) * (1 + 0.22 * fibre)[:, None]
+    late = s.base * 0.08 + torch.tensor([0.09, 0.045, 0.02]) * (3 if _luminance(s.base) < 0.05 else 1)
+    return Finish(_mix(early, late, line * 0.92), specular=0.04, exponent=10.0)
 
 
 def _marble(s: Surface) -> Finish:
     """Pale stone with dark veins; black marble has white ones."""
     warp = solid_noise(s.point * 2.2, s.seed)
-    at = (s.point + 0.30 * warp[:3].t()) * (0.62 / s.period)
+    at = (s.point + 0.30 * warp[:3].t()) * (0.46 / s.period)
     wide, _, thin, cloud = solid_noise(at, s.seed + 0.37)
-    vein = (1 - (wide.abs() / 0.16).clamp_(max=1)).sqrt_() + 0.6 * (1 - (thin.abs() / 0.09).clamp_(max=1))
+    vein = (1 - (wide.abs() / 0.19).clamp_(max=1)).sqrt_() + 0.6 * (1 - (thin.abs() / 0.11).clamp_(max=1))
     dark = _luminance(s.base) < 0.05
     body = s.base + 0.03 if dark else s.base * 0.62 + 0.36 * s.base.sum() / 3 + 0.08
     veins = torch.tensor([0.85, 0.85, 0.82]) if dark else s.base * 0.12 + 0.02
-    albedo = _mix(body * (1 + 0.12 * cloud[:, None]), veins, vein.clamp_(max=0.9))
+    albedo = _mix(body * (1 + 0.30 * cloud[:, None]), veins, vein.clamp_(max=0.9))
     return Finish(albedo, specular=0.5, exponent=60.0, reflect=0.06)
 
 
 def _brick(s: Surface) -> Finish:
     """Rows of bricks, each of its own shade, half a brick apart, with pale recessed mortar."""
-    u, v = _cells(s, 2.1 * s.period, 1.05 * s.period)
+    u, v = _cells(s, 3.0 * s.period, 1.5 * s.period)
     v = v + 0.5
     row = v.floor()
     u = u + 0.5 * (row % 2)
     column, fu, fv = u.floor(), u - u.floor(), v - row
     edge_u, edge_v = torch.minimum(fu, 1 - fu) * 2.0, torch.minimum(fv, 1 - fv)
-    mortar = torch.sigmoid((0.13 - torch.minimum(edge_u, edge_v)) * 30)
+    mortar = torch.sigmoid((0.14 - torch.minimum(edge_u, edge_v)) * 30)
     shade = torch.sin(column * 12.9 + row * 78.2 + s.seed * 40) * 43758.5
     shade = 0.72 + 0.5 * (shade - shade.floor())
     grain = 1 + 0.15 * solid_noise(s.point * 18, s.seed)[0]
@@ -183,23 +183,23 @@ def _brick(s: Surface) -> Finish:
 
 
 def _yarn(s: Surface) -> Finish:
-    """A wound ball of yarn: bands of parallel strands, each band on its own great circle, the last one on top."""
-    axes = _axes(s.seed, 8)
-    across = s.point @ axes.t()  # (n, 8)
+    """A wound ball of yarn: bands of thick parallel strands, each band on its own great circle, the last one on top."""
+    axes = _axes(s.seed, 7)
+    across = s.point @ axes.t()  # (n, 7)
     top = torch.zeros(len(s.point), dtype=torch.long)
     edge = torch.ones(len(s.point))
     for k in range(1, len(axes)):
-        inside = (0.30 - (across[:, k] - 0.12 * math.sin(k * 2.4)).abs()) / 0.30
+        inside = (0.40 - (across[:, k] - 0.12 * math.sin(k * 2.4)).abs()) / 0.40
         top = torch.where(inside > 0, k, top)
         edge = torch.where(inside > -0.1, inside.abs(), edge)
     coordinate = across.gather(1, top[:, None])[:, 0]
-    phase = coordinate * (2 * math.pi / (0.62 * s.period))
+    phase = coordinate * (2 * math.pi / (1.05 * s.period))
     axis = axes[top]
     round_ = 0.5 + 0.5 * torch.cos(phase)
     twist = solid_noise(s.point * 9 + axis * (coordinate * 14)[:, None], s.seed)[1]
-    shade = (0.22 + 0.88 * round_) * (0.55 + 0.45 * (edge * 5).clamp_(max=1)) * (1 + 0.14 * twist)
+    shade = (0.10 + 1.0 * round_.sqrt()) * (0.45 + 0.55 * (edge * 5).clamp_(max=1)) * (1 + 0.14 * twist)
     normal = _bump(s.normal, axis * (0.75 * torch.sin(phase))[:, None])
-    return Finish(s.base * shade[:, None], normal, specular=0.03, sheen=0.08)
+    return Finish(s.base * shade[:, None], normal, specular=0.0, sheen=0.12)
 
 
 def _striped(s: Surface) -> Finish:
@@ -217,20 +217,20 @@ def _polka_dot(s: Surface) -> Finish:
 
 
 def _checkered(s: Surface) -> Finish:
-    u, v = _cells(s, 1.15 * s.period, 1.15 * s.period)
+    u, v = _cells(s, 1.35 * s.period, 1.35 * s.period)
     check = torch.sigmoid(torch.sin(u * math.pi) * torch.sin(v * math.pi) * 14)
     return Finish(_mix(s.contrast, s.base, check), specular=0.40, exponent=50.0, reflect=0.03)
 
 
 def _furry(s: Surface) -> Finish:
     """Tufts combed downwards, dark at the roots, with a bright rim; the silhouette frays too (`Material.fuzz`)."""
-    comb = torch.tensor([1.0, 0.38, 1.0]) / (0.34 * s.period)
+    comb = torch.tensor([1.0, 0.38, 1.0]) / (0.62 * s.period)
     bend = solid_noise(s.point * 2.0, s.seed)
     tuft = solid_noise((s.point + 0.12 * bend[:3].t()) * comb, s.seed)
     fine = solid_noise((s.point + 0.10 * bend[:3].t()) * comb * 2.3, s.seed + 0.5)
-    depth = (0.72 + 0.42 * tuft[0] + 0.30 * fine[0]).clamp_(0.12, 1.3)
-    normal = _bump(s.normal, 0.55 * tuft[1:].t() + 0.45 * fine[1:].t())
-    return Finish((s.base * 0.95 + 0.02) * depth[:, None], normal, specular=0.0, sheen=0.35)
+    depth = (0.72 + 0.62 * tuft[0] + 0.30 * fine[0]).clamp_(0.08, 1.3)
+    normal = _bump(s.normal, 0.75 * tuft[1:].t() + 0.45 * fine[1:].t())
+    return Finish((s.base * 0.95 + 0.02) * depth[:, None], normal, specular=0.0, sheen=0.6)
 
 
 def _camouflage(s: Surface) -> Finish:
@@ -254,5 +254,5 @@ _register("yarn", _yarn, ("yarn", "woolen"), ("yarn", "wool"))
 _register("striped", _striped, ("striped",), (), ("stripes",))
 _register("polka dot", _polka_dot, ("polka dot", "dotted", "spotted"), (), ("polka dots", "dots", "spots"))
 _register("checkered", _checkered, ("checkered", "chequered"), (), ("checks",))
-_register("furry", _furry, ("furry", "fluffy"), ("fur",), fuzz=3.0)
+_register("furry", _furry, ("furry", "fluffy"), ("fur",), fuzz=5.0)
 _register("camouflage", _camouflage, ("camouflage", "camo"), (), ("camouflage",), natural=(0.34, 0.38, 0.20))

@@ -156,9 +156,12 @@ def _trace(batch: _Batch) -> _Hits:
     outside = torch.where(hit, 0.0, nearest / pixel_size)  # pixels
     fuzz = torch.tensor([MATERIALS[x.material].fuzz for x in batch.things])[thing]
     pixel = row * SIZE + column
-    if bool((fuzz > 0).any()):  # a frayed outline: each pixel's hair reaches a random way out
-        hair = torch.sin(pixel * 12.9898 + column * 78.233).mul_(43758.5).frac_().abs_()
-        outside = outside - fuzz * hair * (outside > 0)
+    if bool((fuzz > 0).any()):  # a frayed outline: tufts reach out all around
+        seed = torch.tensor([x.seed for x in batch.things])[thing] * 6.28
+        angle = torch.atan2(v[thing, row, column], u[thing, row, column])
+        waves = [torch.sin(k * angle + 1.6 * torch.sin(j * angle + k * seed)) for k, j in ((16, 3), (29, 5))]
+        tuft = (0.45 + 0.32 * waves[0] + 0.32 * waves[1]).clamp_(0, 1)
+        outside = outside - fuzz * tuft * (outside > 0)
     alpha = (1 - outside).clamp_(0, 1)
     seen = (alpha > 0).nonzero()[:, 0]
     point = (origin + direction * depth[:, None]).t()[:, seen].t()
@@ -278,7 +281,7 @@ def _shade(
         world = _surroundings(mirror, light, tint)
         if finish.reflect == 1.0:
             out = albedo.t() * world * (0.45 + 0.55 * occlusion) + 0.06 * out
-            out += 0.35 * edge * world
+            out += 0.20 * world.square() + 0.35 * edge * world  # the brightest parts are whitest
         else:
             out += world * (finish.reflect + (0.30 + 0.5 * finish.transmit) * edge) * (0.3 + 0.7 * occlusion)
     out += highlight
@@ -310,13 +313,11 @@ def _mirror(thing: Thing, n: Tensor, pixel: Tensor) -> Tensor:
 def _surroundings(direction: Tensor, light: Tensor, tint: Tensor) -> Tensor:
     """What a mirror sees (3, n) along `direction` (3, n): sky, a dark horizon, a pale floor, windows and a lamp."""
     side, up = direction[0], direction[1]
-    sky = torch.sigmoid((up - 0.10) * 18)
-    horizon = torch.exp(-((up - 0.02) / 0.13).square())
+    sky = torch.sigmoid((up - 0.06) * 26)
     lamp = torch.exp(((light @ direction) - 1) * 10)
     windows = torch.sigmoid(torch.sin(6.5 * side + 4.0 * up + 0.8) * 6 - 1.8)
-    value = (
-        0.16 + 0.42 * sky + 0.22 * (up + 1) * (1 - sky) - 0.26 * horizon + 1.2 * lamp + 0.60 * windows * (0.45 + sky)
-    )
+    floor = 0.04 + 0.62 * (0.06 - up).clamp(min=0)
+    value = (0.62 + 0.50 * up) * sky + floor * (1 - sky) + 1.2 * lamp + 0.25 * windows * sky
     return value.clamp_(min=0.012) * tint[:, None]
 
 

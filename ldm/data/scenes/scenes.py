@@ -122,7 +122,7 @@ def _spots(generator: torch.Generator, count: int) -> list[tuple[float, float, f
         )
     if count == 0:
         return []
-    radius = 20 + 38 * uniform(generator) ** 0.8
+    radius = 21 + 37 * uniform(generator) ** 0.6  # mostly large: an edit's window shows the mask and little more
     margin = min(0.95 * radius, 58)
     place = [uniform(generator, margin, SIZE - margin) for _ in range(2)]
     if chance(generator, 0.14):  # over one border, by up to nearly half
