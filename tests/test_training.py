@@ -166,6 +166,27 @@ def test_a_denoiser_that_knows_the_answer_has_no_loss(parameterization, monkeypa
     torch.testing.assert_close(noised(z[:1], alpha, eps[:1]), seen["z_t"][:1], atol=1e-3, rtol=1e-3)
 
 
+def test_validation_tells_how_much_worse_a_wrong_material_is(monkeypatch):
+    from ldm.training.data import material_captions
+    from tests.tiny import tiny_config, tiny_model
+
+    ball = {"shape": "ball", "material": "plastic", "color": "red", "background": "grass"}
+    assert material_captions(ball) == ("a red plastic ball on grass", "a red metal ball on grass")
+    assert len(set(material_captions({**ball, "second": ball}))) == len(set(material_captions({"shape": None}))) == 1
+
+    trainer = DiffusionTrainer(tiny_config(tiny_model().cond_stage_model.tokenize.name)["model"])
+    logged = {}
+    monkeypatch.setattr(trainer, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    # A loss of 2 for the first sample whatever is said, of 4 for the second and 5 where its material is missaid.
+    monkeypatch.setattr(trainer, "loss", lambda batch, _: batch["z"] * (1 + batch["tokens"][:, 0] / 4))
+    batch = {"z": torch.tensor([2.0, 4.0]), "tokens": torch.zeros(2, 1), "said": torch.zeros(2, 1)}
+    trainer.validation_step({**batch, "missaid": torch.tensor([[0.0], [1.0]])}, 0)
+    assert logged["val/material_heard"] == pytest.approx(0.25) and logged["val/loss"] == 3
+    logged.clear()
+    trainer.validation_step(batch, 0)
+    assert "val/material_heard" not in logged
+
+
 def test_objects_weigh_more_than_background():
     from tests.tiny import tiny_config, tiny_model
 

@@ -65,17 +65,20 @@ class SceneImages(pl.LightningDataModule):
 
 
 class CachedLatents(Dataset):
-    """Latents (n, c, h, w) float16, token ids (n, m) int16 and coverage (n, 1, h, w) float16, all in memory."""
+    """Latents (n, c, h, w) float16, token ids (n, m) int16 and coverage (n, 1, h, w) float16, all in memory.
 
-    def __init__(self, z: Tensor, tokens: Tensor, coverage: Tensor):
-        self.z, self.tokens, self.coverage = z, tokens, coverage
+    more: other columns of n rows, by name.
+    """
+
+    def __init__(self, z: Tensor, tokens: Tensor, coverage: Tensor, **more: Tensor):
+        self.columns = {"z": z, "tokens": tokens, "coverage": coverage, **more}
 
     def __len__(self) -> int:
-        return len(self.z)
+        return len(self.columns["z"])
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         rows = torch.tensor(indices)
-        return {"z": self.z[rows], "tokens": self.tokens[rows], "coverage": self.coverage[rows]}
+        return {name: column[rows] for name, column in self.columns.items()}
 
 
 class LatentScenes(pl.LightningDataModule):
@@ -151,8 +154,12 @@ class LatentScenes(pl.LightningDataModule):
         for name, latents in z.items():
             shards = SceneShards(self.hparams[name])
             coverage = np.stack([shards.coverage(i) for i in range(len(shards))])
+            more = {}
+            if name == "val":
+                captions = zip(*map(material_captions, shards.attributes), strict=True)
+                more = dict(zip(("said", "missaid"), map(self._tokens, captions), strict=True))
             self.data[name] = CachedLatents(
-                latents * self.scale_factor, self._tokens(shards.captions), torch.from_numpy(coverage)[:, None]
+                latents * self.scale_factor, self._tokens(shards.captions), torch.from_numpy(coverage)[:, None], **more
             )
 
     @torch.no_grad()
@@ -174,11 +181,11 @@ class LatentScenes(pl.LightningDataModule):
         os.replace(part, cache)
         return torch.cat(z)
 
-    def _tokens(self, captions: list[str]) -> Tensor:
+    def _tokens(self, captions: Sequence[str]) -> Tensor:
         from ldm.modules.encoders.modules import BERTTokenizer
 
         tokenize = BERTTokenizer(self.hparams.tokenizer, self.hparams.vocab_size, self.hparams.max_length)
-        return tokenize(captions).short()
+        return tokenize(list(captions)).short()
 
     def _loader(self, name: str, **order) -> DataLoader:
         return DataLoader(
@@ -193,6 +200,24 @@ class LatentScenes(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("val", shuffle=False)
+
+
+def material_captions(attributes: Mapping[str, Any]) -> tuple[str, str]:
+    """The full caption of a scene of one object, and the same with the material that `MATERIALS` has next.
+
+    Of any other scene, twice the same: nothing in it is missaid.
+    """
+    from ldm.data.scenes.captions import full_caption
+
+    if attributes["shape"] is None or "second" in attributes:
+        return ("", "")
+    names = list(MATERIALS)
+    wrong = names[(names.index(attributes["material"]) + 1) % len(names)]
+    said, missaid = (
+        full_caption((attributes["shape"], material, attributes["color"]), attributes["background"])
+        for material in (attributes["material"], wrong)
+    )
+    return said, missaid
 
 
 def check_emphasis(emphasis: Mapping[str, float]) -> None:

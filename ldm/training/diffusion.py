@@ -87,10 +87,24 @@ class DiffusionTrainer(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        """Also with the captions rotated by one sample: the gap between both tells whether the text is heard."""
+        """Also with the captions rotated by one sample: the gap between both tells whether the text is heard.
+
+        Where the batch has captions that say another material ("missaid") beside those that say all ("said"), also by
+        what part of itself they raise the loss: how well the model knows how each material looks.
+        """
         for name, tokens in (("val/loss", batch["tokens"]), ("val/loss_shuffled", batch["tokens"].roll(1, 0))):
             generator = torch.Generator().manual_seed(index)
             self.log(name, self.loss({**batch, "tokens": tokens}, generator).mean(), prog_bar=True, sync_dist=True)
+        if "missaid" not in batch:
+            return
+        rows = (batch["said"] != batch["missaid"]).any(dim=1)
+        if rows.any():
+            picked = {name: column[rows] for name, column in batch.items()}
+            said, missaid = (
+                self.loss({**picked, "tokens": picked[name]}, torch.Generator().manual_seed(index)).mean()
+                for name in ("said", "missaid")
+            )
+            self.log("val/material_heard", missaid / said - 1, prog_bar=True, sync_dist=True)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Lightning refuses to clip for a fused optimiser in mixed precision; bfloat16's gradients are not scaled."""
