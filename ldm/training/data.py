@@ -205,7 +205,7 @@ class LatentScenes(pl.LightningDataModule):
 def material_captions(attributes: Mapping[str, Any]) -> tuple[str, str]:
     """The full caption of a scene of one object, and the same with the material that `MATERIALS` has next.
 
-    Of any other scene, twice the same: nothing in it is missaid.
+    Of any other scene, twice the empty prompt: nothing in it is missaid.
     """
     from ldm.data.scenes.captions import full_caption
 
