@@ -1,5 +1,6 @@
 """The three commands that make a model: render, train (and resume), export. All at the smallest widths."""
 
+import csv
 import importlib.util
 import json
 import math
@@ -76,6 +77,8 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     half = ["trainer.precision=bf16-mixed", "trainer.max_steps=4"]
     assert train("diffusion", work, *small, *files, *steps, *half) == 0
     assert step_of(work / "diffusion/last.ckpt") == 4 and clipped == [1.0, 1.0]
+    logs = [csv.DictReader(path.open()) for path in sorted((work / "diffusion/csv").glob("*/metrics.csv"))]
+    assert all(any(row["val/material_heard"] for row in log) for log in logs) and len(logs) == 2
 
     export = script("export_model").main
     sections = ["--reconstruction_lr", "1e-3", "--context", "0.25", "--scale", "3", "--background_noise", "one"]
