@@ -374,7 +374,15 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_is_done(folder, tmp_path, m
     assert len(when_made(tmp_path)) == 6 and when_made(tmp_path).items() >= first.items()
 
 
-def test_ctrl_c_keeps_what_is_done_and_is_exit_code_130(folder, tmp_path, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to SIGINT, which a test run that a shell has put in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_what_is_done_and_is_exit_code_130(folder, tmp_path, monkeypatch, ctrl_c):
     source, edit_images, calls = write_jsonl(folder, edit_rows(5)), work.edit_images, []
 
     def interrupted(*args, **more):
@@ -445,7 +453,7 @@ def test_a_full_disk_stops_all_workers(folder, tmp_path, monkeypatch, forked, ca
     assert capfd.readouterr().err.count("error: ") == 1 and summary(tmp_path) == []
 
 
-def test_ctrl_c_stops_all_workers_and_keeps_what_they_have_sampled(folder, tmp_path, monkeypatch, forked):
+def test_ctrl_c_stops_all_workers_and_keeps_what_they_have_sampled(folder, tmp_path, monkeypatch, forked, ctrl_c):
     add, added = Summary.add, []
 
     def interrupted(self, outcome):
