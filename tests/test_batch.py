@@ -324,18 +324,25 @@ def test_a_torn_summary_is_mended(folder, tmp_path):
     assert summary(tmp_path)[2]["seeds"] == [14, 15], "as the run folder has it"
 
 
+def forked_batch(*arguments):
+    # PyTorch renews its thread pool in the first thread that asks for it after a fork; a second one that asks in the
+    # same moment finds none ("Invalid thread pool!"). So one thread asks before there are two.
+    torch.set_num_threads(torch.get_num_threads())
+    return batch(*arguments)
+
+
 def test_killed_at_ten_random_times_it_ends_as_if_it_never_was(folder, tmp_path):
     # Forked: a real process and a real SIGKILL, without half a minute of imports for each of ten.
     source, context = write_jsonl(folder, edit_rows(14)), multiprocessing.get_context("fork")
     arguments = (folder, source, tmp_path / "out", "--batch_size", 4, "--n_samples", 1)
-    whole = context.Process(target=batch, args=(*arguments[:2], tmp_path / "whole", *arguments[3:]))
+    whole = context.Process(target=forked_batch, args=(*arguments[:2], tmp_path / "whole", *arguments[3:]))
     start = time.monotonic()
     whole.start()
     whole.join()
     seconds = time.monotonic() - start
     draw, made, hits = random.Random(0), {}, 0
     for _ in range(10):
-        process = context.Process(target=batch, args=arguments)
+        process = context.Process(target=forked_batch, args=arguments)
         process.start()
         time.sleep(draw.uniform(0, seconds / 4))
         hits += process.is_alive()
