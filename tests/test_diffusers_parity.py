@@ -33,7 +33,7 @@ def load(theirs: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     return theirs.eval()
 
 
-def both_unets(channel_mult=(1, 2), attention=(1, 2), blocks=1, depth=1, scale_shift=False, seed=0, **heads):
+def both_unets(channel_mult=(1, 2), attention=(1, 2), blocks=(1, 1), depth=1, scale_shift=False, seed=0, **heads):
     """Our UNet and theirs with the same weights. `attention`: the downsampling factors that have transformers."""
     ours = UNetModel(
         image_size=8,
@@ -64,13 +64,13 @@ def both_unets(channel_mult=(1, 2), attention=(1, 2), blocks=1, depth=1, scale_s
         transformer_layers_per_block=depth,
         resnet_time_scale_shift="scale_shift" if scale_shift else "default",
     )
-    return ours, load(theirs, unet_to_diffusers(ours.state_dict(), len(widths), blocks))
+    return ours, load(theirs, unet_to_diffusers(ours.state_dict(), blocks))
 
 
 UNETS = {
-    "the public model's shape": dict(channel_mult=(1, 2, 4, 4), attention=(4, 2, 1), blocks=2, num_heads=8),
-    "the shape of scenes": dict(channel_mult=(1, 2, 3), attention=(2, 4), num_head_channels=16),
-    "attention at the top alone": dict(channel_mult=(1, 2, 2), attention=(1,), num_heads=4),
+    "the public model's shape": dict(channel_mult=(1, 2, 4, 4), attention=(4, 2, 1), blocks=(2,) * 4, num_heads=8),
+    "the shape of scenes": dict(channel_mult=(1, 2, 3), attention=(2, 4), blocks=(3, 2, 1), num_head_channels=16),
+    "attention at the top alone": dict(channel_mult=(1, 2, 2), attention=(1,), blocks=(1, 1, 1), num_heads=4),
     "attention in the middle alone": dict(channel_mult=(1, 2), attention=(), num_head_channels=32),
     "two transformers in a row": dict(depth=2, num_heads=2),
     "time as scale and shift": dict(scale_shift=True, num_heads=2),

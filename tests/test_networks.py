@@ -121,6 +121,7 @@ def test_unet_takes_latents_of_any_shape_that_fits(height: int, width: int, conv
         dict(use_spatial_transformer=False),
         dict(num_heads=-1),
         dict(num_head_channels=16),
+        dict(num_res_blocks=[1, 2, 3]),
     ],
 )
 def test_values_that_the_unet_does_not_support_are_named(options: dict):

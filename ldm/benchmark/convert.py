@@ -5,7 +5,7 @@ fails at once; one that swaps two alike layers shows in the numbers.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -21,8 +21,8 @@ RESNET: list[Rule] = [
 ]
 
 
-def unet_to_diffusers(state: dict[str, Tensor], levels: int, blocks: int) -> dict[str, Tensor]:
-    """The UNet's state dict for `UNet2DConditionModel`; `blocks` residual blocks a level on the way down."""
+def unet_to_diffusers(state: dict[str, Tensor], blocks: Sequence[int]) -> dict[str, Tensor]:
+    """The UNet's state dict for `UNet2DConditionModel`; `blocks`: residual blocks of each level on the way down."""
     rules = [
         (r"^time_embed\.0", "time_embedding.linear_1"),
         (r"^time_embed\.2", "time_embedding.linear_2"),
@@ -33,19 +33,21 @@ def unet_to_diffusers(state: dict[str, Tensor], levels: int, blocks: int) -> dic
         (r"^out\.0", "conv_norm_out"),
         (r"^out\.2", "conv_out"),
     ]
-    for level in range(levels):
-        for i in range(blocks):
-            here = rf"^input_blocks\.{1 + level * (blocks + 1) + i}\."
-            rules.append((here + "0", f"down_blocks.{level}.resnets.{i}"))
-            rules.append((here + "1", f"down_blocks.{level}.attentions.{i}"))
-        rules.append(
-            (rf"^input_blocks\.{(level + 1) * (blocks + 1)}\.0\.op", f"down_blocks.{level}.downsamplers.0.conv")
-        )
-        for i in range(blocks + 1):
-            here = rf"^output_blocks\.{level * (blocks + 1) + i}\."
+    at = 1
+    for level, count in enumerate(blocks):
+        for i in range(count):
+            rules.append((rf"^input_blocks\.{at + i}\.0", f"down_blocks.{level}.resnets.{i}"))
+            rules.append((rf"^input_blocks\.{at + i}\.1", f"down_blocks.{level}.attentions.{i}"))
+        rules.append((rf"^input_blocks\.{at + count}\.0\.op", f"down_blocks.{level}.downsamplers.0.conv"))
+        at += count + 1
+    at = 0
+    for level, count in enumerate(reversed(blocks)):
+        for i in range(count + 1):
+            here = rf"^output_blocks\.{at + i}\."
             rules.append((here + r"[12]\.conv", f"up_blocks.{level}.upsamplers.0.conv"))
             rules.append((here + "0", f"up_blocks.{level}.resnets.{i}"))
             rules.append((here + "1", f"up_blocks.{level}.attentions.{i}"))
+        at += count + 1
     return _renamed(state, [*rules, *RESNET])
 
 

@@ -70,6 +70,7 @@ def _unet(model: LatentDiffusion, config: Mapping[str, Any]) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     mults, blocks = config["channel_mult"], config["num_res_blocks"]
+    blocks = [blocks] * len(mults) if isinstance(blocks, int) else list(blocks)
     widths = [config["model_channels"] * mult for mult in mults]
     kinds = ["CrossAttn" * (2**level in config["attention_resolutions"]) for level in range(len(widths))]
     heads = [config["num_heads"] if "num_heads" in config else width // config["num_head_channels"] for width in widths]
@@ -85,7 +86,7 @@ def _unet(model: LatentDiffusion, config: Mapping[str, Any]) -> nn.Module:
         transformer_layers_per_block=config.get("transformer_depth", 1),
     )
     state = {k: v for k, v in model.model.diffusion_model.state_dict().items() if not k.startswith("context_embed.")}
-    return _load(theirs, unet_to_diffusers(state, len(widths), blocks))
+    return _load(theirs, unet_to_diffusers(state, blocks))
 
 
 def _autoencoder(model: LatentDiffusion, config: Mapping[str, Any], patch_size: int) -> nn.Module:

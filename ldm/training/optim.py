@@ -10,6 +10,7 @@ from torch import nn
 
 from ldm.checkpoint import read_state_dict
 from ldm.errors import UserError
+from ldm.training.deepen import deepened
 
 logger = logging.getLogger(__name__)
 
@@ -18,13 +19,14 @@ def begin_from(module: nn.Module, path: str | Path, prefix: str = "") -> None:
     """Give `module` the weights that the file has under `prefix`, where name and shape are the same.
 
     For going on with shipped weights, also after the config has grown: what the file lacks keeps its fresh values,
-    and one line says how many tensors those are.
+    and one line says how many tensors those are. A denoiser with more residual blocks begins where the file's was,
+    see `deepened`.
 
     Raises:
-        UserError: the file cannot be read, or nothing in it fits.
+        UserError: the file cannot be read, nothing in it fits, or its denoiser cannot become this one.
     """
-    found = read_state_dict(Path(path))
     own = module.state_dict()
+    found = deepened(read_state_dict(Path(path)), own)
     known = {
         name: found[prefix + name]
         for name, value in own.items()

@@ -133,7 +133,8 @@ class UNetModel(nn.Module):
     Args:
         image_size: nominal latent size; the network takes any that fits.
         model_channels: width of the first level; `channel_mult` gives each level's multiple of it.
-        num_res_blocks: residual blocks a level on the way down, one more on the way up.
+        num_res_blocks: residual blocks a level on the way down, one more on the way up; or a number for each level,
+            the finest first.
         attention_resolutions: downsampling factors (1, 2, 4, ...) whose levels get a `SpatialTransformer` a block.
         num_heads, num_head_channels: heads of attention, by number or by width (one of them; -1 is "not this one").
         conv_resample: resample by convolutions, not by means.
@@ -153,7 +154,7 @@ class UNetModel(nn.Module):
         in_channels: int,
         model_channels: int,
         out_channels: int,
-        num_res_blocks: int,
+        num_res_blocks: int | Sequence[int],
         attention_resolutions: Sequence[int],
         dropout: float = 0.0,
         channel_mult: Sequence[int] = (1, 2, 4, 8),
@@ -179,6 +180,9 @@ class UNetModel(nn.Module):
             )
         if (num_heads == -1) == (num_head_channels == -1):
             raise ValueError(f"give one of num_heads and num_head_channels; got {num_heads=}, {num_head_channels=}")
+        blocks = [num_res_blocks] * len(channel_mult) if isinstance(num_res_blocks, int) else list(num_res_blocks)
+        if len(blocks) != len(channel_mult):
+            raise ValueError(f"num_res_blocks {blocks} must have as many numbers as channel_mult {list(channel_mult)}")
         self.model_channels = model_channels
         self.factor = 2 ** (len(channel_mult) - 1)
         emb_channels = model_channels * 4
@@ -204,7 +208,7 @@ class UNetModel(nn.Module):
         ch, ds = model_channels, 1
         skips = [ch]
         for level, mult in enumerate(channel_mult):
-            for _ in range(num_res_blocks):
+            for _ in range(blocks[level]):
                 self.input_blocks.append(TimestepEmbedSequential(*stage(ch, mult * model_channels, ds)))
                 ch = mult * model_channels
                 skips.append(ch)
@@ -217,10 +221,10 @@ class UNetModel(nn.Module):
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
-            for i in range(num_res_blocks + 1):
+            for i in range(blocks[level] + 1):
                 layers = stage(ch + skips.pop(), mult * model_channels, ds)
                 ch = mult * model_channels
-                if level > 0 and i == num_res_blocks:
+                if level > 0 and i == blocks[level]:
                     layers.append(Upsample(ch, conv_resample))
                     ds //= 2
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
