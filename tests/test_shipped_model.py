@@ -19,8 +19,10 @@ def model():
     return zoo.load(zoo.resolve("scenes"), torch.device("cpu"), torch.float32)
 
 
-def test_it_takes_at_most_40_megabytes():
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 40e6
+def test_it_its_ranker_and_its_judge_take_at_most_60_megabytes():
+    files = [path for path in (ROOT / "models").glob("*/scenes/**/*") if path.is_file()]
+    assert {path.relative_to(ROOT / "models").parts[0] for path in files} == {"ldm", "clip", "judge"}
+    assert sum(path.stat().st_size for path in files) <= 60e6
 
 
 def test_it_knows_the_words_of_its_captions(model):
