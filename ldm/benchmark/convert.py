@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from ldm.modules.diffusionmodules.openaimodel import input_block, output_block
+
 Rule = tuple[str, str]
 
 RESNET: list[Rule] = [
@@ -33,21 +35,19 @@ def unet_to_diffusers(state: dict[str, Tensor], blocks: Sequence[int]) -> dict[s
         (r"^out\.0", "conv_norm_out"),
         (r"^out\.2", "conv_out"),
     ]
-    at = 1
     for level, count in enumerate(blocks):
         for i in range(count):
-            rules.append((rf"^input_blocks\.{at + i}\.0", f"down_blocks.{level}.resnets.{i}"))
-            rules.append((rf"^input_blocks\.{at + i}\.1", f"down_blocks.{level}.attentions.{i}"))
-        rules.append((rf"^input_blocks\.{at + count}\.0\.op", f"down_blocks.{level}.downsamplers.0.conv"))
-        at += count + 1
-    at = 0
-    for level, count in enumerate(reversed(blocks)):
+            here = "^" + re.escape(input_block(blocks, level, i))
+            rules.append((here + r"\.0", f"down_blocks.{level}.resnets.{i}"))
+            rules.append((here + r"\.1", f"down_blocks.{level}.attentions.{i}"))
+        here = "^" + re.escape(input_block(blocks, level, count))
+        rules.append((here + r"\.0\.op", f"down_blocks.{level}.downsamplers.0.conv"))
+        up = f"up_blocks.{len(blocks) - 1 - level}"
         for i in range(count + 1):
-            here = rf"^output_blocks\.{at + i}\."
-            rules.append((here + r"[12]\.conv", f"up_blocks.{level}.upsamplers.0.conv"))
-            rules.append((here + "0", f"up_blocks.{level}.resnets.{i}"))
-            rules.append((here + "1", f"up_blocks.{level}.attentions.{i}"))
-        at += count + 1
+            here = "^" + re.escape(output_block(blocks, level, i))
+            rules.append((here + r"\.[12]\.conv", f"{up}.upsamplers.0.conv"))
+            rules.append((here + r"\.0", f"{up}.resnets.{i}"))
+            rules.append((here + r"\.1", f"{up}.attentions.{i}"))
     return _renamed(state, [*rules, *RESNET])
 
 

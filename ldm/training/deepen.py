@@ -1,13 +1,14 @@
 """A denoiser's weights for the same network with more residual blocks a level, computing what they computed."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.modules.diffusionmodules.openaimodel import input_block, output_block
 
 PREFIX = "model.diffusion_model."
 """Of the denoiser in the state dict of a `LatentDiffusion`."""
@@ -31,16 +32,19 @@ def deepened(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
     if old == new or not old or not new:
         return dict(state)
     if len(old) != len(new) or any(before > now for before, now in zip(old, new, strict=True)):
-        raise UserError(f"a denoiser of {old} residual blocks a level cannot become one of {new}: raise num_res_blocks")
+        raise UserError(
+            f"a denoiser of {old} residual blocks a level cannot become one of {new}: give channel_mult as many levels "
+            "and num_res_blocks at least as many blocks in each"
+        )
     moved = {"input_blocks.0": "input_blocks.0"}
     added = []
     for level, (before, now) in enumerate(zip(old, new, strict=True)):
         for i in range(before):
-            moved[_down(old, level, i)] = _down(new, level, i)
-        moved[_down(old, level, before)] = _down(new, level, now)  # the downsampling after them
+            moved[input_block(old, level, i)] = input_block(new, level, i)
+        moved[input_block(old, level, before)] = input_block(new, level, now)  # the downsampling after them
         for i in range(before + 1):
-            moved[_up(old, level, i)] = _up(new, level, i + (now - before if i else 0))
-        added += [_up(new, level, 1 + i) for i in range(now - before)]
+            moved[output_block(old, level, i)] = output_block(new, level, i + (now - before if i else 0))
+        added += [output_block(new, level, 1 + i) for i in range(now - before)]
     grown = {}
     for name, value in state.items():
         block = re.match(rf"{re.escape(PREFIX)}((?:input|output)_blocks\.\d+)(\..+)", name)
@@ -63,13 +67,3 @@ def blocks_a_level(names: Iterable[str]) -> list[int]:
     stop = 1 + max(resamples)
     bounds = [0, *(i for i in range(stop) if resamples.get(i, True)), stop]  # a mean has no weights, hence no name
     return [end - start - 1 for start, end in pairwise(bounds)]
-
-
-def _down(blocks: Sequence[int], level: int, i: int) -> str:
-    """The name of a level's block on the way down; the one after its last downsamples, where a level is below."""
-    return f"input_blocks.{1 + level + sum(blocks[:level]) + i}"
-
-
-def _up(blocks: Sequence[int], level: int, i: int) -> str:
-    """The name of a level's block on the way up."""
-    return f"output_blocks.{sum(n + 1 for n in blocks[level + 1 :]) + i}"

@@ -122,6 +122,19 @@ class ResBlock(nn.Module):
         return self.skip_connection(x) + h
 
 
+def input_block(blocks: Sequence[int], level: int, i: int) -> str:
+    """The name of a level's residual block `i` on the way down; the one after its last is the downsampling.
+
+    blocks: `num_res_blocks` of each level, the finest first.
+    """
+    return f"input_blocks.{1 + level + sum(blocks[:level]) + i}"  # the first is the stem
+
+
+def output_block(blocks: Sequence[int], level: int, i: int) -> str:
+    """The name of a level's residual block `i` on the way up, of one more than on the way down."""
+    return f"output_blocks.{sum(count + 1 for count in blocks[level + 1 :]) + i}"
+
+
 class UNetModel(nn.Module):
     """z (b, in_channels, h, w), t (b,), context (r, m, context_dim) -> (b, out_channels, h, w).
 
