@@ -80,6 +80,17 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     logs = [csv.DictReader(path.open()) for path in sorted((work / "diffusion/csv").glob("*/metrics.csv"))]
     assert all(any(row["val/material_heard"] for row in log) for log in logs) and len(logs) == 2
 
+    # A reader of these latents, and its word as a reward.
+    readers = ["module.params.model.widths=[8,8]", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    assert train("reader", work, *files, *readers) == 0
+    rewarded = f"{{reader: {work / 'reader/last.ckpt'}, weight: 0.1, batch: 2, steps: 4, read: 2}}"
+    more = [f"module.params.reward={rewarded}", "trainer.max_steps=6", "trainer.log_every_n_steps=1"]
+    assert train("diffusion", work, *small, *files, *steps, *more) == 0
+    log = csv.DictReader((work / "diffusion/csv/version_2/metrics.csv").open())
+    assert any(row["train/misread"] for row in log) and step_of(work / "diffusion/last.ckpt") == 6
+    kept = torch.load(work / "diffusion/last.ckpt", weights_only=True)["state_dict"]
+    assert all(key.startswith("ldm.") for key in kept)  # the reader is not the model's
+
     export = script("export_model").main
     sections = ["--reconstruction_lr", "1e-3", "--context", "0.25", "--scale", "3", "--background_noise", "one"]
     assert run(export, [str(work / "diffusion/last.ckpt"), str(work / "model"), *sections]) == 0

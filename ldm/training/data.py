@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
 from ldm import zoo
+from ldm.data.object_crops import encode
 from ldm.data.scenes.materials import MATERIALS
 from ldm.data.shards import SceneShards
 from ldm.data.tokenizer import write_tokenizer
@@ -154,10 +155,13 @@ class LatentScenes(pl.LightningDataModule):
         for name, latents in z.items():
             shards = SceneShards(self.hparams[name])
             coverage = np.stack([shards.coverage(i) for i in range(len(shards))])
-            more = {}
+            more = {
+                "labels": torch.tensor([encode(known)[:3] for known in shards.attributes], dtype=torch.int16),
+                "box": torch.tensor([known["box"] or [0] * 4 for known in shards.attributes], dtype=torch.int16),
+            }
             if name == "val":
                 captions = zip(*map(material_captions, shards.attributes), strict=True)
-                more = dict(zip(("said", "missaid"), map(self._tokens, captions), strict=True))
+                more |= dict(zip(("said", "missaid"), map(self._tokens, captions), strict=True))
             self.data[name] = CachedLatents(
                 latents * self.scale_factor, self._tokens(shards.captions), torch.from_numpy(coverage)[:, None], **more
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.training.optim import adamw_with_cosine, begin_from
+from ldm.training.reward import Reward
 from ldm.util import instantiate_from_config
 
 
@@ -27,6 +28,7 @@ class DiffusionTrainer(pl.LightningModule):
         background_weight: the loss's weight where no object is; with an object it is 1 more. Objects are what the
             prompt speaks of, and they are the smaller part of the picture.
         begin: a file of weights to begin with, that of a shipped model; the first stage is the data's all the same.
+        reward: the parameters of a `Reward` for what the prompt says, to be trained beside; None is without.
         seed: of timesteps, noise and left-out prompts, together with the process and the step that it starts from.
     """
 
@@ -38,12 +40,14 @@ class DiffusionTrainer(pl.LightningModule):
         empty_prompt: float = 0.1,
         background_weight: float = 0.35,
         begin: str | None = None,
+        reward: Mapping[str, Any] | None = None,
         seed: int = 0,
     ):
         super().__init__()
         self.save_hyperparameters()
         self.ldm = instantiate_from_config(model)
         self.ldm.first_stage_model.requires_grad_(False)
+        self.reward = Reward(**reward) if reward else None  # no submodule: it is not trained, averaged or saved
         self.register_buffer("empty_tokens", self.ldm.cond_stage_model.tokenize([""]), persistent=False)
 
     def on_fit_start(self) -> None:
@@ -83,7 +87,11 @@ class DiffusionTrainer(pl.LightningModule):
         # In bfloat16 the backward pass of the CPU's fused attention costs a quarter of the whole step.
         with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext():
             loss = self.loss({**batch, "tokens": tokens}, self.generator).mean()
-        self.log("train/loss", loss, prog_bar=True)
+            self.log("train/loss", loss, prog_bar=True)
+            if self.reward and self.global_step % self.reward.every == 0:
+                misread = self.reward.loss(self.ldm, batch, self.generator)
+                self.log("train/misread", misread, prog_bar=True)
+                loss = loss + self.reward.weight * misread
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:

@@ -1,0 +1,121 @@
+"""A reward for what the prompt says, beside the denoising loss: the denoiser edits scenes, a reader says what it sees.
+
+The squared error counts every detail of a texture alike, and a small denoiser spends itself on them; whether the wood
+looks like wood is a small part of it. So some scenes are edited as `BlendedDDIM` does it, in few steps and with
+guidance, and at some of those steps the estimate z0 is read by a `LatentReader`. The gradient of its cross-entropy goes
+through that one step (ReFL, Xu et al. 2023, algorithm 1; DRaFT-1, Clark et al. 2024), not through the walk before it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from ldm.data.object_crops import encode, said, write_caption
+from ldm.data.scenes.draw import chance
+from ldm.data.scenes.materials import MATERIALS
+from ldm.data.scenes.scenes import draw_look
+from ldm.errors import UserError
+from ldm.models.diffusion.ddim import ddim_step, guided_denoiser, noised
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.schedule import make_sampling_schedule
+from ldm.training.reader import LatentReader, ReaderTrainer, draw_regions
+
+
+class Reward:
+    """What a `LatentReader` has to say against the edits of a denoiser in training.
+
+    Args:
+        reader: a checkpoint of `ReaderTrainer`.
+        weight: of this loss, beside that of the denoising.
+        every: it is asked at every so many steps of the training.
+        batch: edits at a time.
+        steps: of an edit; read: how many of them are read, drawn from those `between` two noise levels, in parts of
+            the model's timesteps. What is noisier shows no texture yet; what is cleaner changes no answer any more,
+            and is left out of the edit where nothing cleaner is read.
+        scale: of guidance.
+        emphasis: material -> how many times as often prompts say it as others.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+
+    def __init__(
+        self,
+        reader: str,
+        weight: float,
+        every: int = 1,
+        batch: int = 8,
+        steps: int = 8,
+        read: int = 3,
+        between: tuple[float, float] = (0.2, 0.8),
+        scale: float = 4.0,
+        emphasis: Mapping[str, float] | None = None,
+    ):
+        if not Path(reader).is_file():
+            raise UserError(f"there is no reader at {reader}: train configs/scenes/reader.yaml first")
+        trained = ReaderTrainer.load_from_checkpoint(reader, map_location="cpu").reader
+        self.reader: LatentReader = trained.eval().requires_grad_(False)
+        self.weight, self.every, self.batch = weight, every, batch
+        self.steps, self.read, self.between, self.scale = steps, read, between, scale
+        self.emphasis = {name: float((emphasis or {}).get(name, 1)) for name in MATERIALS}
+
+    def loss(self, ldm: LatentDiffusion, batch: Mapping[str, Tensor], generator: Generator) -> Tensor:
+        """The mean cross-entropy, a scalar, of what the reader is to see in edits of the first scenes of a batch.
+
+        The parameters' gradient comes from the half with the prompt alone: the other half could make any prompt look
+        well heard by forgetting how pictures look without one.
+
+        Args:
+            ldm: the model in training.
+            batch: "z" (b, c, h, w), scaled, and "box" (b, 4), as `LatentScenes` has them.
+            generator: of prompts, regions, noise and the steps that are read.
+
+        Raises:
+            UserError: there are fewer steps between the two levels than are to be read.
+        """
+        z_source = batch["z"][: self.batch].float()
+        texts, labels = self.prompts(generator, len(z_source))
+        region = draw_regions(generator, batch["box"][: self.batch].cpu(), z_source.shape[-1], (0, 2)).to(z_source)
+        noise = torch.randn(z_source.shape, generator=generator).to(z_source)
+        encoder = ldm.cond_stage_model
+        context, empty = (encoder.transformer(encoder.tokenize(some)) for some in (texts, [""]))
+        with torch.no_grad():
+            walk = guided_denoiser(ldm, context, empty, self.scale)
+            unprompted = ldm.prepare_context(empty)
+        prompted = ldm.prepare_context(context)
+        schedule = make_sampling_schedule(ldm.alphas_cumprod, self.steps)
+        low, high = (level * len(ldm.alphas_cumprod) for level in self.between)
+        readable = [i for i, t in enumerate(schedule.timesteps) if low < t < high]
+        if len(readable) < self.read:
+            raise UserError(
+                f"the reward is to read {self.read} of {self.steps} steps, and {len(readable)} of them lie between "
+                f"the noise levels {self.between[0]:g} and {self.between[1]:g}: give fewer, or more steps"
+            )
+        read = {readable[i] for i in torch.randperm(len(readable), generator=generator)[: self.read].tolist()}
+        losses, z = [], noised(z_source, schedule.alphas[0], noise)
+        for i, timestep in enumerate(schedule.timesteps[: max(read) + 1]):
+            t, levels = torch.full((len(z),), timestep), (schedule.alphas[i], schedule.alphas_prev[i], 0.0)
+            with torch.no_grad():
+                eps = ldm.predict_eps(z, t.to(z.device), unprompted) if i in read else walk(z, t)
+            if i in read:
+                eps = eps + self.scale * (ldm.predict_eps(z, t.to(z.device), prompted) - eps)
+            z, z0 = ddim_step(z, eps, *levels, None)
+            if i in read:
+                seen = torch.where(region.bool(), z0, z_source)
+                losses.append(self.reader.loss(seen, region, labels.to(z.device)).mean())
+            z = torch.where(region.bool(), z.detach(), noised(z_source, levels[1], noise))
+        return torch.stack(losses).mean()
+
+    def prompts(self, generator: Generator, count: int) -> tuple[list[str], Tensor]:
+        """Captions of random objects, and what each of them names: (count, 3) labels, as the reader has them."""
+        texts, labels, most = [], [], max(self.emphasis.values())
+        while len(texts) < count:
+            shape, material, color = draw_look(generator)
+            if not chance(generator, self.emphasis[material] / most):
+                continue
+            look = {"shape": shape, "material": material, "color": color, "background": None}
+            texts.append(write_caption(generator, look))
+            labels.append(encode(said(texts[-1], look))[:3])
+        return texts, torch.tensor(labels)
