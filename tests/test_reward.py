@@ -68,7 +68,7 @@ def test_the_reader_is_asked_about_what_is_named_alone():
     z, region = torch.randn(2, 4, 8, 8), torch.ones(2, 1, 8, 8)
     labels = torch.tensor([[UNSAID] * 3, [UNSAID, 4, UNSAID]])
     nothing, material = reader.loss(z, region, labels)
-    guess = reader(z, region)[READ.index("material")][1]
+    guess = reader(z, region)["material"][1]
     assert nothing == 0
     torch.testing.assert_close(material, F.cross_entropy(guess, torch.tensor(4)))
 
@@ -101,7 +101,7 @@ def test_the_reader_learns_and_looks_at_its_region():
             loss.backward()
             optimizer.step()
         z, region, material = scenes(200)
-        right = reader.eval()(z, region)[1].argmax(1) == material
+        right = reader.eval()(z, region)["material"].argmax(1) == material
     assert right.float().mean() > 0.9
 
 

@@ -116,6 +116,18 @@ def _single(attributes: Mapping[str, Any]) -> bool:
     return attributes["shape"] is not None and "second" not in attributes
 
 
+def log_right(module: pl.LightningModule, logits: Mapping[str, Tensor], labels: Tensor) -> None:
+    """Log, as "val/NAME", how often each head is right about what is known.
+
+    logits: name -> (b, classes); labels (b, heads), `UNSAID` where nothing is known.
+    """
+    for (name, guess), label in zip(logits.items(), labels.unbind(1), strict=True):
+        known = label != UNSAID
+        if known.any():
+            right = (guess.argmax(1) == label)[known].float().mean()
+            module.log(f"val/{name}", right, prog_bar=True, batch_size=int(known.sum()))
+
+
 class JudgeTrainer(pl.LightningModule):
     """Trains an `ldm.models.judge.Judge` (under `judge`).
 
@@ -150,12 +162,7 @@ class JudgeTrainer(pl.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         """The share of right answers of each head."""
-        logits = self.judge(batch["image"])
-        for (name, guess), label in zip(logits.items(), batch["labels"].unbind(1), strict=True):
-            known = label != UNSAID
-            if known.any():
-                right = (guess.argmax(1) == label)[known].float().mean()
-                self.log(f"val/{name}", right, prog_bar=True, batch_size=int(known.sum()))
+        log_right(self, self.judge(batch["image"]), batch["labels"])
 
     def configure_optimizers(self):
         h = self.hparams

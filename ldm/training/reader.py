@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from ldm.data.object_crops import UNSAID, VALUES
 from ldm.models.judge import Stage
+from ldm.training.judge import log_right
 from ldm.training.optim import adamw_with_cosine
 
 READ = ("shape", "material", "color")
@@ -46,15 +47,15 @@ class LatentReader(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleDict({name: nn.Linear((1 + cells) * last, len(VALUES[name])) for name in READ})
 
-    def forward(self, z: Tensor, region: Tensor) -> list[Tensor]:
-        """z (b, c, h, w), scaled, and region (b, 1, h, w) in [0, 1] -> logits (b, classes) for each of `READ`."""
+    def forward(self, z: Tensor, region: Tensor) -> dict[str, Tensor]:
+        """z (b, c, h, w), scaled, and region (b, 1, h, w) in [0, 1] -> for each of `READ`, logits (b, classes)."""
         h = self.trunk(torch.cat([z, region], dim=1).contiguous(memory_format=torch.channels_last))
         features = self.dropout(torch.cat([h.amax((2, 3)), h.flatten(1)], dim=1))
-        return [head(features) for head in self.heads.values()]
+        return {name: head(features) for name, head in self.heads.items()}
 
     def loss(self, z: Tensor, region: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy (b,) of the attributes that are known, labels (b, 3) in the order of `READ`, summed."""
-        columns = zip(self(z, region), labels.unbind(1), strict=True)
+        columns = zip(self(z, region).values(), labels.unbind(1), strict=True)
         return sum(F.cross_entropy(guess, label, ignore_index=UNSAID, reduction="none") for guess, label in columns)
 
 
@@ -114,12 +115,7 @@ class ReaderTrainer(pl.LightningModule):
         """The share of right answers of each head, on latents as they are."""
         z = batch["z"].float()
         region = draw_regions(Generator().manual_seed(index), batch["box"].cpu(), z.shape[-1], (0, 1)).to(z)
-        columns = zip(READ, self.reader(z, region), batch["labels"].long().unbind(1), strict=True)
-        for name, guess, label in columns:
-            known = label != UNSAID
-            if known.any():
-                right = (guess.argmax(1) == label)[known].float().mean()
-                self.log(f"val/{name}", right, prog_bar=True, batch_size=int(known.sum()))
+        log_right(self, self.reader(z, region), batch["labels"].long())
 
     def configure_optimizers(self):
         h = self.hparams

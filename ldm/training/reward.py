@@ -20,6 +20,7 @@ from ldm.errors import UserError
 from ldm.models.diffusion.ddim import ddim_step, guided_denoiser, noised
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.schedule import make_sampling_schedule
+from ldm.training.data import check_emphasis
 from ldm.training.reader import LatentReader, ReaderTrainer, draw_regions
 
 
@@ -38,7 +39,7 @@ class Reward:
         emphasis: material -> how many times as often prompts say it as others.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such checkpoint, or `emphasis` is none.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Reward:
         self.reader: LatentReader = trained.eval().requires_grad_(False)
         self.weight, self.every, self.batch = weight, every, batch
         self.steps, self.read, self.between, self.scale = steps, read, between, scale
+        check_emphasis(emphasis or {})
         self.emphasis = {name: float((emphasis or {}).get(name, 1)) for name in MATERIALS}
 
     def loss(self, ldm: LatentDiffusion, batch: Mapping[str, Tensor], generator: Generator) -> Tensor:
@@ -79,8 +81,8 @@ class Reward:
         texts, labels = self.prompts(generator, len(z_source))
         region = draw_regions(generator, batch["box"][: self.batch].cpu(), z_source.shape[-1], (0, 2)).to(z_source)
         noise = torch.randn(z_source.shape, generator=generator).to(z_source)
-        encoder = ldm.cond_stage_model
-        context, empty = (encoder.transformer(encoder.tokenize(some)) for some in (texts, [""]))
+        reader, labels, encoder = self.reader.to(z_source.device), labels.to(z_source.device), ldm.cond_stage_model
+        context, empty = (encoder.transformer(encoder.tokenize(some).to(z_source.device)) for some in (texts, [""]))
         with torch.no_grad():
             walk = guided_denoiser(ldm, context, empty, self.scale)
             unprompted = ldm.prepare_context(empty)
@@ -96,16 +98,19 @@ class Reward:
         read = {readable[i] for i in torch.randperm(len(readable), generator=generator)[: self.read].tolist()}
         losses, z = [], noised(z_source, schedule.alphas[0], noise)
         for i, timestep in enumerate(schedule.timesteps[: max(read) + 1]):
-            t, levels = torch.full((len(z),), timestep), (schedule.alphas[i], schedule.alphas_prev[i], 0.0)
-            with torch.no_grad():
-                eps = ldm.predict_eps(z, t.to(z.device), unprompted) if i in read else walk(z, t)
+            t, alpha_prev = torch.full((len(z),), timestep), schedule.alphas_prev[i]
             if i in read:
-                eps = eps + self.scale * (ldm.predict_eps(z, t.to(z.device), prompted) - eps)
-            z, z0 = ddim_step(z, eps, *levels, None)
+                t = t.to(z.device)
+                with torch.no_grad():
+                    eps = ldm.predict_eps(z, t, unprompted)
+                eps = eps + self.scale * (ldm.predict_eps(z, t, prompted) - eps)
+            else:
+                with torch.no_grad():
+                    eps = walk(z, t)
+            z, z0 = ddim_step(z, eps, schedule.alphas[i], alpha_prev, 0.0, None)
             if i in read:
-                seen = torch.where(region.bool(), z0, z_source)
-                losses.append(self.reader.loss(seen, region, labels.to(z.device)).mean())
-            z = torch.where(region.bool(), z.detach(), noised(z_source, levels[1], noise))
+                losses.append(reader.loss(torch.where(region.bool(), z0, z_source), region, labels).mean())
+            z = torch.where(region.bool(), z.detach(), noised(z_source, alpha_prev, noise))
         return torch.stack(losses).mean()
 
     def prompts(self, generator: Generator, count: int) -> tuple[list[str], Tensor]:
