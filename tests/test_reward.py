@@ -119,11 +119,21 @@ def test_prompts_say_their_labels(checkpoint):
         assert encode(said(text, look | {"background": None}))[:3] == label
 
 
-def test_emphasised_materials_are_prompted_more_often(checkpoint):
-    emphasis = {"brick": 4.0, "plastic": 0.0}
+def test_what_is_emphasised_is_prompted_more_often(checkpoint):
+    emphasis = {"brick": 4, "plastic": 0.0, "gray": 3.0}
     _, labels = Reward(checkpoint, 1.0, emphasis=emphasis).prompts(generator(), 1500)
     brick, plastic, metal = ((labels[:, 1] == MATERIALS.index(m)).sum() for m in ("brick", "plastic", "metal"))
-    assert plastic == 0 and 3 < brick / metal < 5.5
+    gray, blue = ((labels[:, 2] == VALUES["color"].index(c)).sum() for c in ("gray", "blue"))
+    assert plastic == 0 and 3 < brick / metal < 5.5 and 2.2 < gray / blue < 4
+
+
+@pytest.mark.parametrize(
+    ("emphasis", "named"),
+    [({"gold": 2}, "gold"), ({"blue": -1}, "-1"), (dict.fromkeys(MATERIALS, 0), "every material")],
+)
+def test_an_emphasis_that_leaves_no_prompt_is_refused(checkpoint, emphasis, named):
+    with pytest.raises(UserError, match=named):
+        Reward(checkpoint, 1.0, emphasis=emphasis)
 
 
 def test_the_reward_reads_edits_of_the_scene(checkpoint, model, batch, monkeypatch):

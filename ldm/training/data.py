@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
 from ldm import zoo
-from ldm.data.object_crops import encode
+from ldm.data.object_crops import VALUES, encode
 from ldm.data.scenes.materials import MATERIALS
 from ldm.data.shards import SceneShards
 from ldm.data.tokenizer import write_tokenizer
@@ -224,13 +224,18 @@ def material_captions(attributes: Mapping[str, Any]) -> tuple[str, str]:
     return said, missaid
 
 
-def check_emphasis(emphasis: Mapping[str, float]) -> None:
-    """Raises UserError where `emphasis` names no material or gives it no weight of at least 0."""
-    for material, weight in emphasis.items():
-        if material not in MATERIALS:
-            raise UserError(f'emphasis: there is no material "{material}", only {", ".join(MATERIALS)}')
+def check_emphasis(emphasis: Mapping[str, float], kinds: Sequence[str] = ("material",)) -> None:
+    """Raises UserError where `emphasis` names nothing of these kinds, gives something no weight of at least 0, or
+    leaves nothing of a kind to be drawn."""
+    known = {name: kind for kind in kinds for name in VALUES[kind]}
+    for name, weight in emphasis.items():
+        if name not in known:
+            raise UserError(f'emphasis: there is no {" or ".join(kinds)} "{name}", only {", ".join(known)}')
         if not 0 <= weight < math.inf:
-            raise UserError(f"emphasis: {material} has the weight {weight}: write a number of at least 0")
+            raise UserError(f"emphasis: {name} has the weight {weight}: write a number of at least 0")
+    for kind in kinds:
+        if not any(emphasis.get(name, 1) for name in VALUES[kind]):
+            raise UserError(f"emphasis: every {kind} has the weight 0: nothing is left to draw")
 
 
 def scene_weights(attributes: Sequence[Mapping[str, Any]], emphasis: Mapping[str, float]) -> list[float]:

@@ -1,27 +1,27 @@
 """A reward for what the prompt says, beside the denoising loss: the denoiser edits scenes, a reader says what it sees.
 
 The squared error counts every detail of a texture alike, and a small denoiser spends itself on them; whether the wood
-looks like wood is a small part of it. So some scenes are edited as `BlendedDDIM` does it, in few steps and with
+looks like wood is a small part of it. So some scenes are edited as `BlendedDDIMSampler` does it, in few steps and with
 guidance, and at some of those steps the estimate z0 is read by a `LatentReader`. The gradient of its cross-entropy goes
 through that one step (ReFL, Xu et al. 2023, algorithm 1; DRaFT-1, Clark et al. 2024), not through the walk before it.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
-from ldm.data.object_crops import encode, said, write_caption
+from ldm.data.object_crops import VALUES, encode, said, write_caption
 from ldm.data.scenes.draw import chance
-from ldm.data.scenes.materials import MATERIALS
 from ldm.data.scenes.scenes import draw_look
 from ldm.errors import UserError
 from ldm.models.diffusion.ddim import ddim_step, guided_denoiser, noised
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.training.data import check_emphasis
-from ldm.training.reader import LatentReader, ReaderTrainer, draw_regions
+from ldm.training.reader import READ, LatentReader, ReaderTrainer, draw_regions
 
 
 class Reward:
@@ -36,7 +36,7 @@ class Reward:
             the model's timesteps. What is noisier shows no texture yet; what is cleaner changes no answer any more,
             and is left out of the edit where nothing cleaner is read.
         scale: of guidance.
-        emphasis: material -> how many times as often prompts say it as others.
+        emphasis: a shape, material or colour -> how many times as often prompts say it as others of its kind.
 
     Raises:
         UserError: there is no such checkpoint, or `emphasis` is none.
@@ -60,8 +60,8 @@ class Reward:
         self.reader: LatentReader = trained.eval().requires_grad_(False)
         self.weight, self.every, self.batch = weight, every, batch
         self.steps, self.read, self.between, self.scale = steps, read, between, scale
-        check_emphasis(emphasis or {})
-        self.emphasis = {name: float((emphasis or {}).get(name, 1)) for name in MATERIALS}
+        self.emphasis = {name: 1.0 for kind in READ for name in VALUES[kind]} | dict(emphasis or {})
+        check_emphasis(self.emphasis, READ)
 
     def loss(self, ldm: LatentDiffusion, batch: Mapping[str, Tensor], generator: Generator) -> Tensor:
         """The mean cross-entropy, a scalar, of what the reader is to see in edits of the first scenes of a batch.
@@ -115,12 +115,12 @@ class Reward:
 
     def prompts(self, generator: Generator, count: int) -> tuple[list[str], Tensor]:
         """Captions of random objects, and what each of them names: (count, 3) labels, as the reader has them."""
-        texts, labels, most = [], [], max(self.emphasis.values())
+        texts, labels = [], []
+        most = math.prod(max(self.emphasis[name] for name in VALUES[kind]) for kind in READ)
         while len(texts) < count:
-            shape, material, color = draw_look(generator)
-            if not chance(generator, self.emphasis[material] / most):
+            look = dict(zip(READ, draw_look(generator), strict=True)) | {"background": None}
+            if not chance(generator, math.prod(self.emphasis[name] for name in look.values() if name) / most):
                 continue
-            look = {"shape": shape, "material": material, "color": color, "background": None}
             texts.append(write_caption(generator, look))
             labels.append(encode(said(texts[-1], look))[:3])
         return texts, torch.tensor(labels)
