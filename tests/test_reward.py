@@ -151,6 +151,30 @@ def test_the_reward_reads_edits_of_the_scene(checkpoint, model, batch, monkeypat
         assert not torch.isclose(z, source)[~outside].any()
 
 
+def test_around_the_region_each_step_begins_at_the_scene_noised_once(checkpoint, model, batch, monkeypatch):
+    reward, walked, regions, predict = (
+        Reward(checkpoint, 1.0, batch=2, steps=6, read=2),
+        [],
+        [],
+        type(model).predict_eps,
+    )
+    monkeypatch.setattr(
+        type(model), "predict_eps", lambda self, z, t, c: walked.append((z[:2], t[0])) or predict(self, z, t, c)
+    )
+    monkeypatch.setattr(
+        reward.reader, "loss", lambda z, region, _: regions.append(region) or z.square().mean((1, 2, 3))
+    )
+    reward.loss(model, batch, generator())
+    source, outside = batch["z"][:2].float(), (regions[0] == 0).expand(-1, 4, -1, -1)
+    noises = []
+    for z, t in walked:
+        alpha = model.alphas_cumprod[t]
+        noises.append(((z - alpha.sqrt() * source) / (1 - alpha).sqrt())[outside])
+    assert len(noises) > 4 and noises[0].std() > 0.8
+    for noise in noises[1:]:
+        torch.testing.assert_close(noise, noises[0], atol=1e-3, rtol=1e-3)
+
+
 def test_the_same_generator_gives_the_same_reward(checkpoint, model, batch):
     reward = Reward(checkpoint, 1.0, batch=3, steps=4, read=2)
     first, again, other = (reward.loss(model, batch, generator(seed)).item() for seed in (0, 0, 1))
