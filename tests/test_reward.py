@@ -152,12 +152,8 @@ def test_the_reward_reads_edits_of_the_scene(checkpoint, model, batch, monkeypat
 
 
 def test_around_the_region_each_step_begins_at_the_scene_noised_once(checkpoint, model, batch, monkeypatch):
-    reward, walked, regions, predict = (
-        Reward(checkpoint, 1.0, batch=2, steps=6, read=2),
-        [],
-        [],
-        type(model).predict_eps,
-    )
+    reward, predict = Reward(checkpoint, 1.0, batch=2, steps=6, read=2), type(model).predict_eps
+    walked, regions = [], []
     monkeypatch.setattr(
         type(model), "predict_eps", lambda self, z, t, c: walked.append((z[:2], t[0])) or predict(self, z, t, c)
     )
