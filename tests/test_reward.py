@@ -10,7 +10,7 @@ from ldm.data.scenes.captions import vocabulary
 from ldm.data.tokenizer import write_tokenizer
 from ldm.errors import UserError
 from ldm.training.diffusion import DiffusionTrainer
-from ldm.training.reader import READ, LatentReader, ReaderTrainer, draw_regions, weather
+from ldm.training.reader import READ, LatentReader, ReaderTrainer, draw_regions, look_closer, weather
 from ldm.training.reward import Reward
 from tests.tiny import tiny_config, tiny_model
 
@@ -61,6 +61,30 @@ def test_a_scene_without_an_object_gets_a_region_somewhere_within():
     regions = draw_regions(generator(), torch.zeros(64, 4, dtype=torch.int16), 16, (0, 0))
     sizes = regions.sum(dim=(1, 2, 3))
     assert (sizes >= 16).all() and (sizes <= 14 * 14).all() and len(regions.unique(dim=0)) > 32
+
+
+def test_the_reader_looks_at_the_square_around_its_region():
+    """A square of ones fills the same share of what is looked at, wherever it stands and however large it is."""
+    z, region = torch.full((4, 2, 16, 16), -1.0), torch.zeros(4, 1, 16, 16)
+    places = [(slice(1, 6), slice(2, 7)), (slice(9, 14), slice(10, 15)), (slice(3, 13), slice(3, 13))]
+    for i, (rows, columns) in enumerate(places):
+        region[i, :, rows, columns] = z[i, :, rows, columns] = 1
+    seen = look_closer(z, region)
+    assert seen.shape == (4, 3, 16, 16)
+    torch.testing.assert_close(seen[0], seen[1])
+    assert (seen[:3, :, 3:13, 3:13] == 1).all()  # of 16 / 1.2 = 13.3 positions, all but the blurred edge
+    assert (seen[:3, 2, [0, -1]] < 0.5).all() and (seen[:3, 2, :, [0, -1]] < 0.5).all()
+    assert (seen[3, :2, 4:12, 4:12] == -1).all() and (seen[3, 2] == 0).all()
+
+
+def test_an_oblong_region_keeps_its_proportions_and_beyond_the_border_is_nothing():
+    z, region = torch.ones(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
+    region[..., 4:12, 0:4] = 1
+    looked, where = look_closer(z, region)[0]
+    wide, high = where.mean(1).max(), where.mean(0).max()
+    torch.testing.assert_close(high, torch.tensor(1 / 1.2), atol=0.03, rtol=0)
+    torch.testing.assert_close(wide, torch.tensor(0.5 / 1.2), atol=0.03, rtol=0)
+    assert (looked[:, :3] == 0).all() and (looked[:, 6:] > 0.999).all()
 
 
 def test_the_reader_is_asked_about_what_is_named_alone():

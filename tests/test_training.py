@@ -4,11 +4,13 @@ import csv
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 
 from ldm import zoo
 from ldm.cli import run
@@ -17,6 +19,7 @@ from ldm.data.shards import write_shard
 from ldm.editing.defaults import Defaults
 from ldm.editing.edit import EditRequest, edit_image
 from ldm.errors import UserError
+from ldm.models.autoencoder import DiagonalGaussian
 from ldm.models.diffusion.ddim import noised
 from ldm.training.autoencoder import psnr
 from ldm.training.data import LatentScenes
@@ -220,6 +223,37 @@ def test_captions_are_tokens_without_unknown_words(work):
     )
     tokens = data._tokens(captions)
     assert tokens.shape == (24, 32) and not (tokens == 1).any()  # 1 is [UNK]
+
+
+def test_scenes_rendered_since_are_added_to_the_cached_latents(work, tmp_path):
+    """Those that are known are not encoded again; a cache of more scenes than there are is an error."""
+
+    class FirstStage(torch.nn.Module):
+        encoded = 0
+
+        def encode(self, x):
+            self.encoded += len(x)
+            mean = F.avg_pool2d(x.mean(1, keepdim=True), 8).repeat(1, 4, 1, 1)
+            return DiagonalGaussian(mean, torch.zeros_like(mean))
+
+    def latents(shards: int) -> torch.Tensor:
+        folder = tmp_path / f"{shards}"
+        for index in range(shards):
+            for file in (work / "train").glob("00000.*"):
+                (folder / file.name.replace("00000", f"{index:05d}")).parent.mkdir(exist_ok=True)
+                shutil.copy(file, folder / file.name.replace("00000", f"{index:05d}"))
+        cache = str(tmp_path / "latents")
+        data = LatentScenes(str(folder), str(work / "val"), "none", str(work / "words"), 128, cache, 4)
+        return data._latents(first_stage, "train")
+
+    first_stage = FirstStage()
+    one, two = latents(1), latents(2)
+    assert len(one) == 24 and first_stage.encoded == 48
+    torch.testing.assert_close(two, torch.cat([one, one]))
+    torch.testing.assert_close(latents(2), two)
+    assert first_stage.encoded == 48
+    with pytest.raises(UserError, match="48 scenes.*24"):
+        latents(1)
 
 
 def test_emphasised_materials_are_trained_on_more_often(work):

@@ -92,7 +92,8 @@ class LatentScenes(pl.LightningDataModule):
         first_stage: a checkpoint of `AutoencoderTrainer`, or the `model.safetensors` of a model that has shipped: its
             denoiser can then be trained further.
         tokenizer: folder of the tokenizer; vocab_size: the text encoder's, at least as large as its vocabulary.
-        cache: folder of the encoded shards. Delete it when the first stage has changed.
+        cache: folder of the encoded shards; scenes that were rendered since are added. Delete it when the first stage
+            has changed.
         emphasis: material -> how many times as often its scenes are trained on as others. For what is hard to learn;
             scenes are then drawn with replacement, as many an epoch as there are.
 
@@ -168,22 +169,25 @@ class LatentScenes(pl.LightningDataModule):
 
     @torch.no_grad()
     def _latents(self, first_stage: torch.nn.Module, name: str) -> Tensor:
-        """The unscaled latents of a folder of shards, from the cache where they are."""
+        """The unscaled latents of a folder of shards: from the cache as far as it goes, the others encoded."""
         cache = Path(self.hparams.cache) / f"{name}.pt"
-        if cache.exists():
-            return torch.load(cache, weights_only=True)
         shards = SceneShards(self.hparams[name])
-        batches = DataLoader([i for i in range(len(shards))], 64)
-        z = []
-        for rows in tqdm(batches, desc=f"encoding {name}"):
+        z = [torch.load(cache, weights_only=True)] if cache.exists() else []
+        known = sum(map(len, z))
+        if known > len(shards):
+            raise UserError(f"{cache} holds {known} scenes, and {self.hparams[name]} {len(shards)}: delete it")
+        if known == len(shards):
+            return z[0]
+        for rows in tqdm(DataLoader(range(known, len(shards)), 64), desc=f"encoding {name}"):
             x = torch.from_numpy(np.stack([shards.images(int(i)) for i in rows])).permute(0, 3, 1, 2)
             x = (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
             z.append(first_stage.encode(x).mode().half().contiguous())
         cache.parent.mkdir(parents=True, exist_ok=True)
         part = cache.with_suffix(".part")
-        torch.save(torch.cat(z), part)
+        z = torch.cat(z)
+        torch.save(z, part)
         os.replace(part, cache)
-        return torch.cat(z)
+        return z
 
     def _tokens(self, captions: Sequence[str]) -> Tensor:
         from ldm.modules.encoders.modules import BERTTokenizer

@@ -20,10 +20,39 @@ from ldm.training.optim import adamw_with_cosine
 
 READ = ("shape", "material", "color")
 CELL = 8  # pixels of a scene for a latent position
+MARGIN = 0.1  # room around a region, as a fraction of its longer side
+
+
+def look_closer(z: Tensor, region: Tensor) -> Tensor:
+    """The square around each region, a little more than it, scaled to the size of the latent; zero beyond its border.
+
+    An object then stands in the middle and fills the square, wherever in the scene it is. Differentiable in z.
+
+    Args:
+        z: (b, c, h, w), h = w.
+        region: (b, 1, h, w) in {0, 1}; one that is empty has the whole latent looked at.
+
+    Returns:
+        (b, c + 1, h, w): the latent, and the region as the last channel.
+    """
+    size = z.shape[-1]
+    inside = region[:, 0] > 0.5
+    sides = []
+    for along in (inside.any(1), inside.any(2)):  # columns, rows
+        along = torch.where(along.any(1, keepdim=True), along, True).float()
+        low, high = along.argmax(1), size - along.flip(1).argmax(1)
+        sides.append((low, high))
+    (left, right), (top, bottom) = sides
+    half = torch.maximum(right - left, bottom - top) * (0.5 + MARGIN)
+    theta = z.new_zeros(len(z), 2, 3)  # of each square, in the coordinates of grid_sample: -1 to 1 over the latent
+    theta[:, 0, 0] = theta[:, 1, 1] = 2 * half / size
+    theta[:, 0, 2], theta[:, 1, 2] = (left + right) / size - 1, (top + bottom) / size - 1
+    both = torch.cat([z, region.to(z)], dim=1)
+    return F.grid_sample(both, F.affine_grid(theta, list(both.shape), align_corners=False), align_corners=False)
 
 
 class LatentReader(nn.Module):
-    """One linear head for each attribute, on features of the latent and of the region to look at.
+    """One linear head for each attribute, on features of the latent around the region to look at.
 
     Args:
         channels: of z; size: its side.
@@ -49,7 +78,7 @@ class LatentReader(nn.Module):
 
     def forward(self, z: Tensor, region: Tensor) -> dict[str, Tensor]:
         """z (b, c, h, w), scaled, and region (b, 1, h, w) in [0, 1] -> for each of `READ`, logits (b, classes)."""
-        h = self.trunk(torch.cat([z, region], dim=1).contiguous(memory_format=torch.channels_last))
+        h = self.trunk(look_closer(z, region).contiguous(memory_format=torch.channels_last))
         features = self.dropout(torch.cat([h.amax((2, 3)), h.flatten(1)], dim=1))
         return {name: head(features) for name, head in self.heads.items()}
 
