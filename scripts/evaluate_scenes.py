@@ -21,6 +21,9 @@ def build_parser() -> Parser:
     parser.add_argument("--seed", type=bounded(int, 0, 2**31), default=0, help="of the triples (default 0)")
     parser.add_argument("--region", choices=("auto", "whole"), default="auto", help="as text_editing.py has it")
     parser.add_argument("--context", type=bounded(float, 0), help="as text_editing.py has it (default: the model's)")
+    parser.add_argument(
+        "--workers", type=bounded(int, 1, 64), default=1, help="processes that paint; as many as cores (default 1)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu")
     return parser
 

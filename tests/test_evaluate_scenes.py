@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,13 @@ from ldm.data.scenes.materials import MATERIALS
 from ldm.data.scenes.shapes import SHAPES
 from ldm.editing.canvas import Place
 from ldm.editing.editor import Editor
-from ldm.editing.images import to_pil
+from ldm.editing.images import to_pil, to_tensor
 from ldm.errors import MissingExtra, UserError
 from ldm.evaluation import evaluation, report
 from ldm.evaluation.answers import Answers
 from ldm.evaluation.evaluation import PARTS, Evaluation, run_evaluation
 from ldm.evaluation.judging import load_judge, verdicts
+from ldm.evaluation.paintings import Painting, Paintings
 from ldm.evaluation.report import Row
 from ldm.evaluation.triples import (
     MASKS,
@@ -272,12 +275,10 @@ def test_a_damaged_file_of_answers_is_told(tmp_path):
 def test_a_run_answers_what_the_model_paints_and_goes_on_where_it_stopped(job, models, tmp_path, monkeypatch):
     first = run_evaluation(job("edits", n_triples=1))
     assert [row.part for row in first] == ["edits"] * 5
-    asked, ask = [], evaluation._Session.ask
-    monkeypatch.setattr(
-        evaluation._Session, "ask", lambda self, *args, **kw: asked.append(args[:2]) or ask(self, *args, **kw)
-    )
+    saved, save = [], Paintings.save
+    monkeypatch.setattr(Paintings, "save", lambda self, *args: saved.append(args[:2]) or save(self, *args))
     rows = run_evaluation(job("edits", "background", "scribble", n_triples=2))
-    assert asked == [("edits", 1), ("background", 0), ("scribble", 0)]
+    assert saved == [("edits", 1), ("background", 0), ("scribble", 0)]
     counts = {row.part: row.count for row in rows if row.reached is not None}
     assert counts == {"edits": 2, "background": 1, "scribble": 1}
 
@@ -289,7 +290,8 @@ def test_a_run_answers_what_the_model_paints_and_goes_on_where_it_stopped(job, m
     mask = (triple.mask[0, 0] * 255).byte().numpy()
     edited = editor.edit(to_pil(triple.x), mask, triple.prompt, seed=1000, n_samples=4, ddim_steps=2)
     assert lines[1]["expected"] == triple.expected and lines[1]["seeds"] == [1000, 1001, 1002, 1003]
-    assert lines[1]["verdicts"] == verdicts(load_judge(), edited.edit.x, edited.task.canvas.x_mask)
+    x = torch.cat([to_tensor(to_pil(one)) for one in edited.edit.x])
+    assert lines[1]["verdicts"] == verdicts(load_judge(), x, edited.task.canvas.x_mask)
 
     saved = json.loads((out / "evaluation.json").read_text())
     assert [row["name"] for row in saved["rows"]] == [row.name for row in rows]
@@ -326,6 +328,54 @@ def test_ranking(job, tmp_path, monkeypatch):
     assert [answer["seeds"] for answer in answers] == [list(range(7, -1, -1)), list(range(1007, 999, -1))]
     assert all(len(answer["verdicts"]) == 8 and answer["ranked"] for answer in answers)
     assert (tmp_path / "out" / "ranking.png").is_file()
+
+
+def test_another_ranker_is_asked_about_the_same_pictures(job, tmp_path, monkeypatch):
+    """A file of weights of another digest is another ranker: the table is made anew, and nothing is painted again."""
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    (clip / "open_clip_model.safetensors").write_bytes(b"one")
+    resolve = zoo.resolve
+    monkeypatch.setattr(zoo, "resolve", lambda *args: replace(resolve(*args), clip=clip))
+    monkeypatch.setattr(evaluation, "find_ranker", lambda *_: Backwards())
+    run_evaluation(job("edits", "scribble", n_triples=1))
+
+    (clip / "open_clip_model.safetensors").write_bytes(b"two")
+    monkeypatch.setattr(Backwards, "distances", lambda self, x, mask, prompt: torch.arange(len(x)).float())
+    monkeypatch.setattr(Paintings, "save", None)
+    rows = run_evaluation(job("edits", n_triples=1))
+    assert {row.part for row in rows} == {"edits"}
+    _, *answers = map(json.loads, (tmp_path / "out" / "answers.jsonl").read_text().splitlines())
+    assert [answer["seeds"] for answer in answers] == [[0, 1, 2, 3]]
+
+
+def test_several_workers_paint_what_one_does(job, tmp_path):
+    for workers in (1, 2):
+        run_evaluation(job("edits", n_triples=3, workers=workers, outdir=tmp_path / f"{workers}"))
+    one, two = (sorted((tmp_path / f"{workers}" / "paintings").glob("*.png")) for workers in (1, 2))
+    assert len(one) == 3 and [file.name for file in one] == [file.name for file in two]
+    for a, b in zip(one, two, strict=True):
+        a, b = (np.asarray(Image.open(file)).astype(int) for file in (a, b))
+        assert abs(a - b).max() <= 1
+
+
+def test_paintings_come_back_as_they_were(tmp_path):
+    painting = Painting(torch.rand(1, 3, 8, 8) * 2 - 1, (torch.rand(1, 1, 8, 8) > 0.5).float(), torch.zeros(5, 3, 8, 8))
+    paintings = Paintings(tmp_path, {"seed": 0})
+    assert not paintings.has("edits", 7)
+    paintings.save("edits", 7, painting)
+    back = paintings.read("edits", 7, 5)
+    assert paintings.has("edits", 7) and torch.equal(back.mask, painting.mask)
+    for a, b in ((back.source, painting.source), (back.x, painting.x)):
+        torch.testing.assert_close(a, b, atol=1 / 254, rtol=0)
+    with pytest.raises(UserError, match="does not hold 4 predictions"):
+        paintings.read("edits", 7, 4)
+
+
+def test_paintings_of_a_damaged_folder_are_told(tmp_path):
+    (tmp_path / "settings.json").write_text("nonsense")
+    with pytest.raises(UserError, match="is damaged"):
+        Paintings(tmp_path, {"seed": 0})
 
 
 def test_cost(job, monkeypatch):

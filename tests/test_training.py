@@ -252,7 +252,7 @@ def test_scenes_rendered_since_are_added_to_the_cached_latents(work, tmp_path):
     torch.testing.assert_close(two, torch.cat([one, one]))
     torch.testing.assert_close(latents(2), two)
     assert first_stage.encoded == 48
-    with pytest.raises(UserError, match="48 scenes.*24"):
+    with pytest.raises(UserError, match="holds 48 scenes"):
         latents(1)
 
 

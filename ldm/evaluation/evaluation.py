@@ -1,6 +1,6 @@
 """The evaluation of a model of scenes: what it must reach, measured by an independent judge.
 
-Every answer is written as it comes: a run that was stopped goes on where it stopped.
+Every picture is kept as it comes: a run that was stopped goes on where it stopped.
 """
 
 import hashlib
@@ -9,8 +9,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,19 +29,19 @@ from ldm.data.scenes.scenes import render_scenes
 from ldm.editing.canvas import Place
 from ldm.editing.defaults import Defaults
 from ldm.editing.edit import EditRequest, edit_image
-from ldm.editing.editor import Editor
 from ldm.editing.images import atomic_file, load_image, save_png, to_pil
-from ldm.editing.ranking import CLIPRanker, find_ranker
+from ldm.editing.ranking import CLIPRanker, find_ranker, rank
 from ldm.editing.reconstruct import psnr
 from ldm.errors import UserError
 from ldm.evaluation import report
-from ldm.evaluation.answers import Answers
 from ldm.evaluation.judging import judge_folder, judge_renders, load_judge, verdicts
-from ldm.evaluation.report import OBJECT, Row
+from ldm.evaluation.paintings import Painter, Paintings, paint_all
+from ldm.evaluation.report import OBJECT, Answer, Row
 from ldm.evaluation.triples import Triple, background_triples, held_out_windows, object_triples, scribble_triples
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import choose_device, choose_precision, peak_memory
 
+ANSWERS = "answers.jsonl"  # the settings, then one answer a line
 PREDICTIONS = 4  # of each triple
 SCRIBBLE_SKIP = 0.4  # of the steps: keeps the place and the colour of a blob
 ON_SHEET = {"edits": 16, "background": 8, "scribble": 8}  # the first triples of each part
@@ -63,7 +63,7 @@ class Evaluation:
 
     model, device: as `scripts/text_editing.py` has them. judge: see `judge_folder`. n_triples: of the edits;
     backgrounds and scribbles take a third as many. parts: names of `PARTS`. seed: of the triples.
-    ddim_steps, place: of every edit.
+    ddim_steps, place: of every edit. workers: processes that paint, see `paint_all`.
     """
 
     outdir: Path
@@ -75,6 +75,7 @@ class Evaluation:
     device: str = "auto"
     ddim_steps: int = 50
     place: Place = field(default_factory=Place)
+    workers: int = 1
 
 
 UNJUDGED = {"autoencoder", "cost"}
@@ -92,80 +93,100 @@ def _judge_folder(job: Evaluation) -> Path | None:
 
 
 class _Session:
-    """A model, its ranker and the judge; and the answers so far, on disk."""
+    """A model, its ranker and the judge; what the model has painted, and the answers, on disk."""
 
     def __init__(self, job: Evaluation):
         self.job = job
         self.files = zoo.resolve(job.model)
         self.judge_folder = _judge_folder(job)
-        self.answers = Answers(job.outdir / "answers.jsonl", self._settings())
         self.device = choose_device(job.device)
+        self.painter = Painter(job.model, job.device, job.place, job.ddim_steps)
+        painted = self._painted()
+        self.settings = painted | self._read_by()
+        self.paintings = Paintings(job.outdir / "paintings", painted)
+        self.answers: dict[str, list[Answer]] = _read_answers(job.outdir, self.settings)
         self.judge = load_judge(job.judge, self.device) if self.judge_folder else None
         self.ranker: CLIPRanker | None = find_ranker(self.files.clip, self.device)
         if self.ranker is not None and "ranking" in job.parts:
             report.require_plot()
-        self.model: LatentDiffusion = zoo.load(self.files, self.device, choose_precision("auto", self.device))
-        self.editor = Editor(self.model, self.ranker, self.files)
-        self.size = self.model.image_size * self.model.factor
 
-    def _settings(self) -> dict[str, Any]:
-        """What two runs must share for their answers to go into one table."""
-        clip = self.files.clip
-        weights = {"model": self.files.weights}
-        if self.judge_folder:
-            weights["judge"] = self.judge_folder / "model.safetensors"
-        if isinstance(clip, Path):
-            weights["clip"] = clip / "open_clip_model.safetensors"
-        digests = {f"{name}_sha256": _sha256(path) for name, path in weights.items()}
+    @cached_property
+    def model(self) -> LatentDiffusion:
+        return zoo.load(self.files, self.device, choose_precision("auto", self.device))
+
+    @property
+    def size(self) -> int:
+        return self.model.image_size * self.model.factor
+
+    def _painted(self) -> dict[str, Any]:
+        """What two runs must share for their pictures to go into one table."""
         defaults = Defaults.of(self.files)
         place = defaults.fill(self.job.place)
         how = {"region": place.region} | asdict(defaults) | {"context": place.context}
-        return {"model": self.files.name, "seed": self.job.seed, "ddim_steps": self.job.ddim_steps} | how | digests
+        what = {"model": self.files.name, "model_sha256": _sha256(self.files.weights)}
+        return what | {"seed": self.job.seed, "ddim_steps": self.job.ddim_steps} | how
 
-    def ask(self, part: str, index: int, triple: Triple, n_iter: int = 1, skip_steps: int = 0) -> None:
-        """Edit, judge every prediction, and write down the answer; draw a row of the contact sheet."""
-        request = EditRequest(
-            triple.prompt,
-            seed=1000 * index,
-            n_samples=PREDICTIONS,
-            n_iter=n_iter,
-            ddim_steps=self.job.ddim_steps,
-            skip_steps=skip_steps,
+    def _read_by(self) -> dict[str, str]:
+        """Who looks at the pictures; others give other answers."""
+        weights = {}
+        if self.judge_folder:
+            weights["judge"] = self.judge_folder / "model.safetensors"
+        if isinstance(self.files.clip, Path):
+            weights["clip"] = self.files.clip / "open_clip_model.safetensors"
+        return {f"{name}_sha256": _sha256(path) for name, path in weights.items()}
+
+    def ask_all(
+        self, part: str, series: Callable[[], Iterator[Triple]], count: int, n_iter: int = 1, skip_steps: int = 0
+    ) -> list[Answer]:
+        """The answers to the first `count` triples of a series; what was painted already is not painted again."""
+        options = {"n_samples": PREDICTIONS, "n_iter": n_iter, "skip_steps": skip_steps}
+        jobs = (
+            (part, index, triple, options | {"seed": _first_seed(index)})
+            for index, triple in enumerate(islice(series(), count))
+            if not self.paintings.has(part, index)
         )
-        with _silent():
-            mask = (triple.mask[0, 0] * 255).byte().numpy()
-            task = self.editor.prepare(to_pil(triple.x), mask, request, self.job.place)
-            (edited,) = self.editor.run([task])
-        edit, canvas = edited.edit, task.canvas
+        done = sum(self.paintings.has(part, index) for index in range(count))
+        with tqdm(total=count, initial=done, desc=part, unit="triple", disable=None) as bar:
+            for _ in paint_all(self.painter, self.paintings, jobs, self.job.workers):
+                bar.update()
+        answers = [
+            self._answer(part, index, triple, PREDICTIONS * n_iter)
+            for index, triple in enumerate(islice(series(), count))
+        ]
+        self.answers[part] = answers
+        return answers
+
+    def _answer(self, part: str, index: int, triple: Triple, predictions: int) -> Answer:
+        """Rank and judge what was painted; draw a row of the contact sheet."""
+        painting = self.paintings.read(part, index, predictions)
+        order = torch.arange(predictions)
+        if self.ranker is not None:
+            order = rank(self.ranker.distances(painting.x, painting.mask, triple.prompt))
+        x = painting.x[order]
         answer = {
             "part": part,
             "index": index,
             "prompt": triple.prompt,
             "photo": triple.photo,
             "expected": triple.expected,
-            "seeds": edit.seeds,
-            "verdicts": verdicts(self.judge, edit.x, None if "background" in triple.expected else canvas.x_mask),
-            "ranked": edit.distances is not None,
+            "seeds": (_first_seed(index) + order).tolist(),
+            "verdicts": verdicts(self.judge, x, None if "background" in triple.expected else painting.mask),
+            "ranked": self.ranker is not None,
         }
         if index < ON_SHEET.get(part, 0):
-            self.row_file(part, index).parent.mkdir(exist_ok=True)
-            pictures = [to_pil(canvas.x_source), to_pil(canvas.x_mask.expand(-1, 3, -1, -1) * 2 - 1)]
-            pictures += map(to_pil, edit.x)
-            save_png(report.draw_row(answer, pictures), self.row_file(part, index))
-        self.answers.add(answer)
+            pictures = [to_pil(painting.source), to_pil(painting.mask.expand(-1, 3, -1, -1) * 2 - 1)]
+            file = self.row_file(part, index)
+            file.parent.mkdir(exist_ok=True)
+            save_png(report.draw_row(answer, pictures + list(map(to_pil, x))), file)
+        return answer
 
     def row_file(self, part: str, index: int) -> Path:
         return self.job.outdir / "rows" / f"{part}-{index:04d}.png"
 
-    def ask_all(self, part: str, triples: Iterator[Triple], count: int, **options: int) -> list[dict[str, Any]]:
-        """The answers to the first `count` triples; those that are there already are not asked again."""
-        known = self.answers.of(part)
-        with tqdm(total=count, desc=part, unit="triple", disable=None) as bar:
-            for index, triple in enumerate(islice(triples, count)):
-                if index not in known:
-                    self.ask(part, index, triple, **options)
-                bar.update()
-        return [answer for index, answer in sorted(self.answers.of(part).items()) if index < count]
+
+def _first_seed(index: int) -> int:
+    """Of the predictions for triple `index`."""
+    return 1000 * index
 
 
 def run_evaluation(job: Evaluation) -> list[Row]:
@@ -178,7 +199,7 @@ def run_evaluation(job: Evaluation) -> list[Row]:
             evaluation of other settings.
     """
     session = _Session(job)
-    rows = _read_rows(job.outdir, session.answers.settings)
+    rows = _read_rows(job.outdir, session.settings)
     for part, measure in PARTS.items():
         if part in job.parts:
             rows = [row for row in rows if row.part != part] + measure(session)
@@ -187,32 +208,20 @@ def run_evaluation(job: Evaluation) -> list[Row]:
     return rows
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without what one edit tells its user: here there are hundreds."""
-    editing = logging.getLogger("ldm.editing")
-    level = editing.level
-    editing.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        editing.setLevel(level)
-
-
 def _edits(session: _Session) -> list[Row]:
-    triples = object_triples(session.job.seed)
+    triples = partial(object_triples, session.job.seed)
     answers = session.ask_all("edits", triples, session.job.n_triples)
     return report.accuracy_rows("edits", answers, TARGETS["edits"], BEST_GAIN)
 
 
 def _background(session: _Session) -> list[Row]:
-    triples = background_triples(session.job.seed + 1)
+    triples = partial(background_triples, session.job.seed + 1)
     answers = session.ask_all("background", triples, _third(session))
     return report.accuracy_rows("background", answers, TARGETS["background"])
 
 
 def _scribble(session: _Session) -> list[Row]:
-    triples = scribble_triples(session.job.seed + 2)
+    triples = partial(scribble_triples, session.job.seed + 2)
     skip = round(SCRIBBLE_SKIP * session.job.ddim_steps)
     answers = session.ask_all("scribble", triples, _third(session), skip_steps=skip)
     return report.accuracy_rows("scribble", answers, TARGETS["scribble"])
@@ -263,7 +272,7 @@ def _ranking(session: _Session) -> list[Row]:
     if session.ranker is None:
         return [Row("ranking", "top less bottom", "points", None, 20.0, note="no CLIP")]
     prompts, predictions = RANKING
-    triples = object_triples(session.job.seed + 4)
+    triples = partial(object_triples, session.job.seed + 4)
     answers = session.ask_all("ranking", triples, prompts, n_iter=predictions // PREDICTIONS)
     report.plot_ranking(answers, session.job.outdir / "ranking.png")
     return report.ranking_rows(answers, 20.0)
@@ -313,6 +322,7 @@ PARTS: dict[str, Callable[[_Session], list[Row]]] = {
 
 
 def _read_rows(outdir: Path, settings: dict[str, Any]) -> list[Row]:
+    """The rows that an earlier run of the same settings left."""
     try:
         content = json.loads((outdir / "evaluation.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -322,19 +332,36 @@ def _read_rows(outdir: Path, settings: dict[str, Any]) -> list[Row]:
     return [Row(**{key: row[key] for key in Row.__dataclass_fields__}) for row in content["rows"]]
 
 
+def _read_answers(outdir: Path, settings: dict[str, Any]) -> dict[str, list[Answer]]:
+    """The answers that an earlier run of the same settings left, by part."""
+    answers: dict[str, list[Answer]] = {}
+    try:
+        found, *lines = map(json.loads, (outdir / ANSWERS).read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError):
+        return answers
+    if found == settings:
+        for line in lines:
+            answers.setdefault(line["part"], []).append(line)
+    return answers
+
+
 def _write(session: _Session, rows: list[Row]) -> None:
     outdir = session.job.outdir
-    edits = list(session.answers.of("edits").values())
+    edits = session.answers.get("edits", [])
     content = {
-        "settings": session.answers.settings,
+        "settings": session.settings,
         "rows": [asdict(row) | {"outcome": row.outcome} for row in rows],
         "by_class": {attribute: report.by_class(edits, attribute) for attribute in OBJECT if edits},
     }
+    lines = [session.settings, *(answer for part in PARTS for answer in session.answers.get(part, []))]
+    with atomic_file(outdir / ANSWERS) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
     with atomic_file(outdir / "evaluation.json") as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
     with atomic_file(outdir / "evaluation.md") as file:
         file.write(report.markdown(rows).encode())
-    drawn = [session.row_file(part, index) for part, count in ON_SHEET.items() for index in range(count)]
+    shown = {part: count for part, count in ON_SHEET.items() if part in session.answers}
+    drawn = [session.row_file(part, index) for part, count in shown.items() for index in range(count)]
     pictures: list[Image.Image] = [load_image(path).rgb for path in drawn if path.exists()]
     if pictures:
         save_png(report.contact_sheet(pictures), outdir / "contact_sheet.png")
