@@ -26,7 +26,7 @@ from ldm.evaluation import evaluation, report
 from ldm.evaluation.answers import Answers
 from ldm.evaluation.evaluation import PARTS, Evaluation, run_evaluation
 from ldm.evaluation.judging import load_judge, verdicts
-from ldm.evaluation.paintings import Painting, Paintings
+from ldm.evaluation.paintings import Painter, Painting, Paintings
 from ldm.evaluation.report import Row
 from ldm.evaluation.triples import (
     MASKS,
@@ -300,6 +300,10 @@ def test_a_run_answers_what_the_model_paints_and_goes_on_where_it_stopped(job, m
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > 800 and sheet.height > 200  # four rows, two by two
 
+    written = (out / "answers.jsonl").read_text()
+    run_evaluation(job("scribble", n_triples=2))
+    assert (out / "answers.jsonl").read_text() == written  # those of the other parts stay
+
 
 def test_the_parts_that_edit_nothing(job):
     rows = run_evaluation(job("autoencoder", "judge", "ranking"))
@@ -338,20 +342,33 @@ def test_another_ranker_is_asked_about_the_same_pictures(job, tmp_path, monkeypa
     resolve = zoo.resolve
     monkeypatch.setattr(zoo, "resolve", lambda *args: replace(resolve(*args), clip=clip))
     monkeypatch.setattr(evaluation, "find_ranker", lambda *_: Backwards())
+    # A judge that sees in each prediction something else: its brightness.
+    monkeypatch.setattr(
+        evaluation, "verdicts", lambda _, x, mask: [dict.fromkeys(BALL, f"{one.mean():.6f}") for one in x]
+    )
+
+    def answers() -> list[dict]:
+        _, *lines = map(json.loads, (tmp_path / "out" / "answers.jsonl").read_text().splitlines())
+        return lines
+
     run_evaluation(job("edits", "scribble", n_triples=1))
+    backwards = answers()[0]
+    assert backwards["seeds"] == [3, 2, 1, 0]
 
     (clip / "open_clip_model.safetensors").write_bytes(b"two")
     monkeypatch.setattr(Backwards, "distances", lambda self, x, mask, prompt: torch.arange(len(x)).float())
     monkeypatch.setattr(Paintings, "save", None)
     rows = run_evaluation(job("edits", n_triples=1))
     assert {row.part for row in rows} == {"edits"}
-    _, *answers = map(json.loads, (tmp_path / "out" / "answers.jsonl").read_text().splitlines())
-    assert [answer["seeds"] for answer in answers] == [[0, 1, 2, 3]]
+    (forwards,) = answers()
+    assert forwards["seeds"] == [0, 1, 2, 3]
+    assert forwards["verdicts"] == backwards["verdicts"][::-1] and forwards["verdicts"][0] != forwards["verdicts"][3]
 
 
-def test_several_workers_paint_what_one_does(job, tmp_path):
-    for workers in (1, 2):
-        run_evaluation(job("edits", n_triples=3, workers=workers, outdir=tmp_path / f"{workers}"))
+def test_several_workers_paint_what_one_does(job, tmp_path, monkeypatch):
+    run_evaluation(job("edits", n_triples=3, outdir=tmp_path / "1"))
+    monkeypatch.setattr(Painter, "paint", None)  # here, and not in other processes
+    run_evaluation(job("edits", n_triples=3, workers=2, outdir=tmp_path / "2"))
     one, two = (sorted((tmp_path / f"{workers}" / "paintings").glob("*.png")) for workers in (1, 2))
     assert len(one) == 3 and [file.name for file in one] == [file.name for file in two]
     for a, b in zip(one, two, strict=True):

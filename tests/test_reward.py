@@ -87,6 +87,15 @@ def test_an_oblong_region_keeps_its_proportions_and_beyond_the_border_is_nothing
     assert (looked[:, :3] == 0).all() and (looked[:, 6:] > 0.999).all()
 
 
+def test_the_reader_says_the_same_wherever_an_object_stands():
+    reader = LatentReader(**TINY | {"size": 16}).eval()
+    z, region = torch.zeros(2, 4, 16, 16), torch.zeros(2, 1, 16, 16)
+    z[0, :, 1:6, 2:7] = z[1, :, 9:14, 8:13] = torch.randn(4, 5, 5, generator=generator())
+    region[0, :, 1:6, 2:7] = region[1, :, 9:14, 8:13] = 1
+    for logits in reader(z, region).values():
+        torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+
+
 def test_the_reader_is_asked_about_what_is_named_alone():
     reader = LatentReader(**TINY).eval()
     z, region = torch.randn(2, 4, 8, 8), torch.ones(2, 1, 8, 8)

@@ -123,8 +123,7 @@ Job = tuple[str, int, Triple, dict[str, int]]
 def paint_all(painter: Painter, paintings: Paintings, jobs: Iterable[Job], workers: int = 1) -> Iterator[None]:
     """Paint and save; yields after each.
 
-    workers: processes, each with a model of its own, that share this one's threads. On a CPU two of one thread do
-    more than one of two.
+    workers: processes, each with a model of its own, that share this one's threads.
     """
     if workers == 1:
         editor = None

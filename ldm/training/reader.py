@@ -37,12 +37,9 @@ def look_closer(z: Tensor, region: Tensor) -> Tensor:
     """
     size = z.shape[-1]
     inside = region[:, 0] > 0.5
-    sides = []
-    for along in (inside.any(1), inside.any(2)):  # columns, rows
-        along = torch.where(along.any(1, keepdim=True), along, True).float()
-        low, high = along.argmax(1), size - along.flip(1).argmax(1)
-        sides.append((low, high))
-    (left, right), (top, bottom) = sides
+    (left, right), (top, bottom) = (
+        (along.float().argmax(1), size - along.flip(1).float().argmax(1)) for along in (inside.any(1), inside.any(2))
+    )
     half = torch.maximum(right - left, bottom - top) * (0.5 + MARGIN)
     theta = z.new_zeros(len(z), 2, 3)  # of each square, in the coordinates of grid_sample: -1 to 1 over the latent
     theta[:, 0, 0] = theta[:, 1, 1] = 2 * half / size
