@@ -25,7 +25,15 @@ from ldm.data.object_crops import (
 )
 from ldm.data.scenes.scenes import render_scenes
 from ldm.data.shards import SceneShards, write_shard
-from ldm.training.clip import AttributeHeads, CLIPTrainer, CropData, contradicts, contrastive_loss, export
+from ldm.training.clip import (
+    AttributeHeads,
+    CLIPTrainer,
+    CropData,
+    contradicts,
+    contrastive_loss,
+    export,
+    pairwise_loss,
+)
 
 BALL = {"shape": "ball", "material": "yarn", "color": "pink", "background": "grass"}
 EMPTY = {"shape": None, "material": None, "color": None, "background": "sand"}
@@ -201,6 +209,25 @@ def test_only_contradicting_captions_are_negatives():
     torch.testing.assert_close(loss.double(), torch.stack(losses).sum() / 6, rtol=1e-5, atol=1e-6)
 
 
+def test_the_pairwise_loss_asks_of_each_pair_by_itself():
+    """Log-odds on one scale for all pictures: own captions are right, contradicting ones wrong, others left out."""
+    attributes, said = torch.tensor([[0, 1], [0, 2]]), torch.tensor([[0, UNSAID], [0, 2], [4, UNSAID]])
+    image = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    text = torch.tensor([[0.8, 0.6], [0.0, 1.0], [0.6, -0.8]], requires_grad=True)
+    scale, bias = torch.tensor(5.0), torch.tensor(-2.0)
+    odds = (5.0 * image @ text.T - 2.0).detach().double()
+    right, wrong = [(0, 0), (1, 1)], [(0, 1), (0, 2), (1, 2)]  # caption 0 names nothing that picture 1 is not
+    terms = [-odds[pair].sigmoid().log() for pair in right] + [-(-odds[pair]).sigmoid().log() for pair in wrong]
+    loss = pairwise_loss(image, text, scale, bias, attributes, said)
+    torch.testing.assert_close(loss.double(), sum(terms) / 2, rtol=1e-5, atol=1e-6)
+
+    # A picture's own direction, common to all captions, is nothing to the choice among captions; to this it is.
+    nearer = torch.cat([image, torch.tensor([[0.0], [0.5]])], dim=1)
+    captions = torch.cat([text.detach(), torch.ones(3, 1)], dim=1)
+    assert torch.equal((nearer @ captions.T).argsort(dim=1), (image @ text.T).argsort(dim=1))
+    assert pairwise_loss(nearer, captions, scale, bias, attributes, said) > loss
+
+
 def test_heads_classify_what_is_known_and_a_missing_object_is_a_shape_of_its_own():
     heads = AttributeHeads(4)
     image = torch.nn.functional.normalize(torch.randn(3, 4, generator=Generator().manual_seed(0)), dim=1)
@@ -215,8 +242,9 @@ def test_heads_classify_what_is_known_and_a_missing_object_is_a_shape_of_its_own
     assert heads.loss(image, torch.full((3, 4), UNSAID)) == 0
 
 
-@pytest.mark.parametrize("attribute_weight", [0.0, 0.5])
-def test_training_learns_and_is_exported_for_the_ranker(attribute_weight, shards, tmp_path):
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_training_learns_and_is_exported_for_the_ranker(weight, shards, tmp_path):
+    """With its loss alone, and with those of attributes and of pairs."""
     import pytorch_lightning as pl
 
     from ldm.editing.ranking import CLIPRanker, Framing
@@ -228,9 +256,10 @@ def test_training_learns_and_is_exported_for_the_ranker(attribute_weight, shards
             losses.append(trainer.callback_metrics["train/loss"].item())
 
     pl.seed_everything(0, verbose=False)
-    module = CLIPTrainer(**NETWORK, learning_rate=3e-3, warmup=2, attribute_weight=attribute_weight)
+    weights = {"attribute_weight": weight, "pairwise_weight": weight}
+    module = CLIPTrainer(**NETWORK, learning_rate=3e-3, warmup=2, **weights)
     data = CropData(str(shards), str(shards), size=32, margin=0.05, batch_size=16)
-    before = {key: value.clone() for key, value in module.state_dict().items() if key.startswith("heads.")}
+    before = {key: value.clone() for key, value in module.state_dict().items() if not key.startswith("clip.")}
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     options |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "callbacks": [Record()]}
     trainer = pl.Trainer(max_steps=20, val_check_interval=20, check_val_every_n_epoch=None, **options)
@@ -238,7 +267,7 @@ def test_training_learns_and_is_exported_for_the_ranker(attribute_weight, shards
     assert {"val/shape", "val/material", "val/color", "val/all"} <= trainer.callback_metrics.keys()
     assert len(losses) == 20 and sum(losses[-4:]) < sum(losses[:4]) - 0.8, losses
 
-    assert bool(before) == bool(attribute_weight)
+    assert bool(before) == bool(weight)
     assert not any(torch.equal(value, module.state_dict()[key]) for key, value in before.items())
 
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -251,7 +280,7 @@ def test_training_learns_and_is_exported_for_the_ranker(attribute_weight, shards
         "tokenizer_config.json",
     ]
     ranker = CLIPRanker.from_folder(folder)
-    assert not any("heads" in key for key in ranker.model.state_dict())
+    assert ranker.model.state_dict().keys() == module.clip.state_dict().keys()
     assert ranker.framing == Framing(crop=True, margin=0.05)
 
     # The ranker sees and reads as the training did.

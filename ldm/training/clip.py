@@ -1,8 +1,9 @@
 """Training of a small CLIP in open_clip's format: the ranker of a model whose world it knows.
 
-Contrastive (Radford et al. 2021), with three changes that captions of few words need: a caption counts against a
+Contrastive (Radford et al. 2021), with four changes. Captions of few words need three: a caption counts against a
 picture only when it contradicts it, each picture has false captions of its own that differ in one attribute, and a
-linear head for each attribute, dropped at the export, has the picture's embedding say all of them at once.
+linear head for each attribute, dropped at the export, has the picture's embedding say all of them at once. Ranking
+needs the fourth: a pairwise loss, by which the cosines of different pictures with one caption can be compared.
 """
 
 import json
@@ -28,6 +29,7 @@ from ldm.training.painted import PaintedScenes, paint
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]  # of pixels in [0,1], written into the exported config
 MAX_SCALE = 100.0  # of the logits, as CLIP clamps it
+PAIRWISE_BIAS = -10.0  # at first, as in SigLIP: most pairs are wrong
 
 
 def contradicts(attributes: Tensor, said: Tensor) -> Tensor:
@@ -56,6 +58,21 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, attributes: Ten
     logits = logits.masked_fill(~(contradicts(attributes, said) | own), float("-inf"))
     target = torch.arange(n, device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, :n].T, target)) / 2
+
+
+def pairwise_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, attributes: Tensor, said: Tensor) -> Tensor:
+    """SigLIP's sigmoid loss (Zhai et al. 2023): whether a caption is right is asked of each pair by itself.
+
+    `contrastive_loss` may add anything to all cosines of a picture. Here they are log-odds, on one scale for all
+    pictures, as a ranking takes them. Captions of others that are not contradicted are left out.
+
+    Args:
+        bias: added to the scaled cosines; the others as in `contrastive_loss`.
+    """
+    n = len(image)
+    logits = scale * image @ text.T + bias  # (n, m)
+    wrong = contradicts(attributes, said)
+    return (F.softplus(logits[wrong]).sum() + F.softplus(-logits.diagonal()).sum()) / n
 
 
 class AttributeHeads(nn.ModuleDict):
@@ -90,6 +107,7 @@ class CLIPTrainer(pl.LightningModule):
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
         begin: a file of weights to begin with, that of an exported folder.
         attribute_weight: of the loss of `AttributeHeads`; 0 is without.
+        pairwise_weight: of `pairwise_loss`; 0 is without.
     """
 
     def __init__(
@@ -103,6 +121,7 @@ class CLIPTrainer(pl.LightningModule):
         warmup: int = 100,
         begin: str | None = None,
         attribute_weight: float = 0.0,
+        pairwise_weight: float = 0.0,
     ):
         super().__init__()
         words = list(words or vocabulary())  # fixed from here on, though the grammar may grow
@@ -111,6 +130,7 @@ class CLIPTrainer(pl.LightningModule):
 
         self.clip = CLIP(**self.model_config()).to(memory_format=torch.channels_last)
         self.heads = AttributeHeads(embed_dim) if attribute_weight else None
+        self.pairwise_bias = nn.Parameter(torch.tensor(PAIRWISE_BIAS)) if pairwise_weight else None
         self._tokenizer = None
 
     def on_fit_start(self) -> None:
@@ -141,32 +161,43 @@ class CLIPTrainer(pl.LightningModule):
         return self._tokenizer(texts).to(self.device)
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Unit embeddings (n, d) of pictures (n,3,S,S) in [0,1]."""
+        """Unit embeddings (n, d), float32, of pictures (n,3,S,S) in [0,1]."""
         mean, std = (image.new_tensor(value).view(1, 3, 1, 1) for value in (MEAN, STD))
         x = ((image - mean) / std).contiguous(memory_format=torch.channels_last)
-        return self.clip.encode_image(x, normalize=True)
+        return F.normalize(self.clip.encode_image(x).float(), dim=-1)
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Unit embeddings (n, d), float32, of captions."""
+        return F.normalize(self.clip.encode_text(self.tokenize(texts)).float(), dim=-1)
 
     def training_step(self, batch: Mapping[str, Any], _: int) -> Tensor:
         texts = [text for column in batch["texts"] for text in column]  # the true captions, then the false ones
-        said = batch["said"].transpose(0, 1).flatten(0, 1)  # (n, 1 + false, 4) -> (m, 4), in the same order
-        image = self.encode_image(batch["image"])
-        text = self.clip.encode_text(self.tokenize(texts), normalize=True)
+        image, text = self.encode_image(batch["image"]), self.encode_text(texts)
+        with torch.autocast(self.device.type, enabled=False):  # half precision has no digits left for close cosines
+            return self._loss(image, text, batch)
+
+    def _loss(self, image: Tensor, text: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        said = batch["said"].transpose(0, 1).flatten(0, 1)  # (n, 1 + false, 4) -> (m, 4), in the order of `text`
         scale = self.clip.logit_scale.exp().clamp(max=MAX_SCALE)
         loss = contrastive_loss(image, text, scale, batch["attributes"], said)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/scale", scale.detach())
-        if self.heads is None:
-            return loss
-        attributes = self.heads.loss(scale.detach() * image, batch["attributes"])  # as sharp as the captions' logits
-        self.log("train/attributes", attributes)
-        return loss + self.hparams.attribute_weight * attributes
+        if self.pairwise_bias is not None:
+            pairwise = pairwise_loss(image, text, scale, self.pairwise_bias, batch["attributes"], said)
+            self.log("train/pairwise", pairwise)
+            loss = loss + self.hparams.pairwise_weight * pairwise
+        if self.heads is not None:
+            attributes = self.heads.loss(scale.detach() * image, batch["attributes"])  # as sharp as the captions' are
+            self.log("train/attributes", attributes)
+            loss = loss + self.hparams.attribute_weight * attributes
+        return loss
 
     def on_validation_epoch_start(self) -> None:
         """Embed the plain caption of every object there can be: (shapes, materials, colours, d)."""
         shapes, materials, colors = (VALUES[key] for key in ("shape", "material", "color"))
         names = [(shape, material, color) for shape in shapes for material in materials for color in colors]
         phrases = [article(noun_phrase(torch.Generator(), *name, complete=True)) for name in names]
-        chunks = [self.clip.encode_text(self.tokenize(phrases[i : i + 256]), True) for i in range(0, len(phrases), 256)]
+        chunks = [self.encode_text(phrases[i : i + 256]) for i in range(0, len(phrases), 256)]
         self._objects = torch.cat(chunks).view(len(shapes), len(materials), len(colors), -1)
 
     def validation_step(self, batch: Mapping[str, Any], _: int, dataloader_idx: int = 0) -> None:
@@ -182,7 +213,8 @@ class CLIPTrainer(pl.LightningModule):
         image = self.encode_image(batch["image"])
         if (self.hparams.ranking or {}).get("mirror"):  # what the ranker will see
             image = F.normalize(image + self.encode_image(batch["image"].flip(-1)), dim=-1)
-        scores = torch.einsum("nd,smcd->nsmc", image[named], self._objects)
+        with torch.autocast(self.device.type, enabled=False):
+            scores = torch.einsum("nd,smcd->nsmc", image[named], self._objects)
         n, (s, m, c) = torch.arange(len(truth), device=truth.device), truth.T
         hits = {
             "shape": scores[n, :, m, c].argmax(1) == s,

@@ -20,6 +20,7 @@ from ldm.data.scenes.materials import MATERIALS
 from ldm.data.shards import SceneShards
 from ldm.data.tokenizer import write_tokenizer
 from ldm.errors import UserError
+from ldm.util import has_fast_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,8 @@ class LatentScenes(pl.LightningDataModule):
         for rows in tqdm(DataLoader(range(known, len(shards)), 64), desc=f"encoding {name}"):
             x = torch.from_numpy(np.stack([shards.images(int(i)) for i in rows])).permute(0, 3, 1, 2)
             x = (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-            z.append(first_stage.encode(x).mode().half().contiguous())
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
+                z.append(first_stage.encode(x).mode().half().contiguous())
         cache.parent.mkdir(parents=True, exist_ok=True)
         part = cache.with_suffix(".part")
         z = torch.cat(z)
