@@ -213,9 +213,9 @@ def test_the_pairwise_loss_asks_of_each_pair_by_itself():
     """Log-odds on one scale for all pictures: own captions are right, contradicting ones wrong, others left out."""
     attributes, said = torch.tensor([[0, 1], [0, 2]]), torch.tensor([[0, UNSAID], [0, 2], [4, UNSAID]])
     image = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    text = torch.tensor([[0.8, 0.6], [0.0, 1.0], [0.6, -0.8]], requires_grad=True)
+    text = torch.tensor([[0.8, 0.6], [0.0, 1.0], [0.6, -0.8]])
     scale, bias = torch.tensor(5.0), torch.tensor(-2.0)
-    odds = (5.0 * image @ text.T - 2.0).detach().double()
+    odds = (5.0 * image @ text.T - 2.0).double()
     right, wrong = [(0, 0), (1, 1)], [(0, 1), (0, 2), (1, 2)]  # caption 0 names nothing that picture 1 is not
     terms = [-odds[pair].sigmoid().log() for pair in right] + [-(-odds[pair]).sigmoid().log() for pair in wrong]
     loss = pairwise_loss(image, text, scale, bias, attributes, said)
@@ -223,7 +223,7 @@ def test_the_pairwise_loss_asks_of_each_pair_by_itself():
 
     # A picture's own direction, common to all captions, is nothing to the choice among captions; to this it is.
     nearer = torch.cat([image, torch.tensor([[0.0], [0.5]])], dim=1)
-    captions = torch.cat([text.detach(), torch.ones(3, 1)], dim=1)
+    captions = torch.cat([text, torch.ones(3, 1)], dim=1)
     assert torch.equal((nearer @ captions.T).argsort(dim=1), (image @ text.T).argsort(dim=1))
     assert pairwise_loss(nearer, captions, scale, bias, attributes, said) > loss
 
