@@ -63,8 +63,8 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, attributes: Ten
 def pairwise_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, attributes: Tensor, said: Tensor) -> Tensor:
     """SigLIP's sigmoid loss (Zhai et al. 2023): whether a caption is right is asked of each pair by itself.
 
-    `contrastive_loss` may add anything to all cosines of a picture. Here they are log-odds, on one scale for all
-    pictures, as a ranking takes them. Captions of others that are not contradicted are left out.
+    A choice among captions does not mind what is added to all cosines of one picture. Here they are log-odds, on one
+    scale for all pictures, as a ranking takes them. Captions of others that are not contradicted are left out.
 
     Args:
         bias: added to the scaled cosines; the others as in `contrastive_loss`.
