@@ -102,7 +102,9 @@ def test_auto_precision_is_the_device_s(monkeypatch):
     assert choose_precision("auto", torch.device("mps")) == torch.float16
     for flags, expected in (
         ({"avx2": True, "avx512_bf16": False}, torch.float32),
-        ({"amx_tile": True}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC 9R14"}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.float32),
+        ({"avx512_bf16": True, "amx_tile": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
         assert choose_precision("auto", CPU) == expected
