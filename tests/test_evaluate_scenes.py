@@ -427,6 +427,14 @@ def test_other_settings_need_another_folder(job):
         run_evaluation(job(seed=1))
 
 
+def test_the_precision_of_another_machine_needs_another_folder(job, monkeypatch):
+    monkeypatch.setattr("ldm.util.has_fast_bfloat16", lambda: True)
+    run_evaluation(job())
+    monkeypatch.setattr("ldm.util.has_fast_bfloat16", lambda: False)
+    with pytest.raises(UserError, match="another precision"):
+        run_evaluation(job())
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

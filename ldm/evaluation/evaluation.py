@@ -123,6 +123,7 @@ class _Session:
         defaults = Defaults.of(self.files)
         place = defaults.fill(self.job.place)
         how = {"region": place.region} | asdict(defaults) | {"context": place.context}
+        how["precision"] = str(choose_precision("auto", self.device)).removeprefix("torch.")
         what = {"model": self.files.name, "model_sha256": _sha256(self.files.weights)}
         return what | {"seed": self.job.seed, "ddim_steps": self.job.ddim_steps} | how
 
