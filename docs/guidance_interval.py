@@ -5,7 +5,7 @@ import sys
 from PIL import Image
 
 from ldm.editing import Editor
-from ldm.editing.images import make_grid, to_pil
+from ldm.imaging.images import make_grid, to_pil
 
 INTERVALS = (None, (0.2, 0.8), (0.5, 1.0), (0.0, 0.5))
 PROMPTS = ("a pink yarn ball", "a blue striped cube")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli import Parser, bounded, run
-from ldm.editing.options import add_edit_options
+from ldm.runs.options import add_edit_options
 
 
 def build_parser() -> Parser:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     args = build_parser().parse_args(argv)
 
     # Nothing heavy is imported before the arguments are known to be good: --help answers at once.
-    from ldm.editing.batch.job import BatchJob, check_batch, run_batch
+    from ldm.runs.batch.job import BatchJob, check_batch, run_batch
 
     job = BatchJob(args.rows, args.outdir, vars(args), args.batch_size, args.devices)
     if args.check:

@@ -25,10 +25,10 @@ def main(argv: Sequence[str]) -> None:
 
     from dataclasses import replace
 
-    from ldm import zoo
-    from ldm.editing.defaults import Defaults
-    from ldm.editing.run_folder import check_writable
+    from ldm.backbones import zoo
+    from ldm.backbones.defaults import Defaults
     from ldm.evaluation.thin_masks import compare, table
+    from ldm.runs.folder import check_writable
     from ldm.util import choose_device, choose_precision
 
     check_writable(args.outdir)

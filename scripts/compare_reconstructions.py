@@ -24,8 +24,8 @@ def main(argv: Sequence[str]) -> None:
     args = build_parser().parse_args(argv)
 
     from ldm.editing.editor import Editor
-    from ldm.editing.run_folder import check_writable
     from ldm.evaluation.reconstructions import compare, table
+    from ldm.runs.folder import check_writable
 
     check_writable(args.outdir)
     editor = Editor.load(args.model, device=args.device)

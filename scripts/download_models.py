@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm import cli, zoo
+from ldm import cli
+from ldm.backbones import zoo
 from ldm.errors import UserError
 
 

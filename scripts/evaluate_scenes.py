@@ -34,9 +34,9 @@ def main(argv: Sequence[str]) -> None:
     if not parts or set(parts) - set(PARTS):
         raise UserError(f'--parts "{args.parts}": give some of {",".join(PARTS)}')
 
-    from ldm.editing.canvas import Place
     from ldm.evaluation.evaluation import Evaluation, run_evaluation
     from ldm.evaluation.report import markdown
+    from ldm.imaging.canvas import Place
 
     options = vars(args) | {"parts": parts}
     place = Place(options.pop("region"), options.pop("context"))

@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     args = build_parser().parse_args(argv)
 
     # Nothing heavy is imported before the arguments are known to be good: --help answers at once.
-    from ldm.editing.reconstruct_job import ReconstructionJob, run_reconstruction
+    from ldm.runs.reconstruct_job import ReconstructionJob, run_reconstruction
 
     kind = args.reconstruction_type
     if kind == "optimization" and args.optimization_mode == "latents":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli import Parser, run
-from ldm.editing.options import add_edit_options
+from ldm.runs.options import add_edit_options
 
 
 def build_parser() -> Parser:
@@ -32,7 +32,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.source is not None:
-        from ldm.editing.again import options_of
+        from ldm.runs.again import options_of
 
         parser.set_defaults(**options_of(args.source))
         args = parser.parse_args(argv)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse(argv)
 
     # Nothing heavy is imported before the arguments are known to be good: --help answers at once.
-    from ldm.editing.job import EditJob, check_edit, run_edit
+    from ldm.runs.job import EditJob, check_edit, run_edit
 
     job = EditJob.from_options(vars(args) | {"prompt": args.prompt or ""})
     if args.check:

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     args = build_parser().parse_args(argv)
 
     # Nothing heavy is imported before the arguments are known to be good: --help answers at once.
-    from ldm.editing.txt2img_job import GenerationJob, GenerationRequest, run_generation
+    from ldm.runs.txt2img_job import GenerationJob, GenerationRequest, run_generation
 
     options = vars(args)
     request = GenerationRequest(**{name: options[name] for name in GenerationRequest.__dataclass_fields__})

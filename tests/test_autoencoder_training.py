@@ -12,7 +12,7 @@ from PIL import Image
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch.utils.data import DataLoader
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.checkpoint import read_state_dict
 from ldm.cli import run
 from ldm.data.scenes.scenes import render_scenes

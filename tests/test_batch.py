@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from ldm.cli import run
-from ldm.editing.batch import report, work, workers
-from ldm.editing.batch.report import Outcome, Summary
-from ldm.editing.batch.rows import BadRow, Row, good, plan, read_rows
+from ldm.runs.batch import report, work, workers
+from ldm.runs.batch.report import Outcome, Summary
+from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
 from tests.test_text_editing import load_script
 from tests.tiny import save_tiny_model
 

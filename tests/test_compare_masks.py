@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.editing.defaults import Defaults
-from ldm.editing.masks import DOWNSAMPLING
+from ldm.backbones.defaults import Defaults
+from ldm.editing.latent_masks import DOWNSAMPLING
 from ldm.evaluation.thin_masks import KINDS, Answer, colour_way, compare, table, thin_mask
 from tests.tiny import tiny_model
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ldm.editing.edit import EditRequest, edit_image
-from ldm.editing.images import to_pil
 from ldm.errors import UserError
+from ldm.imaging.images import to_pil
 from ldm.models.diffusion.ddim import StepInfo
 from tests.tiny import tiny_model
 

@@ -12,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.cli import run
 from ldm.data.scenes.backgrounds import HELD_OUT, KINDS, Photo, read_photo
 from ldm.data.scenes.colors import COLORS
 from ldm.data.scenes.materials import MATERIALS
 from ldm.data.scenes.shapes import SHAPES
-from ldm.editing.canvas import Place
 from ldm.editing.editor import Editor
-from ldm.editing.images import to_pil, to_tensor
 from ldm.errors import MissingExtra, UserError
 from ldm.evaluation import evaluation, report
 from ldm.evaluation.answers import Answers
@@ -37,6 +35,8 @@ from ldm.evaluation.triples import (
     object_triples,
     scribble_triples,
 )
+from ldm.imaging.canvas import Place
+from ldm.imaging.images import to_pil, to_tensor
 from ldm.training.judge import JudgeTrainer, export
 from tests.tiny import save_tiny_model
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from ldm.editing.finish import (
+from ldm.imaging.finish import (
     Finished,
     auto_feather,
     deliver,
@@ -20,8 +20,8 @@ from ldm.editing.finish import (
     measure,
     seam_score,
 )
-from ldm.editing.images import Picture, load_image, save_png, to_pil, to_tensor
-from ldm.editing.region import Window, choose_window, cut, cut_mask, resize_back
+from ldm.imaging.images import Picture, load_image, save_png, to_pil, to_tensor
+from ldm.imaging.region import Window, choose_window, cut, cut_mask, resize_back
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldm.backbones.zoo import read_config
 from ldm.errors import UserError
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config
-from ldm.zoo import read_config
 
 TESTS = Path(__file__).resolve().parent
 CONFIG = TESTS.parent / "configs/latent-diffusion/txt2img-1p4B-eval.yaml"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from ldm.editing.images import load_image
 from ldm.editing.mask_check import check_mask, hole_areas, parts
-from ldm.editing.region import choose_window
+from ldm.imaging.images import load_image
+from ldm.imaging.region import choose_window
 
 SIZE, FACTOR = (64, 64), 8
 

@@ -10,23 +10,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from ldm.editing.masks import (
+from ldm.editing.latent_masks import (
     DOWNSAMPLING,
     adaptive,
     area,
     auto_dilation,
     cover,
     latent_masks,
-    load_mask,
-    mask_from,
-    mask_levels,
     nearest,
-    resize_mask,
     soft_latent_masks,
-    thickness,
-    thin_parts,
 )
 from ldm.errors import UserError
+from ldm.imaging.masks import load_mask, mask_from, mask_levels, resize_mask, thickness, thin_parts
 from ldm.models.diffusion.blended_ddim import mask_parts
 
 INPUTS = Path(__file__).parent.parent / "inputs"

@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from ldm.editing import reconstruct as module
-from ldm.editing.images import to_pil
-from ldm.editing.poisson import seamless_clone
 from ldm.editing.reconstruct import (
     LEARNING_RATES,
     RECONSTRUCTIONS,
@@ -23,6 +21,8 @@ from ldm.editing.reconstruct import (
     reconstruction_loss,
 )
 from ldm.errors import MissingExtra, UserError
+from ldm.imaging.images import to_pil
+from ldm.imaging.poisson import seamless_clone
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from tests.tiny import tiny_model, tiny_picture
 

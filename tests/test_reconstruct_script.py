@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from ldm.cli import run
-from ldm.editing.images import load_image, to_pil, to_tensor
 from ldm.editing.reconstruct import decode_prediction
-from ldm.editing.region import Window
-from ldm.editing.run_folder import read_run, write_run
-from ldm.editing.run_record import RunRecord
+from ldm.imaging.images import load_image, to_pil, to_tensor
+from ldm.imaging.region import Window
+from ldm.runs.folder import read_run, write_run
+from ldm.runs.record import RunRecord
 from scripts.reconstruct import main
 from tests.tiny import save_tiny_model, tiny_model, tiny_picture
 

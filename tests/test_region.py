@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.editing.images import to_tensor
-from ldm.editing.region import Window, choose_window, cut, cut_levels, cut_mask, mask_box, resize_back
+from ldm.imaging.images import to_tensor
+from ldm.imaging.region import Window, choose_window, cut, cut_levels, cut_mask, mask_box, resize_back
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ldm.editing import run_folder
-from ldm.editing.images import read_png_text
-from ldm.editing.run_folder import check_writable, read_run, write_reconstruction, write_run
-from ldm.editing.run_record import RunRecord, prompt_slug
 from ldm.errors import UserError
+from ldm.imaging.images import read_png_text
+from ldm.runs import folder as run_folder
+from ldm.runs.folder import check_writable, read_run, write_reconstruction, write_run
+from ldm.runs.record import RunRecord, prompt_slug
 
 
 def tile(level: int, size=(16, 12)) -> Image.Image:

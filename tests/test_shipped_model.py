@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.editing.edit import EditRequest, edit_image
-from ldm.editing.images import load_image, to_tensor
-from ldm.editing.masks import load_mask
+from ldm.imaging.images import load_image, to_tensor
+from ldm.imaging.masks import load_mask
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "models" / "ldm" / "scenes"

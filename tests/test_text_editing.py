@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldm.cli import run
-from ldm.editing.images import read_png_text
+from ldm.imaging.images import read_png_text
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -295,7 +295,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path):
 
 
 def test_editing_imports_only_what_it_uses(folder, tmp_path):
-    code = "import sys, ldm.editing.job; print([m for m in ('pytorch_lightning', 'open_clip', 'cv2', 'imageio', "
+    code = "import sys, ldm.runs.job; print([m for m in ('pytorch_lightning', 'open_clip', 'cv2', 'imageio', "
     code += "'diffusers', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr

@@ -12,11 +12,11 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 
-from ldm import zoo
+from ldm.backbones import zoo
+from ldm.backbones.defaults import Defaults
 from ldm.cli import run
 from ldm.data.scenes.scenes import render_scenes
 from ldm.data.shards import write_shard
-from ldm.editing.defaults import Defaults
 from ldm.editing.edit import EditRequest, edit_image
 from ldm.errors import UserError
 from ldm.models.autoencoder import DiagonalGaussian

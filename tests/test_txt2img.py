@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm import zoo
+from ldm.backbones import zoo
+from ldm.backbones.words import tell_unknown_words
 from ldm.cli import run
-from ldm.editing.images import read_png_text
-from ldm.editing.txt2img_job import GenerationRequest, generate_images
-from ldm.editing.words import tell_unknown_words
 from ldm.errors import UserError
+from ldm.imaging.images import read_png_text
+from ldm.runs.txt2img_job import GenerationRequest, generate_images
 from tests.tiny import save_tiny_model, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -200,7 +200,7 @@ def test_a_damaged_list_of_words_is_one_line(tmp_path):
 
 
 def test_scenes_tells_words_that_it_knows():
-    from ldm.editing.words import known_words
+    from ldm.backbones.words import known_words
     from ldm.modules.encoders.modules import BERTTokenizer
 
     files = zoo.resolve("scenes")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.checkpoint import save_safetensors
 from ldm.download import Remote
 from ldm.errors import UserError

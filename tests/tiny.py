@@ -65,7 +65,7 @@ def tiny_config(tokenizer: str) -> dict[str, Any]:
 
 
 def tiny_model(tokenizer: str | Path | None = None) -> LatentDiffusion:
-    """The model in eval mode and without gradients, as `ldm.zoo.load` gives it."""
+    """The model in eval mode and without gradients, as `ldm.backbones.zoo.load` gives it."""
     config = tiny_config(str(tokenizer or _tokenizer().name))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -77,7 +77,7 @@ def tiny_model(tokenizer: str | Path | None = None) -> LatentDiffusion:
 
 
 def save_tiny_model(folder: str | Path, **sections: Any) -> Path:
-    """Write the model as a folder that `ldm.zoo.resolve(str(folder))` takes: config.yaml, model.safetensors, tokenizer.
+    """Write the model as a folder that `zoo.resolve(str(folder))` takes: config.yaml, model.safetensors, tokenizer.
 
     `sections` stand beside `model` in the yaml. There is no `clip` in it.
     """

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.benchmark.machine import Timing
 from ldm.errors import UserError
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from ldm.backbones.zoo import REPOSITORY
 from ldm.util import peak_memory
-from ldm.zoo import REPOSITORY
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch")
 

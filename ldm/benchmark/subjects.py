@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.benchmark.theirs import TheirModel
 from ldm.editing.edit import EditRequest, edit_image
 from ldm.editing.ranking import CLIPRanker, find_ranker

@@ -9,12 +9,12 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "Editor": "editor",
-    "EditRequest": "edit",
-    "Edited": "editor",
-    "Place": "canvas",
-    "ReconstructionOptions": "reconstruct",
-    "Restored": "editor",
+    "Editor": "ldm.editing.editor",
+    "EditRequest": "ldm.editing.edit",
+    "Edited": "ldm.editing.editor",
+    "Place": "ldm.imaging.canvas",
+    "ReconstructionOptions": "ldm.editing.reconstruct",
+    "Restored": "ldm.editing.editor",
 }
 __all__ = sorted(_HOMES)
 
@@ -22,4 +22,4 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ldm.editing.defaults import Defaults
-from ldm.editing.masks import DOWNSAMPLING, auto_dilation, latent_masks, soft_latent_masks
+from ldm.backbones.defaults import Defaults
+from ldm.editing.latent_masks import DOWNSAMPLING, auto_dilation, latent_masks, soft_latent_masks
 from ldm.editing.ranking import CLIPRanker, rank
 from ldm.errors import UserError
 from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending, parts_of

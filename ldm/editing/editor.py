@@ -12,13 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from ldm import zoo
-from ldm.editing.canvas import Canvas, Place, mask_source, open_canvas
-from ldm.editing.defaults import Defaults
+from ldm.backbones import zoo
+from ldm.backbones.defaults import Defaults
 from ldm.editing.edit import Edit, EditInput, EditRequest, Progress, check_size, edit_images, sampling_schedule
-from ldm.editing.finish import Measures
-from ldm.editing.images import ImageLike, as_picture
-from ldm.editing.masks import mask_levels
 from ldm.editing.ranking import CLIPRanker, find_ranker
 from ldm.editing.reconstruct import (
     OnStep,
@@ -29,7 +25,11 @@ from ldm.editing.reconstruct import (
     learning_rate,
     reconstruct,
 )
-from ldm.editing.region import cut_levels
+from ldm.imaging.canvas import Canvas, Place, mask_source, open_canvas
+from ldm.imaging.finish import Measures
+from ldm.imaging.images import ImageLike, as_picture
+from ldm.imaging.masks import mask_levels
+from ldm.imaging.region import cut_levels
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import choose_device, choose_precision
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch import Tensor
 
-from ldm.editing.images import Picture, load_image, make_grid
-from ldm.editing.masks import GREY, auto_dilation, grey_levels, latent_masks, part, resize_mask, shown, thickness
-from ldm.editing.region import Window, cut, cut_mask
+from ldm.editing.latent_masks import auto_dilation, latent_masks
+from ldm.imaging.images import Picture, load_image, make_grid
+from ldm.imaging.masks import GREY, grey_levels, part, resize_mask, shown, thickness
+from ldm.imaging.region import Window, cut, cut_mask
 
 # Pixels a side of each panel of the picture, and the colours: cells and mask, cells of shrinking alone, the window.
 _PANEL = 384

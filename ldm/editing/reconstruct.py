@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.editing.images import to_pil, to_tensor
-from ldm.editing.poisson import seamless_clone
 from ldm.errors import UserError
+from ldm.imaging.images import to_pil, to_tensor
+from ldm.imaging.poisson import seamless_clone
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 
@@ -191,7 +191,7 @@ def paste(task: ReconstructionTask, options: ReconstructionOptions, on_step: OnS
 
 
 def poisson(task: ReconstructionTask, options: ReconstructionOptions, on_step: OnStep | None = None) -> Tensor:
-    """Poisson image editing (Pérez et al. 2003) by OpenCV, in 8 bits; see `ldm.editing.poisson.seamless_clone`.
+    """Poisson image editing (Pérez et al. 2003) by OpenCV, in 8 bits; see `ldm.imaging.poisson.seamless_clone`.
 
     Raises:
         MissingExtra: OpenCV is not installed.

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ldm.editing.images import write_error
 from ldm.errors import UserError
+from ldm.imaging.images import write_error
 
 
 class Answers:

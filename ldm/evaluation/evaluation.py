@@ -22,14 +22,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm import zoo
+from ldm.backbones import zoo
+from ldm.backbones.defaults import Defaults
 from ldm.data.scenes.backgrounds import HELD_OUT, PHOTOS, Backgrounds, Photo
 from ldm.data.scenes.render import SIZE
 from ldm.data.scenes.scenes import render_scenes
-from ldm.editing.canvas import Place
-from ldm.editing.defaults import Defaults
 from ldm.editing.edit import EditRequest, edit_image
-from ldm.editing.images import atomic_file, load_image, save_png, to_pil
 from ldm.editing.ranking import CLIPRanker, find_ranker, rank
 from ldm.editing.reconstruct import psnr
 from ldm.errors import UserError
@@ -38,6 +36,8 @@ from ldm.evaluation.judging import judge_folder, judge_renders, load_judge, verd
 from ldm.evaluation.paintings import Painter, Paintings, paint_all
 from ldm.evaluation.report import OBJECT, Answer, Row
 from ldm.evaluation.triples import Triple, background_triples, held_out_windows, object_triples, scribble_triples
+from ldm.imaging.canvas import Place
+from ldm.imaging.images import atomic_file, load_image, save_png, to_pil
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import choose_device, choose_precision, peak_memory
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.checkpoint import load_model
 from ldm.data.crops import cut_square, square_around
 from ldm.errors import UserError

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm import zoo
-from ldm.editing.canvas import Place
+from ldm.backbones import zoo
 from ldm.editing.edit import EditRequest
 from ldm.editing.editor import Editor
-from ldm.editing.images import atomic_file, load_image, save_png, to_pil, to_tensor, write_error
 from ldm.errors import UserError
 from ldm.evaluation.triples import Triple
+from ldm.imaging.canvas import Place
+from ldm.imaging.images import atomic_file, load_image, save_png, to_pil, to_tensor, write_error
 from ldm.util import choose_device, choose_precision
 
 SETTINGS = "settings.json"

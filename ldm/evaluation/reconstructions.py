@@ -20,10 +20,10 @@ from ldm.data.scenes.backgrounds import HELD_OUT, Photo, read_photo
 from ldm.data.scenes.draw import integer
 from ldm.editing.edit import EditRequest
 from ldm.editing.editor import Edited, Editor, Restored
-from ldm.editing.images import atomic_file, make_grid, save_png, to_pil
 from ldm.editing.reconstruct import RECONSTRUCTIONS, ReconstructionOptions
-from ldm.editing.region import mask_box
 from ldm.evaluation.triples import draw_mask, object_triples
+from ldm.imaging.images import atomic_file, make_grid, save_png, to_pil
+from ldm.imaging.region import mask_box
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Outcome:
     """What one way did to one edit.
 
     background_psnr: outside the mask at the model's size, before the exact composite, in dB. foreground_psnr: inside,
-    against the prediction. band_psnr, seam: of the finished picture, see `ldm.editing.finish.Measures`.
+    against the prediction. band_psnr, seam: of the finished picture, see `ldm.imaging.finish.Measures`.
     """
 
     kind: str

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ldm.editing.images import atomic_file, make_grid
 from ldm.errors import MissingExtra
+from ldm.imaging.images import atomic_file, make_grid
 
 OBJECT = ("shape", "material", "color")
 RANKED = 5

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm import zoo
-from ldm.editing.images import atomic_file
-from ldm.editing.masks import auto_dilation, latent_masks
+from ldm.backbones import zoo
+from ldm.editing.latent_masks import auto_dilation, latent_masks
 from ldm.editing.ranking import CLIPRanker, find_ranker
 from ldm.errors import MissingExtra, UserError
 from ldm.evaluation.answers import Answers
 from ldm.evaluation.triples import Triple, object_triples
+from ldm.imaging.images import atomic_file
 from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler
 from ldm.models.diffusion.ddim import NoiseSource, StepInfo, guided_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion

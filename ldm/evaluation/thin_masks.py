@@ -16,13 +16,13 @@ from PIL import Image, ImageDraw
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from ldm.backbones.defaults import Defaults
 from ldm.data.scenes.colors import COLORS
 from ldm.data.scenes.draw import integer, uniform
-from ldm.editing.defaults import Defaults
 from ldm.editing.edit import EditInput, EditRequest, edit_images
-from ldm.editing.images import atomic_file, make_grid, save_png, to_pil
-from ldm.editing.masks import DOWNSAMPLING
+from ldm.editing.latent_masks import DOWNSAMPLING
 from ldm.evaluation.triples import held_out_windows
+from ldm.imaging.images import atomic_file, make_grid, save_png, to_pil
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 KINDS = ("line", "curve", "ring")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.data.object_crops import VALUES, encode
 from ldm.data.scenes.materials import MATERIALS
 from ldm.data.shards import SceneShards

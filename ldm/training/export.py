@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.checkpoint import read_state_dict, save_safetensors
 from ldm.data.scenes.backgrounds import KINDS
 from ldm.data.scenes.colors import COLORS
@@ -30,7 +30,7 @@ PARTS = ("clip.", "judge.", "ldm.", "first_stage_model.")
 def export_checkpoint(
     path: Path, folder: Path, sections: dict[str, Any] | None = None, average: Sequence[Path] = ()
 ) -> Path:
-    """Write the model of a checkpoint of `scripts/train.py` to `folder`, as `ldm.zoo` and `CLIPRanker` read it.
+    """Write the model of a checkpoint of `scripts/train.py` to `folder`, as `zoo` and `CLIPRanker` read it.
 
     Args:
         path: a checkpoint of the training of the diffusion, of CLIP or of the judge; or of the autoencoder's, whose

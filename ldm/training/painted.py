@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.data.shards import SceneShards, replace_file
 from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, model_denoiser, noised
 from ldm.models.diffusion.ddpm import LatentDiffusion

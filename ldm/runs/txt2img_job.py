@@ -19,17 +19,17 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm import zoo
-from ldm.editing.defaults import Defaults
+from ldm.backbones import zoo
+from ldm.backbones.defaults import Defaults
+from ldm.backbones.words import tell_unknown_words
 from ldm.editing.edit import check_size
-from ldm.editing.images import make_grid, save_png, to_pil, write_error
 from ldm.editing.ranking import CLIPRanker, find_ranker, rank
-from ldm.editing.run_folder import check_writable, prompt_slug
-from ldm.editing.words import tell_unknown_words
 from ldm.errors import UserError
+from ldm.imaging.images import make_grid, save_png, to_pil, write_error
 from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, StepInfo, guided_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.schedule import make_sampling_schedule
+from ldm.runs.folder import check_writable, prompt_slug
 from ldm.util import choose_device, choose_precision
 
 
@@ -123,7 +123,7 @@ class GenerationJob:
     """One run: a prompt in, pictures out.
 
     size: (H, W) that the model works at; None in either place is the model's own.
-    model, config, ckpt: see `ldm.zoo.resolve`. device, precision: see `ldm.util`.
+    model, config, ckpt: see `ldm.backbones.zoo.resolve`. device, precision: see `ldm.util`.
     """
 
     request: GenerationRequest

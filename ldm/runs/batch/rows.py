@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.editing.job import EditJob
-from ldm.editing.options import add_edit_options
-from ldm.editing.run_record import prompt_slug
 from ldm.errors import UserError
+from ldm.runs.job import EditJob
+from ldm.runs.options import add_edit_options
+from ldm.runs.record import prompt_slug
 
 logger = logging.getLogger(__name__)
 

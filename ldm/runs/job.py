@@ -12,18 +12,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm import zoo
-from ldm.editing.canvas import Place, open_canvas
-from ldm.editing.defaults import Defaults
+from ldm.backbones import zoo
+from ldm.backbones.defaults import Defaults
+from ldm.backbones.words import tell_unknown_words
 from ldm.editing.edit import Edit, EditRequest, check_size
 from ldm.editing.editor import Edited, Editor
-from ldm.editing.images import load_image, make_grid, save_png, to_pil
 from ldm.editing.mask_check import MaskReport, check_mask
-from ldm.editing.region import cut
-from ldm.editing.run_folder import check_writable, write_run
-from ldm.editing.run_record import RunRecord, prompt_slug
-from ldm.editing.video import decode_steps, require_video_writer, write_video
-from ldm.editing.words import tell_unknown_words
+from ldm.imaging.canvas import Place, open_canvas
+from ldm.imaging.images import load_image, make_grid, save_png, to_pil
+from ldm.imaging.region import cut
+from ldm.runs.folder import check_writable, write_run
+from ldm.runs.record import RunRecord, prompt_slug
+from ldm.runs.video import decode_steps, require_video_writer, write_video
 
 _CELL = 512  # the longest side of a picture in the grid, in pixels
 
@@ -32,7 +32,7 @@ _CELL = 512  # the longest side of a picture in the grid, in pixels
 class EditJob:
     """One run: files in, a run folder out.
 
-    place: see `Place`. model, config, ckpt: see `ldm.zoo.resolve`. device, precision: see `ldm.util`.
+    place: see `Place`. model, config, ckpt: see `ldm.backbones.zoo.resolve`. device, precision: see `ldm.util`.
     low_memory: see `Editor.load`.
     """
 
@@ -53,7 +53,7 @@ class EditJob:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "EditJob":
-        """The job that a command's options ask for, under the names of `ldm.editing.options`."""
+        """The job that a command's options ask for, under the names of `ldm.runs.options`."""
         request = EditRequest(**{name: options[name] for name in EditRequest.__dataclass_fields__})
         place = Place(options["region"], options["context"], (options["H"], options["W"]), options["feather"])
         names = (cls.__dataclass_fields__.keys() - {"request", "place"}) & options.keys()

@@ -31,9 +31,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from ldm.checkpoint import save_safetensors
-from ldm.editing.images import atomic_file, load_image, save_png, write_error
-from ldm.editing.run_record import RunRecord, prompt_slug
 from ldm.errors import UserError
+from ldm.imaging.images import atomic_file, load_image, save_png, write_error
+from ldm.runs.record import RunRecord, prompt_slug
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.editing.images import to_pil
 from ldm.errors import MissingExtra
+from ldm.imaging.images import to_pil
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 

@@ -7,12 +7,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ldm.editing.defaults import Defaults
-from ldm.editing.finish import Measures, auto_feather, deliver, finish
-from ldm.editing.images import ImageLike, Picture, as_picture, load_image, to_tensor
-from ldm.editing.masks import mask_from
-from ldm.editing.region import REGIONS, Window, choose_window, cut, cut_mask
+from ldm.backbones.defaults import Defaults
 from ldm.errors import UserError
+from ldm.imaging.finish import Measures, auto_feather, deliver, finish
+from ldm.imaging.images import ImageLike, Picture, as_picture, load_image, to_tensor
+from ldm.imaging.masks import mask_from
+from ldm.imaging.region import REGIONS, Window, choose_window, cut, cut_mask
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Canvas:
     def finish(self, x: Tensor, x_reference: Tensor | None = None) -> tuple[Image.Image, Measures]:
         """x (1, 3, H, W), a picture of the window -> the whole picture with it, and how well it sits there.
 
-        Outside the mask and the band the result is the input, bit for bit; see `ldm.editing.finish`.
+        Outside the mask and the band the result is the input, bit for bit; see `ldm.imaging.finish`.
 
         Args:
             x_reference: (1, 3, H, W), what made x makes this of the input: D(z_source) for a prediction D(z0), which

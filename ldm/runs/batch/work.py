@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ldm import zoo
-from ldm.editing.batch.report import Outcome, save_thumbnails
-from ldm.editing.batch.rows import Chunk, Row
+from ldm.backbones import zoo
 from ldm.editing.edit import Edit, edit_images
 from ldm.editing.editor import Editor, EditTask, finish_edit
-from ldm.editing.job import EditJob, write_edited
-from ldm.editing.run_folder import check_writable
-from ldm.editing.video import require_video_writer
 from ldm.errors import UserError
+from ldm.runs.batch.report import Outcome, save_thumbnails
+from ldm.runs.batch.rows import Chunk, Row
+from ldm.runs.folder import check_writable
+from ldm.runs.job import EditJob, write_edited
+from ldm.runs.video import require_video_writer
 from ldm.util import choose_device
 
 logger = logging.getLogger(__name__)

@@ -10,12 +10,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldm import zoo
-from ldm.editing.canvas import Canvas
+from ldm.backbones import zoo
 from ldm.editing.editor import finish_reconstruction
-from ldm.editing.finish import Measures
-from ldm.editing.images import load_image, to_tensor
-from ldm.editing.masks import load_mask, shown
 from ldm.editing.reconstruct import (
     LEARNING_RATES,
     Reconstruction,
@@ -28,10 +24,14 @@ from ldm.editing.reconstruct import (
     psnr,
     reconstruct,
 )
-from ldm.editing.region import Window
-from ldm.editing.run_folder import Run, check_writable, read_run, write_reconstruction
 from ldm.errors import UserError
+from ldm.imaging.canvas import Canvas
+from ldm.imaging.finish import Measures
+from ldm.imaging.images import load_image, to_tensor
+from ldm.imaging.masks import load_mask, shown
+from ldm.imaging.region import Window
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.runs.folder import Run, check_writable, read_run, write_reconstruction
 from ldm.util import choose_device
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class ReconstructionJob:
     size: (H, W), None in either place is the run's; it cannot be another. feather: None is the run's.
     learning_rate: None is the model's, from the section `reconstruction` of its config, or else the default.
     tuned_levels, precision: see `ReconstructionOptions`.
-    model, config, ckpt: see `ldm.zoo.resolve`; all None is the model that made the run. device: see `ldm.util`.
+    model, config, ckpt: see `zoo.resolve`; all None is the model that made the run. device: see `ldm.util`.
     """
 
     images_path: Path

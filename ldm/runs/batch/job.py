@@ -23,16 +23,16 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ldm import zoo
-from ldm.editing.batch.report import PAGE, Outcome, Summary, read_summary
-from ldm.editing.batch.rows import BadRow, Row, good, plan, read_rows
-from ldm.editing.batch.work import Profile, Worker, outline_editor, prepare_row, row_digest
-from ldm.editing.batch.workers import run_workers
+from ldm.backbones import zoo
 from ldm.editing.editor import Editor
-from ldm.editing.images import write_error
-from ldm.editing.run_folder import Run, check_writable, read_run
-from ldm.editing.run_record import prompt_slug
 from ldm.errors import UserError
+from ldm.imaging.images import write_error
+from ldm.runs.batch.report import PAGE, Outcome, Summary, read_summary
+from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
+from ldm.runs.batch.work import Profile, Worker, outline_editor, prepare_row, row_digest
+from ldm.runs.batch.workers import run_workers
+from ldm.runs.folder import Run, check_writable, read_run
+from ldm.runs.record import prompt_slug
 
 logger = logging.getLogger(__name__)
 

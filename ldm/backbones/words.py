@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.errors import UserError
 from ldm.models.diffusion.ddpm import LatentDiffusion
 

@@ -1,14 +1,9 @@
-"""Masks: from a file to {0,1} at the image's size, and on to the stack of latent masks, wide to tight.
-
-The order is: binarise, invert, shrink, dilate. Inverting after dilating would turn shrinking into growing.
-Soft masks keep their grey levels until the walk, where each level joins at its own time.
-"""
+"""Masks: from a file to {0,1}, or to grey levels, at the image's size; their thickness and their thin parts."""
 
 import logging
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageChops
 
-from ldm.editing.images import ImageLike, Picture, as_picture
 from ldm.errors import UserError
-from ldm.models.diffusion.blended_ddim import mask_parts
+from ldm.imaging.images import ImageLike, Picture, as_picture
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +134,7 @@ def resize_levels(levels: torch.Tensor, size: tuple[int, int] | None) -> torch.T
         return levels
     coarse = F.interpolate(levels, tuple(size), mode="bilinear", antialias=True).clamp(0, 1)
     # Pixels that are white and have no white within one pixel of the result: a part that was lost.
-    served = F.interpolate(_dilate((coarse >= 0.5).float(), 1), size=levels.shape[2:], mode="nearest-exact")
+    served = F.interpolate(dilate((coarse >= 0.5).float(), 1), size=levels.shape[2:], mode="nearest-exact")
     lost = torch.where((levels >= 0.5) & (served == 0), levels, 0.0)
     return torch.maximum(coarse, F.adaptive_max_pool2d(lost, tuple(size)))
 
@@ -151,83 +145,6 @@ def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     The result is empty only where the mask is; a line has no gap.
     """
     return (resize_levels(mask, size) >= 0.5).to(mask.dtype)
-
-
-def latent_masks(
-    mask: torch.Tensor, factor: int, dilation_iterations: int = 3, downsample: str = "adaptive"
-) -> torch.Tensor:
-    """The masks of progressive shrinking, (K,1,H/f,W/f) with K = dilation_iterations + 1, widest first.
-
-    The tight latent mask, which comes last, is `mask` brought down by `DOWNSAMPLING[downsample]`; each one before it
-    is the tight one dilated by a kernel of ones: 7x7, 5x5, 3x3 for three iterations (section 4.3 of the paper).
-    Where downsampling leaves nothing of a mask that has pixels, every cell that the mask touches is taken, with a
-    notice.
-
-    Args:
-        mask: (1,1,H,W), float {0,1}, already inverted where it should be.
-        factor: how many pixels of the image a latent cell is high and wide.
-        dilation_iterations: 0 gives the tight mask alone.
-        downsample: a name of `DOWNSAMPLING`.
-
-    Raises:
-        ValueError: no mask of {0,1}, a size that is no multiple of `factor`, a negative count, an unknown name.
-    """
-    _check(mask, factor, dilation_iterations, downsample)
-    if not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(f"a mask is of zeros and ones, not of {mask.unique().tolist()[:5]}")
-    tight = _tight(mask, factor, downsample)
-    _tell_if_lost(mask, factor, downsample)
-    wider = [_dilate(tight, k) for k in range(dilation_iterations, 0, -1)]  # (1,1,h,w) each
-    return torch.cat([*wider, tight])
-
-
-def soft_latent_masks(
-    levels: torch.Tensor, factor: int, steps: int, dilation_iterations: int = 3, downsample: str = "adaptive"
-) -> torch.Tensor:
-    """The masks of a walk in which each grey level joins at its own time: (steps,1,H/f,W/f) in {0,1}, in order.
-
-    What has level g is edited over the last g * steps of the steps, rounded (as with the change maps of Differential
-    Diffusion, Levin and Fried 2023): white from the first one, black never, and the darker the later, so the more of
-    the input it keeps. Shrinking goes on beside: the mask of each step is dilated as that part of the walk has it
-    (see `latent_masks`), and the last part has the tight ones. A mask of 0 and 1 has the walk of `latent_masks`.
-
-    Args:
-        levels: (1,1,H,W), float in [0,1], already inverted where it should be.
-        steps: of the walk, those that are taken.
-        factor, dilation_iterations, downsample: as of `latent_masks`.
-
-    Raises:
-        ValueError: levels outside [0,1], no steps, or as `latent_masks`.
-    """
-    _check(levels, factor, dilation_iterations, downsample)
-    if levels.min() < 0 or levels.max() > 1 or steps < 1:
-        raise ValueError(f"{steps} steps for levels from {float(levels.min())} to {float(levels.max())}, not in [0,1]")
-    masks, before, tight = [], None, None
-    for i, part in enumerate(mask_parts(steps, dilation_iterations + 1)):
-        joined = (levels >= 1 - (i + 0.5) / steps).to(levels.dtype)
-        if before is None or not torch.equal(joined, before):
-            before, tight = joined, _tight(joined, factor, downsample)
-        masks.append(_dilate(tight, dilation_iterations - part))
-    _tell_if_lost(joined, factor, downsample)
-    return torch.cat(masks)
-
-
-def auto_dilation(mask: torch.Tensor, factor: int) -> tuple[int, str]:
-    """How many dilations progressive shrinking should begin with, 0 to 3, and that with its reason as one clause.
-
-    The paper's three turn a mask of one latent cell, the case that section 4.3 is about, into one of 7 cells, wide
-    enough for rough colours and shapes to form. So: as many as bring the thinnest part up to 7 cells, since each
-    adds 2. A mask of 7 cells needs none, and each one that is not needed lets the first steps change what lies
-    around the mask.
-
-    Args:
-        mask: (1,1,H,W), float {0,1}, at the size that is edited; factor: pixels of a latent cell.
-    """
-    enough = 7 * factor
-    width = thickness(mask, enough)
-    iterations = min(3, math.ceil((enough - width) / (2 * factor)))
-    least = "at least " if width == enough else ""
-    return iterations, f"{iterations}, as the mask is {least}{width / factor:.1f} latent cells thick ({width} pixels)"
 
 
 def thickness(mask: torch.Tensor, limit: int | None = None) -> int:
@@ -261,65 +178,8 @@ def thin_parts(mask: torch.Tensor, width: float) -> torch.Tensor:
     rest = torch.from_numpy(inside & (beyond >= 0)).float()[None, None]
     parts = torch.from_numpy(inside & (beyond >= 2 * _REACH * width)).float()[None, None]
     for _ in range(math.ceil(_REACH * width) + 1):  # back to where they spring from the thick
-        parts = _dilate(parts, 1) * rest
+        parts = dilate(parts, 1) * rest
     return parts.to(mask)
-
-
-def area(mask: torch.Tensor, factor: int) -> torch.Tensor:
-    """(1,1,H,W) -> (1,1,H/f,W/f): the cells that the mask fills by half or more. Loses what is thin."""
-    return (F.avg_pool2d(mask, factor) >= 0.5).to(mask.dtype)
-
-
-def nearest(mask: torch.Tensor, factor: int) -> torch.Tensor:
-    """(1,1,H,W) -> (1,1,H/f,W/f): each cell by its middle pixel, as the paper's code does. Loses lines."""
-    return mask[..., factor // 2 :: factor, factor // 2 :: factor].clone()
-
-
-def cover(mask: torch.Tensor, factor: int) -> torch.Tensor:
-    """(1,1,H,W) -> (1,1,H/f,W/f): every cell that the mask touches. Loses nothing, grows by up to a cell."""
-    return F.max_pool2d(mask, factor)
-
-
-def adaptive(mask: torch.Tensor, factor: int) -> torch.Tensor:
-    """(1,1,H,W) -> (1,1,H/f,W/f): `area` for what is thick, `cover` for `thin_parts`. The default.
-
-    Thin is what is narrower than 2 sqrt(2 / pi) f, about 1.6 cells: any wider disc, wherever it lies, fills some
-    cell by half (a quarter of it does, at a corner of four cells), so `area` keeps something of all that it sweeps.
-    So no line, speck or whisker longer than a cell is lost, and the outline of a large region is that of `area`,
-    corners included, neither grown nor shrunk.
-    """
-    return torch.maximum(area(mask, factor), cover(thin_parts(mask, 1.6 * factor), factor))
-
-
-DOWNSAMPLING: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
-    "adaptive": adaptive,
-    "area": area,
-    "nearest": nearest,
-    "cover": cover,
-}
-
-
-def _check(mask: torch.Tensor, factor: int, dilation_iterations: int, downsample: str) -> None:
-    if mask.ndim != 4 or mask.shape[:2] != (1, 1):
-        raise ValueError(f"a mask is (1,1,H,W), not {tuple(mask.shape)}")
-    if factor < 1 or mask.shape[2] % factor or mask.shape[3] % factor:
-        raise ValueError(f"a mask of {shown(mask.shape[2:])} cannot be parted into cells of {factor}x{factor}")
-    if dilation_iterations < 0 or downsample not in DOWNSAMPLING:
-        raise ValueError(f"{dilation_iterations} iterations, downsampling {downsample!r} of {sorted(DOWNSAMPLING)}")
-
-
-def _tight(mask: torch.Tensor, factor: int, downsample: str) -> torch.Tensor:
-    """A mask in latent cells; one that downsampling leaves nothing of is covered."""
-    tight = DOWNSAMPLING[downsample](mask, factor)
-    return tight if tight.any() else cover(mask, factor)
-
-
-def _tell_if_lost(mask: torch.Tensor, factor: int, downsample: str) -> None:
-    judge = area if downsample == "adaptive" else DOWNSAMPLING[downsample]
-    if mask.any() and not judge(mask, factor).any():
-        logger.warning(
-            "the mask is thinner than a latent cell (%d pixels): every cell that it touches is edited", factor
-        )
 
 
 def _distance(inside: np.ndarray, limit: float) -> np.ndarray:
@@ -335,7 +195,7 @@ def _distance(inside: np.ndarray, limit: float) -> np.ndarray:
     return np.sqrt(squared)
 
 
-def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
+def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
     """Dilation by a kernel of ones of 2 radius + 1, first along rows, then along columns."""
     rows = F.max_pool2d(mask, (1, 2 * radius + 1), stride=1, padding=(0, radius))
     return F.max_pool2d(rows, (2 * radius + 1, 1), stride=1, padding=(radius, 0))

@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from ldm import cli
-from ldm.editing.batch.report import Outcome
-from ldm.editing.batch.rows import Chunk, Row
-from ldm.editing.batch.work import Profile, Worker, failure
 from ldm.errors import UserError
+from ldm.runs.batch.report import Outcome
+from ldm.runs.batch.rows import Chunk, Row
+from ldm.runs.batch.work import Profile, Worker, failure
 
 # What a worker says: it wants a chunk; what became of a row; last of all, where its time went; or why all must stop.
 _WANT, _ROW, _END, _STOP = "want", "row", "end", "stop"

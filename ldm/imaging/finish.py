@@ -2,7 +2,7 @@
 
 The autoencoder and the resampling lose detail, also where nothing was edited. With x the input's pixels in the
 window, y what a reconstruction made of it at the model's size, y_ref what it makes of the untouched input, and up()
-the way back to the window's size (`ldm.editing.region.resize_back`):
+the way back to the window's size (`ldm.imaging.region.resize_back`):
 
     R      = up(y) + (1 - a) (x - up(y_ref))
     result = x + a (R - x)
@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageCms
 from torch import Tensor
 
-from ldm.editing.images import Picture
-from ldm.editing.region import Window, flat_mask, mask_box, resize_back
+from ldm.imaging.images import Picture
+from ldm.imaging.region import Window, flat_mask, mask_box, resize_back
 
 
 @dataclass(frozen=True)

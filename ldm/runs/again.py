@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ldm.editing.images import read_png_text
-from ldm.editing.run_folder import Run, read_run
-from ldm.editing.run_record import RunRecord
 from ldm.errors import UserError
+from ldm.imaging.images import read_png_text
+from ldm.runs.folder import Run, read_run
+from ldm.runs.record import RunRecord
 
 OUTDIR = Path("outputs/again")
 """Where such a run goes unless told otherwise: the run that the picture is of shall stay."""

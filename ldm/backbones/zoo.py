@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Where a folder of the user's may keep its config and its weights; the last of each is how the original LDM logs a
 # run. The first pattern that matches counts, and of several matches the last by name.

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from typing import TypeVar
 
-from ldm import zoo
+from ldm.backbones import zoo
 from ldm.errors import UserError
 
 Told = TypeVar("Told")

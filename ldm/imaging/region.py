@@ -2,7 +2,7 @@
 
 A network paints at one size, a photograph has another. So a window of the photograph, of the model's aspect, is
 brought to the model's size (`choose_window`, `cut`, `cut_mask`), and what the model makes of it is brought back
-(`resize_back`); `ldm.editing.finish` composes it with the photograph.
+(`resize_back`); `ldm.imaging.finish` composes it with the photograph.
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.editing.masks import resize_levels
+from ldm.imaging.masks import resize_levels
 
 REGIONS = ("auto", "whole")
 
 # A tiny mask is edited at most so much enlarged: the pixels of a photograph hold no more than that.
 _ENLARGEMENT = 4
 
-# Context, in parts of the mask's extent, that a window has at least: room for the band of `ldm.editing.finish`.
+# Context, in parts of the mask's extent, that a window has at least: room for the band of `ldm.imaging.finish`.
 _LEAST_CONTEXT = 1 / 16
 
 
