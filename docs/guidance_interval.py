@@ -16,7 +16,7 @@ captions: list[str] = []
 for prompt in PROMPTS:
     everywhere = None
     for interval in INTERVALS:
-        edit = editor.edit("inputs/img.png", "inputs/mask.png", prompt, guidance_interval=interval, n_samples=8).edit
+        edit = editor.edit("inputs/img.png", "inputs/mask.png", prompt, guidance_interval=interval, n_samples=8)
         order = sorted(range(len(edit.seeds)), key=lambda i: edit.seeds[i])
         x = edit.x[order]
         everywhere = x if everywhere is None else everywhere

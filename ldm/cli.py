@@ -6,9 +6,11 @@ Nothing here imports torch, so that `--help` answers at once.
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ldm.errors import UserError
+from ldm.options import as_flags
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +45,7 @@ class _Notices(logging.Formatter):
     """`note: ...` for warnings of this package, plain text for its information."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = as_flags(super().format(record))
         return f"note: {text}" if record.levelno == logging.WARNING else text
 
 
@@ -62,7 +64,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_flags(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -71,3 +73,29 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         logger.handlers = before[0]
         logger.setLevel(before[1])
     return 0
+
+
+def add_released_options(parser: argparse.ArgumentParser, **same: str) -> None:
+    """Take options of the released programs that have another name here, see docs/migration.md.
+
+    Args:
+        same: names of theirs, each with the name of ours that means the same. `gpu_id` is always one: cuda:N.
+    """
+    group = parser.add_argument_group("of the released programs")
+    group.add_argument("--gpu_id", metavar="N", default=argparse.SUPPRESS, help="the same as --device cuda:N")
+    for theirs, ours in same.items():
+        group.add_argument(
+            f"--{theirs}", dest=f"as_{ours}", metavar="N", default=argparse.SUPPRESS, help=f"the same as --{ours}"
+        )
+
+
+def with_released_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parsed options with those of the released programs under our names, and one notice of it."""
+    options = {name: value for name, value in given.items() if name != "gpu_id" and not name.startswith("as_")}
+    taken = {name.removeprefix("as_"): value for name, value in given.items() if name.startswith("as_")}
+    if "gpu_id" in given:
+        taken["device"] = f"cuda:{given['gpu_id']}"
+    if taken:
+        words = ", ".join(f"`{name}={value}`" for name, value in taken.items())
+        logging.getLogger(__name__).warning("taken as %s", words)
+    return taken | options

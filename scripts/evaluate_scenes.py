@@ -36,11 +36,8 @@ def main(argv: Sequence[str]) -> None:
 
     from ldm.evaluation.evaluation import Evaluation, run_evaluation
     from ldm.evaluation.report import markdown
-    from ldm.imaging.canvas import Place
 
-    options = vars(args) | {"parts": parts}
-    place = Place(options.pop("region"), options.pop("context"))
-    rows = run_evaluation(Evaluation(**options, place=place))
+    rows = run_evaluation(Evaluation(**vars(args) | {"parts": parts}))
     print(markdown(rows))
     print(f"table, answers and contact sheet: {args.outdir}")
 

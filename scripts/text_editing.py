@@ -1,62 +1,61 @@
 #!/usr/bin/env python
 """Edit an image inside a mask by a text prompt."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ldm.cli import Parser, run
-from ldm.runs.options import add_edit_options
+from ldm.cli import Parser, add_released_options, run, with_released_options
+from ldm.options import add_options, as_flags
+from ldm.runs.jobs import EditJob
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="text_editing.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    what, model = add_edit_options(parser)
-    what.add_argument(
+    """The command line."""
+    parser = Parser(prog="text_editing.py", description=__doc__)
+    add_options(parser, EditJob)
+    parser.add_argument(
         "--from",
         dest="source",
         type=Path,
         metavar="PNG",
         help="make the prediction of this picture of a run again; other options change what they name",
     )
-    what.add_argument(
+    parser.add_argument(
         "--check", action="store_true", help="look at image and mask, tell what is odd, and do not run the model"
     )
-    what.add_argument("--outdir", "-o", type=Path, default=Path("outputs/edit_results"), help="where results go")
-    model.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu")
+    add_released_options(parser, batch_size="n_samples")
     return parser
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options; those that are not given are the defaults, or with --from those that made that picture."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.source is not None:
+def parse(argv: Sequence[str]) -> tuple[EditJob, bool]:
+    """The job, and whether it is only to be checked. With --from, what is not given is as it was for that picture."""
+    given: dict[str, Any] = with_released_options(vars(build_parser().parse_args(argv)))
+    source, check = given.pop("source"), given.pop("check")
+    options: dict[str, Any] = {"prompt": ""} if check else {}
+    if source is not None:
         from ldm.runs.again import options_of
 
-        parser.set_defaults(**options_of(args.source))
-        args = parser.parse_args(argv)
-    missing = [name for name in ("prompt", "init_image", "mask") if getattr(args, name) is None]
-    if missing and not (args.check and missing == ["prompt"]):
-        parser.error(f"the following arguments are required: {', '.join(f'--{name}' for name in missing)}")
-    return args
+        options |= options_of(source)
+        if given.keys() & {"model", "config", "ckpt"}:  # another model is meant
+            options = {name: value for name, value in options.items() if name not in ("model", "config", "ckpt")}
+    return EditJob(**options | given), check
 
 
 def main(argv: Sequence[str]) -> None:
-    args = parse(argv)
+    """Edit, or check; print where the result is."""
+    job, check = parse(argv)
 
     # Nothing heavy is imported before the arguments are known to be good: --help answers at once.
-    from ldm.runs.job import EditJob, check_edit, run_edit
+    from ldm.runs.edit import check_edit, run_edit
 
-    job = EditJob.from_options(vars(args) | {"prompt": args.prompt or ""})
-    if args.check:
+    if check:
         report, picture = check_edit(job)
-        print(*report.lines(), f"picture: {picture}", sep="\n")
+        print(*map(as_flags, report.lines()), f"picture: {picture}", sep="\n")
         return
-    result = run_edit(job)
-    samples = result.samples
-    print(result.summary())
-    print(f"grid: {result.grid}\nresults, best first: {samples / 'results'} (as the model sees them: images)")
+    saved = run_edit(job)
+    print(saved.summary())
+    print(f"grid: {saved.grid}\nresults, best first: {saved.samples / 'results'} (as the model sees them: images)")
 
 
 if __name__ == "__main__":

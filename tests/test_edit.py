@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from ldm.editing.edit import EditRequest, edit_image
+from ldm.editing.edit import edit_image
+from ldm.editing.request import EditRequest
 from ldm.errors import UserError
 from ldm.imaging.images import to_pil
-from ldm.models.diffusion.ddim import StepInfo
+from ldm.models.diffusion.sampling import StepInfo
 from tests.tiny import tiny_model
 
 
@@ -147,7 +148,7 @@ def test_pixel_blending_keeps_the_background_latents(model, x_source, mask):
 )
 def test_numbers_out_of_range_are_named(options):
     name, value = next(iter(options.items()))
-    with pytest.raises(UserError, match=f"{name} is {value}"):
+    with pytest.raises(UserError, match=f"`{name}` is {value}: give "):
         request(**options)
 
 
@@ -158,7 +159,7 @@ def test_steps_out_of_range_are_refused(model, x_source, mask, options):
 
 
 def test_a_size_that_does_not_fit_names_the_nearest(model, mask):
-    with pytest.raises(UserError, match="--W 64 --H 48"):
+    with pytest.raises(UserError, match="`W=64` `H=48`"):
         edit_image(model, torch.zeros(1, 3, 50, 64), mask, request())
 
 

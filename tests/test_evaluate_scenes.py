@@ -35,7 +35,6 @@ from ldm.evaluation.triples import (
     object_triples,
     scribble_triples,
 )
-from ldm.imaging.canvas import Place
 from ldm.imaging.images import to_pil, to_tensor
 from ldm.training.judge import JudgeTrainer, export
 from tests.tiny import save_tiny_model
@@ -161,8 +160,8 @@ def test_edits_are_made_at_the_place_that_was_asked_for(job, monkeypatch):
     tasks, edit = [], Editor.run
     monkeypatch.setattr(Editor, "run", lambda self, some: tasks.extend(some) or edit(self, some))
     for region in ("auto", "whole"):
-        place, outdir = Place(region=region, context=0.1), job("edits").outdir / region
-        run_evaluation(job("edits", n_triples=1, place=place, outdir=outdir))
+        outdir = job("edits").outdir / region
+        run_evaluation(job("edits", n_triples=1, region=region, context=0.1, outdir=outdir))
     auto, whole = (task.canvas.window for task in tasks)
     assert (whole.height, whole.width) == whole.image_size and auto.height < whole.height
 

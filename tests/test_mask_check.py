@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from ldm.editing.mask_check import check_mask, hole_areas, parts
+from ldm.editing import Editor, EditRequest
+from ldm.editing.mask_check import hole_areas, parts
 from ldm.imaging.images import load_image
-from ldm.imaging.region import choose_window
-
-SIZE, FACTOR = (64, 64), 8
+from tests.tiny import tiny_model
 
 
 def disc(radius: int = 30, size: tuple[int, int] = (128, 128), **changes) -> Image.Image:
@@ -18,6 +17,11 @@ def disc(radius: int = 30, size: tuple[int, int] = (128, 128), **changes) -> Ima
     x, y = size[0] // 2, size[1] // 2
     ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=changes.get("fill", 255))
     return image
+
+
+@pytest.fixture(scope="module")
+def editor():
+    return Editor(tiny_model())
 
 
 @pytest.fixture
@@ -28,10 +32,10 @@ def photo(tmp_path):
 
 
 @pytest.fixture
-def check(photo, tmp_path):
+def check(photo, tmp_path, editor):
     def check(mask: Image.Image, name: str = "mask.png", **options):
         mask.save(tmp_path / name)
-        return check_mask(photo, tmp_path / name, SIZE, FACTOR, **options)
+        return editor.check(photo, tmp_path / name, EditRequest("", **{"region": "whole", **options}))
 
     return check
 
@@ -80,9 +84,9 @@ def inverted(image: Image.Image) -> Image.Image:
         ("specks", drawn((3, 3, 5, 5)), {}),
         ("holes", drawn((63, 63, 66, 66), fill=0), {}),
         ("thin", drawn((10, 60, 110, 62), on=Image.new("L", (128, 128))), {}),
-        ("shrinking", drawn((10, 50, 110, 70), on=Image.new("L", (128, 128))), {"dilation": 0}),
-        ("lost", drawn((2, 4, 120, 6)), {"downsample": "area"}),
-        ("wide", drawn((10, 50, 118, 70), on=Image.new("L", (128, 128))), {"dilation": 8}),
+        ("shrinking", drawn((10, 50, 110, 70), on=Image.new("L", (128, 128))), {"mask_dilation_iterations": 0}),
+        ("lost", drawn((2, 4, 120, 6)), {"mask_downsample": "area"}),
+        ("wide", drawn((10, 50, 118, 70), on=Image.new("L", (128, 128))), {"mask_dilation_iterations": 8}),
     ],
 )
 def test_a_finding_has_its_reason(check, kind, mask, options):
@@ -99,7 +103,7 @@ def test_noise_of_a_jpeg_is_told_from_a_soft_brush(check):
 
 
 def test_an_inverted_mask_is_in_order_when_it_is_said(check):
-    assert not check(inverted(disc()), invert=True).findings
+    assert not check(inverted(disc()), invert_mask=True).findings
 
 
 def test_transparency_is_named(check):
@@ -108,10 +112,8 @@ def test_transparency_is_named(check):
     assert "alpha" in kinds(check(image))
 
 
-def test_the_window_counts(photo, check):
-    mask = disc(8)
-    window = choose_window(np.asarray(mask), SIZE)
-    inside, whole = check(mask, window=window), check(mask)
+def test_the_window_counts(check):
+    inside, whole = check(disc(8), region="auto"), check(disc(8))
     assert inside.coverage == whole.coverage and inside.window_coverage > 2 * whole.window_coverage
     assert inside.thickness > whole.thickness
 
@@ -126,3 +128,11 @@ def test_parts_and_holes():
     assert sorted(parts(plane, diagonal=False)[0]) == [1, 3, 12]
     assert hole_areas(plane).tolist() == [4]
     assert len(parts(np.zeros((3, 3), bool))[0]) == 0
+
+
+def test_grey_levels_of_a_soft_mask_are_reported_as_the_edit_uses_them(check):
+    dim = disc(fill=100)
+    report = check(dim, soft_mask=True)
+    assert "grey" not in kinds(report) and 0 < report.coverage < 0.3
+    assert "and grey the later the darker" in report.lines()[0]
+    assert report.cells[0] < report.cells[-1], "nothing is edited at first"

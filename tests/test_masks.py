@@ -18,11 +18,11 @@ from ldm.editing.latent_masks import (
     cover,
     latent_masks,
     nearest,
-    soft_latent_masks,
+    step_masks,
 )
 from ldm.errors import UserError
 from ldm.imaging.masks import load_mask, mask_from, mask_levels, resize_mask, thickness, thin_parts
-from ldm.models.diffusion.blended_ddim import mask_parts
+from ldm.models.diffusion.schedule import SamplingSchedule, make_beta_schedule, make_sampling_schedule, mask_parts
 
 INPUTS = Path(__file__).parent.parent / "inputs"
 
@@ -505,13 +505,29 @@ def test_auto_dilation_makes_up_for_what_a_mask_lacks():
 # --- soft masks ------------------------------------------------------------------------------------------------------
 
 
+def schedule(steps: int, sampler: str = "ddim") -> SamplingSchedule:
+    betas = make_beta_schedule("linear", 1000, 0.00085, 0.012)
+    return make_sampling_schedule(torch.cumprod(1 - betas, 0), steps, sampler=sampler)
+
+
+def test_each_level_joins_at_the_same_noise_level_with_every_sampler():
+    levels = torch.arange(1, 10).view(1, 1, 1, 9).repeat_interleave(8, -1).repeat_interleave(8, -2) / 10
+    joins = {}
+    for sampler in ("ddim", "dpmpp_2m"):
+        steps = schedule(200, sampler)
+        masks = step_masks(levels, 8, steps, 0)[:, 0, 0]  # (steps, 9)
+        first = masks.argmax(0)  # of the steps that edit each level
+        joins[sampler] = torch.tensor(steps.timesteps)[first]
+    assert (joins["ddim"] - joins["dpmpp_2m"]).abs().max() < 20
+
+
 def test_each_level_joins_at_its_own_time():
-    """Level g is edited over the last g of the walk; Levin and Fried 2023."""
+    """Level g is edited over the last g of the trajectory; Levin and Fried 2023."""
     for steps in (1, 10, 50, 1000):
         levels = torch.zeros(1, 1, 16, 16 * 11)
         for tenths in range(11):
             levels[..., 16 * tenths : 16 * (tenths + 1)] = tenths / 10
-        masks = soft_latent_masks(levels, 8, steps, 0)
+        masks = step_masks(levels, 8, schedule(steps), 0)
         assert masks.shape == (steps, 1, 2, 22) and set(masks.unique().tolist()) <= {0.0, 1.0}
         assert (masks[1:] >= masks[:-1]).all(), "what has joined stays"
         edited = masks.sum(0)[0, 0, ::2]
@@ -525,15 +541,15 @@ def test_a_soft_mask_of_black_and_white_is_the_hard_one(steps, iterations):
     mask = tensor(disc())
     hard = latent_masks(mask, 8, iterations)
     expected = hard[list(mask_parts(steps, iterations + 1))]
-    assert torch.equal(soft_latent_masks(mask, 8, steps, iterations), expected)
+    assert torch.equal(step_masks(mask, 8, schedule(steps), iterations), expected)
     noisy = (mask * 250 + 2) / 255  # as from a JPEG
-    assert torch.equal(soft_latent_masks(noisy, 8, steps, iterations)[-1], expected[-1])
+    assert torch.equal(step_masks(noisy, 8, schedule(steps), iterations)[-1], expected[-1])
 
 
 def test_shrinking_goes_on_beside_soft_levels():
     levels = torch.zeros(1, 1, 128, 128)
     levels[..., 56:72, 24:40], levels[..., 56:72, 80:96] = 1, 0.4
-    masks = soft_latent_masks(levels, 8, 20, 3)
+    masks = step_masks(levels, 8, schedule(20), 3)
     assert torch.equal(masks[-1:], latent_masks((levels > 0).float(), 8, 0)), "the last mask is tight and holds all"
     white, grey = masks[..., :8].sum((1, 2, 3)).tolist(), masks[..., 8:].sum((1, 2, 3)).tolist()
     assert white == [64] * 5 + [36] * 5 + [16] * 5 + [4] * 5
@@ -543,7 +559,7 @@ def test_shrinking_goes_on_beside_soft_levels():
 def test_thin_soft_masks_are_not_lost(caplog):
     levels = torch.zeros(1, 1, 64, 64)
     levels[..., 13, 5:60] = 0.5
-    masks = soft_latent_masks(levels, 8, 10, 0)
+    masks = step_masks(levels, 8, schedule(10), 0)
     assert masks.sum((1, 2, 3)).tolist() == [0] * 5 + [8] * 5
     assert "8 pixels" in caplog.text and len(caplog.records) == 1
 
@@ -567,9 +583,9 @@ def test_mistakes_of_the_caller():
     ):
         with pytest.raises(ValueError, match=word):
             latent_masks(*arguments)
-    for arguments, word in (((good * 2, 8, 5), "2.0"), ((-good, 8, 5), "-1.0"), ((good, 8, 0), "0 steps")):
+    for levels, word in ((good * 2, "2.0"), (-good, "-1.0")):
         with pytest.raises(ValueError, match=word):
-            soft_latent_masks(*arguments)
+            step_masks(levels, 8, schedule(5))
 
 
 # --- the files that come with the project ----------------------------------------------------------------------------

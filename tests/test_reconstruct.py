@@ -12,7 +12,6 @@ from ldm.editing import reconstruct as module
 from ldm.editing.reconstruct import (
     LEARNING_RATES,
     RECONSTRUCTIONS,
-    ReconstructionOptions,
     ReconstructionTask,
     decode_prediction,
     encode_prediction,
@@ -20,13 +19,18 @@ from ldm.editing.reconstruct import (
     reconstruct,
     reconstruction_loss,
 )
+from ldm.editing.request import ReconstructionOptions
 from ldm.errors import MissingExtra, UserError
 from ldm.imaging.images import to_pil
 from ldm.imaging.poisson import seamless_clone
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from tests.tiny import tiny_model, tiny_picture
 
-QUICK = ReconstructionOptions(steps=12, learning_rate=1e-3)
+QUICK = ReconstructionOptions(optimization_steps=12, learning_rate=1e-3)
+
+
+def restore(kind: str, task: ReconstructionTask, options: ReconstructionOptions = QUICK, on_step=None):
+    return reconstruct(task, replace(options, **ReconstructionOptions.way(kind)), on_step)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[module._FloatDecoder]:
 @pytest.mark.usefixtures("untouched")
 def test_weights_bring_back_the_background(task: ReconstructionTask):
     steps = []
-    result = reconstruct("optimization", task, QUICK, steps.append)
+    result = restore("optimization", task, QUICK, steps.append)
     assert [(s.step, s.steps) for s in steps] == [(i, 12) for i in range(12)]
     # It starts at the prediction itself: D of the model's own weights at its own latent.
     assert steps[0].foreground_psnr == math.inf
@@ -86,8 +90,8 @@ def test_weights_bring_back_the_background(task: ReconstructionTask):
 
 def test_the_foreground_stays_near_the_prediction(task: ReconstructionTask):
     # A random decoder cannot part inside from outside as a trained one does: so lambda 1, which asks for both.
-    both = reconstruct("optimization", task, replace(QUICK, background_weight=1))
-    background_alone = reconstruct("optimization", task, replace(QUICK, background_weight=1e6))
+    both = restore("optimization", task, replace(QUICK, background_weight=1))
+    background_alone = restore("optimization", task, replace(QUICK, background_weight=1e6))
     assert both.foreground_psnr > background_alone.foreground_psnr + 4
     assert both.foreground_psnr > psnr(task.x_source, task.x_hat, task.mask) + 4
     assert both.background_psnr > psnr(task.x_hat, task.x_source, 1 - task.mask) + 8
@@ -96,7 +100,7 @@ def test_the_foreground_stays_near_the_prediction(task: ReconstructionTask):
 @pytest.mark.usefixtures("untouched")
 def test_what_is_given_back_is_of_the_last_weights(task: ReconstructionTask, monkeypatch: pytest.MonkeyPatch):
     made = spy(monkeypatch)
-    result = reconstruct("optimization", task, replace(QUICK, steps=2))
+    result = restore("optimization", task, replace(QUICK, optimization_steps=2))
     (decoder,) = made
     with torch.no_grad():
         assert torch.equal(decoder(task.z0).clamp(-1, 1), result.x)
@@ -108,7 +112,7 @@ def test_what_is_given_back_is_of_the_last_weights(task: ReconstructionTask, mon
 def test_latents_move_and_the_decoder_stays(task: ReconstructionTask, monkeypatch: pytest.MonkeyPatch):
     made = spy(monkeypatch)
     steps = []
-    result = reconstruct("optimization_latents", task, replace(QUICK, learning_rate=0.1), steps.append)
+    result = restore("optimization_latents", task, replace(QUICK, learning_rate=0.1), steps.append)
     assert result.background_psnr > steps[0].background_psnr + 0.5
     assert result.steps == len(steps) == 12
     (decoder,) = made
@@ -117,7 +121,7 @@ def test_latents_move_and_the_decoder_stays(task: ReconstructionTask, monkeypatc
 
 
 def test_without_weight_the_background_is_left_alone(task: ReconstructionTask):
-    result = reconstruct("optimization", task, replace(QUICK, background_weight=0, steps=3))
+    result = restore("optimization", task, replace(QUICK, background_weight=0, optimization_steps=3))
     assert torch.equal(result.x, task.x_hat.clamp(-1, 1))
 
 
@@ -126,8 +130,8 @@ def test_the_learning_rate_has_a_default_per_kind(kind: str, task, monkeypatch: 
     rates = []
     adam = torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, **rest: rates.append(lr) or adam(p, lr=lr, **rest))
-    reconstruct(kind, task, ReconstructionOptions(steps=1))
-    reconstruct(kind, task, ReconstructionOptions(steps=1, learning_rate=0.5))
+    restore(kind, task, ReconstructionOptions(optimization_steps=1))
+    restore(kind, task, ReconstructionOptions(optimization_steps=1, learning_rate=0.5))
     assert rates == [LEARNING_RATES[kind], 0.5]
 
 
@@ -139,21 +143,21 @@ def test_stopped_midway_the_model_is_what_it_was(kind: str, task: Reconstruction
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reconstruct(kind, task, QUICK, stop)
+        restore(kind, task, QUICK, stop)
 
 
 @pytest.mark.usefixtures("untouched")
 def test_a_loss_that_is_no_number_is_an_error_with_its_mend(task: ReconstructionTask):
-    with pytest.raises(UserError, match=r"diverged after \d+ steps at a learning rate of 1e\+30.*--learning_rate"):
-        reconstruct("optimization", task, replace(QUICK, learning_rate=1e30))
+    with pytest.raises(UserError, match=r"diverged after \d+ steps at a learning rate of 1e\+30.*`learning_rate`"):
+        restore("optimization", task, replace(QUICK, learning_rate=1e30))
     nowhere = replace(task, z0=task.z0 * math.nan)
-    with pytest.raises(UserError, match="--precision float32"):
-        reconstruct("optimization", nowhere, QUICK)
+    with pytest.raises(UserError, match="`precision=float32`"):
+        restore("optimization", nowhere, QUICK)
 
 
 def test_the_last_step_is_checked_too(task: ReconstructionTask):
     with pytest.raises(UserError, match="diverged after 1 steps"):
-        reconstruct("optimization", task, replace(QUICK, learning_rate=1e30, steps=1))
+        restore("optimization", task, replace(QUICK, learning_rate=1e30, optimization_steps=1))
 
 
 @pytest.mark.parametrize("kind", LEARNING_RATES)
@@ -163,8 +167,8 @@ def test_gradients_flow_in_float32_whatever_surrounds_it(kind: str, task: Recons
         half = tiny_model().to(torch.bfloat16)
         within = replace(task, z0=z0, x_source=x_source, x_hat=decode_prediction(half, z0), model=half)
         with torch.autocast("cpu", torch.bfloat16):
-            result = reconstruct(kind, within, replace(QUICK, learning_rate=None, steps=3))
-    outside = reconstruct(kind, within, replace(QUICK, learning_rate=None, steps=3))
+            result = restore(kind, within, replace(QUICK, learning_rate=None, optimization_steps=3))
+    outside = restore(kind, within, replace(QUICK, learning_rate=None, optimization_steps=3))
     assert torch.equal(result.x, outside.x)
     assert within.x_hat.dtype == result.x.dtype == torch.float32
     assert not torch.equal(result.x, within.x_hat.clamp(-1, 1))
@@ -174,7 +178,7 @@ def test_gradients_flow_in_float32_whatever_surrounds_it(kind: str, task: Recons
 def test_an_optimisation_needs_what_it_starts_from(task: ReconstructionTask):
     for lacking in ({"z0": None}, {"model": None}, {"z0": task.z0[..., 1:]}, {"z0": task.z0.expand(2, -1, -1, -1)}):
         with pytest.raises(ValueError, match="z0"):
-            reconstruct("optimization", replace(task, **lacking), QUICK)
+            restore("optimization", replace(task, **lacking), QUICK)
 
 
 def test_a_prediction_without_latent_is_encoded(model: LatentDiffusion):
@@ -207,22 +211,27 @@ def test_the_loss_by_hand():
 
 
 def test_numbers_out_of_range_are_refused():
-    for values in ({"steps": 0}, {"learning_rate": 0.0}, {"learning_rate": math.inf}, {"background_weight": -1.0}):
-        with pytest.raises(UserError, match=f"{next(iter(values))} is"):
+    for values in (
+        {"optimization_steps": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.inf},
+        {"background_weight": -1.0},
+    ):
+        with pytest.raises(UserError, match=f"`{next(iter(values))}` is"):
             ReconstructionOptions(**values)
 
 
 def test_shapes_that_do_not_belong_together_are_refused(task: ReconstructionTask):
     with pytest.raises(ValueError, match="one size"):
         replace(task, mask=task.mask[..., 1:])
-    with pytest.raises(ValueError, match="no kind"):
-        reconstruct("magic", task)
+    with pytest.raises(UserError, match='`reconstruction_type` is "magic": give one of optimization'):
+        restore("magic", task)
 
 
 @pytest.mark.parametrize("kind", RECONSTRUCTIONS)
 def test_an_all_white_mask_gives_the_prediction(kind: str, task: ReconstructionTask):
     pytest.importorskip("cv2") if kind == "poisson" else None
-    result = reconstruct(kind, replace(task, mask=torch.ones_like(task.mask)), replace(QUICK, steps=2))
+    result = restore(kind, replace(task, mask=torch.ones_like(task.mask)), replace(QUICK, optimization_steps=2))
     assert result.background_psnr is None
     assert to_pil(result.x).tobytes() == to_pil(task.x_hat).tobytes()
 
@@ -231,7 +240,7 @@ def test_an_all_white_mask_gives_the_prediction(kind: str, task: ReconstructionT
 
 
 def test_pasting_is_exact_on_both_sides(task: ReconstructionTask):
-    result = reconstruct("pixel", task)
+    result = restore("pixel", task)
     inside = task.mask.bool().expand(-1, 3, -1, -1)
     assert torch.equal(result.x[inside], task.x_hat.clamp(-1, 1)[inside])
     assert torch.equal(result.x[~inside], task.x_source[~inside])
@@ -306,7 +315,7 @@ def test_a_mask_too_thin_to_clone_gives_the_target_with_a_notice(caplog: pytest.
 
 def test_poisson_keeps_far_background_and_needs_no_model(task: ReconstructionTask):
     pytest.importorskip("cv2")
-    result = reconstruct("poisson", replace(task, model=None, z0=None))
+    result = restore("poisson", replace(task, model=None, z0=None))
     far = torch.ones(32, 48, dtype=bool)
     far[4:28, 6:34] = False  # the rectangle around the mask, and a bit more
     exact = np.asarray(to_pil(task.x_source))
@@ -317,4 +326,4 @@ def test_poisson_keeps_far_background_and_needs_no_model(task: ReconstructionTas
 def test_without_opencv_the_extra_is_named(task: ReconstructionTask, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingExtra, match=r'opencv-python-headless.*pip install -e "\.\[poisson\]"'):
-        reconstruct("poisson", task)
+        restore("poisson", task)

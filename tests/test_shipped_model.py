@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ldm.backbones import zoo
-from ldm.editing.edit import EditRequest, edit_image
+from ldm.editing.edit import edit_image
+from ldm.editing.request import EditRequest
 from ldm.imaging.images import load_image, to_tensor
 from ldm.imaging.masks import load_mask
 

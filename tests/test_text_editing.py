@@ -236,11 +236,12 @@ def test_any_prompt_is_a_safe_file_name(folder, tmp_path, prompt):
         ({"mask": "black.png"}, "black.png"),
         ({"more": ["--H", 50]}, "--H 48"),
         ({"more": ["--ddim_steps", 1001]}, "1001"),
-        ({"more": ["--ddim_steps", 0]}, "0 is out of range"),
-        ({"more": ["--skip_steps", 3]}, "skip_steps 3"),
-        ({"more": ["--n_samples", 0]}, "0 is out of range"),
-        ({"more": ["--scale", "much"]}, '"much"'),
-        ({"more": ["--percentage_of_pixel_blending", 30]}, "30 is out of range"),
+        ({"more": ["--ddim_steps", 0]}, '--ddim_steps is "0": give an integer from 1 to 1000'),
+        ({"more": ["--skip_steps", 3]}, "--skip_steps is 3: give 0 to 2 with --ddim_steps 3"),
+        ({"more": ["--n_samples", 0]}, '--n_samples is "0": give an integer of at least 1'),
+        ({"more": ["--scale", "much"]}, '--scale is "much": give a number of at least 0'),
+        ({"more": ["--percentage_of_pixel_blending", 30]}, '"30": give a number from 0 to 1'),
+        ({"more": ["--H", 1000000]}, "--H"),
         ({"more": ["--model", "nonesuch"]}, "nonesuch"),
         ({"more": ["--device", "cuda:99"]}, "cuda:99"),
         ({"more": ["--config", "x.yaml"]}, "--ckpt"),
@@ -295,7 +296,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path):
 
 
 def test_editing_imports_only_what_it_uses(folder, tmp_path):
-    code = "import sys, ldm.runs.job; print([m for m in ('pytorch_lightning', 'open_clip', 'cv2', 'imageio', "
+    code = "import sys, ldm.runs.edit; print([m for m in ('pytorch_lightning', 'open_clip', 'cv2', 'imageio', "
     code += "'diffusers', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr

@@ -17,7 +17,8 @@ from ldm.backbones.defaults import Defaults
 from ldm.cli import run
 from ldm.data.scenes.scenes import render_scenes
 from ldm.data.shards import write_shard
-from ldm.editing.edit import EditRequest, edit_image
+from ldm.editing.edit import edit_image
+from ldm.editing.request import EditRequest
 from ldm.errors import UserError
 from ldm.models.autoencoder import DiagonalGaussian
 from ldm.models.diffusion.ddim import noised

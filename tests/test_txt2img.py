@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 
 from ldm.backbones import zoo
+from ldm.backbones.defaults import Defaults
 from ldm.backbones.words import tell_unknown_words
 from ldm.cli import run
+from ldm.editing.edit import generate
+from ldm.editing.request import SamplingRequest
 from ldm.errors import UserError
 from ldm.imaging.images import read_png_text
-from ldm.runs.txt2img_job import GenerationRequest, generate_images
 from tests.tiny import save_tiny_model, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -93,24 +95,28 @@ def test_a_folder_of_the_users_is_not_replaced(model, tmp_path, capsys):
     assert [path.name for path in tmp_path.rglob("*")] == ["a-red-ball", "diary.txt"]
 
 
+def asked(*prompt: str, **options) -> SamplingRequest:
+    return Defaults().fill(SamplingRequest(*prompt, **options))
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_picture_depends_on_its_seed_and_not_on_its_batch(eta):
     model = tiny_model()
     request = {"prompt": "a red ball", "ddim_steps": 4, "ddim_eta": eta}
-    batch = generate_images(model, GenerationRequest(seed=5, n_samples=3, **request))
-    halves = generate_images(model, GenerationRequest(seed=5, n_samples=1, n_iter=3, **request))
-    alone = generate_images(model, GenerationRequest(seed=7, n_samples=1, **request))
+    batch = generate(model, asked(seed=5, n_samples=3, **request))
+    halves = generate(model, asked(seed=5, n_samples=1, n_iter=3, **request))
+    alone = generate(model, asked(seed=7, n_samples=1, **request))
     assert batch.seeds == halves.seeds == (5, 6, 7)
     torch.testing.assert_close(batch.x, halves.x, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(batch.x[2:], alone.x, atol=1e-4, rtol=1e-4)
     assert (batch.x[0] - batch.x[1]).abs().mean() > 0.01
 
 
-def test_the_prompt_and_the_guidance_are_heard():
+def test_prompt_and_guidance_have_their_effect():
     model = tiny_model()
 
     def paint(prompt: str, scale: float):
-        return generate_images(model, GenerationRequest(prompt, n_samples=1, ddim_steps=4, scale=scale)).z0
+        return generate(model, asked(prompt, n_samples=1, ddim_steps=4, scale=scale)).z0
 
     red, blue, plain = paint("a red ball", 5.0), paint("a blue cube", 5.0), paint("a red ball", 1.0)
     assert not torch.allclose(red, blue, atol=1e-3) and not torch.allclose(red, plain, atol=1e-3)
@@ -125,12 +131,12 @@ def test_the_ranker_sees_whole_pictures_and_orders_everything():
             seen.update(x=x, mask=mask, prompt=prompt)
             return torch.tensor([0.7, 0.2, 0.5])
 
-    request = GenerationRequest("a red ball", seed=5, n_samples=3, ddim_steps=2)
-    ranked = generate_images(tiny_model(), request, ranker=Ranker())
+    request = asked("a red ball", seed=5, n_samples=3, ddim_steps=2)
+    ranked = generate(tiny_model(), request, ranker=Ranker())
     assert seen["mask"] is None and seen["prompt"] == "a red ball"
     assert ranked.seeds == (6, 7, 5) and ranked.distances == pytest.approx((0.2, 0.5, 0.7))
     torch.testing.assert_close(ranked.x, seen["x"][[1, 2, 0]])
-    torch.testing.assert_close(ranked.z0, generate_images(tiny_model(), request).z0[[1, 2, 0]])
+    torch.testing.assert_close(ranked.z0, generate(tiny_model(), request).z0[[1, 2, 0]])
 
 
 def test_size(model, tmp_path):
@@ -143,7 +149,7 @@ def test_size(model, tmp_path):
     [
         (["--H", 50], "--H 48"),
         (["--ddim_steps", 1001], "1001"),
-        (["--n_samples", 0], "0 is out of range"),
+        (["--n_samples", 0], '--n_samples is "0": give an integer of at least 1'),
         (["--scale", "much"], '"much"'),
         (["--model", "nonesuch"], "nonesuch"),
         (["--device", "cuda:99"], "cuda:99"),
@@ -163,8 +169,8 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(model, tmp_path, 
 
 
 def test_requests_out_of_range():
-    with pytest.raises(UserError, match="n_iter is 0"):
-        GenerationRequest("a ball", n_iter=0)
+    with pytest.raises(UserError, match="`n_iter` is 0"):
+        SamplingRequest("a ball", n_iter=0)
 
 
 def told(files: zoo.ModelFiles, prompt: str, caplog) -> list[str]:

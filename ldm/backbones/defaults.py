@@ -1,9 +1,9 @@
 """What an edit takes where it is told nothing: the paper's numbers, unless the model's config has its own."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ldm.backbones import zoo
 from ldm.errors import UserError
@@ -18,7 +18,7 @@ class Defaults:
     context: of windows, how much of the mask's extent lies around it on each side. A model of few latent cells paints
         best what fills most of its window; a large one wants to see surroundings.
     scale: of classifier-free guidance.
-    background_noise: "one", see `EditRequest`; None is as the sampler needs it, fresh for "ddim".
+    background_noise: "shared" (released configs say "one"), see `EditRequest`; None is as the sampler needs it.
     """
 
     context: float = 0.5
@@ -35,18 +35,23 @@ class Defaults:
         section = zoo.read_config(files.config).get("editing") or {}
         names = [one.name for one in fields(cls)]
         if not isinstance(section, Mapping) or section.keys() - set(names):
-            raise UserError(f"{files.config}: the section `editing` may hold {' and '.join(names)} alone")
+            raise UserError(f'{files.config}: the section "editing" may hold {" and ".join(names)} alone')
         numbers = {name: value for name, value in section.items() if name != "background_noise"}
         noise = section.get("background_noise")
-        if noise not in (None, "one"):  # "fresh" would refuse the samplers that cannot have it
-            raise UserError(f"{files.config}: editing.background_noise is {noise}: write one, or leave it out")
+        if noise not in (None, "one", "shared"):  # "resampled" would refuse the samplers that cannot have it
+            raise UserError(f"{files.config}: editing.background_noise is {noise}: write shared, or leave it out")
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
                 raise UserError(f"{files.config}: editing.{name} is {value}: write a number of at least 0")
-        return cls(background_noise=noise, **{name: float(value) for name, value in numbers.items()})
+        kept = {name: float(value) for name, value in numbers.items()}
+        return cls(background_noise=None if noise is None else "shared", **kept)
 
-    def fill(self, told: Told) -> Told:
-        """An `EditRequest`, `GenerationRequest` or `Place`, with these values where it has None under their names."""
-        names = {one.name for one in fields(told)}
-        own = {name: value for name, value in asdict(self).items() if name in names}
-        return replace(told, **{name: value for name, value in own.items() if getattr(told, name) is None})
+    def fill(self, request: Told) -> Told:
+        """A `SamplingRequest` or `EditRequest` with these values where it leaves them to the model: the one place."""
+        own: dict[str, Any] = {"scale": self.scale, "context": self.context}
+        own["background_noise"] = self.background_noise
+        if getattr(request, "sampler", "ddim") != "ddim":  # it builds on one trajectory of the background
+            own["background_noise"] = "shared"
+        own["background_noise"] = own["background_noise"] or "resampled"
+        left = {name: value for name, value in own.items() if getattr(request, name, self) is None}
+        return replace(request, **left)  # type: ignore[type-var]

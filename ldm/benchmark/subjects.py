@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ldm.backbones import zoo
 from ldm.benchmark.theirs import TheirModel
-from ldm.editing.edit import EditRequest, edit_image
+from ldm.editing.edit import edit_image
 from ldm.editing.ranking import CLIPRanker, find_ranker
-from ldm.editing.reconstruct import ReconstructionOptions, ReconstructionTask, reconstruct
+from ldm.editing.reconstruct import ReconstructionTask, reconstruct
+from ldm.editing.request import EditRequest, ReconstructionOptions
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import PRECISIONS, has_fast_bfloat16, instantiate_from_config
 
@@ -200,6 +201,8 @@ class Subject:
 
     def tune(self, x: Tensor, mask: Tensor, z0: Tensor, steps: int) -> Tensor:
         """The paper's reconstruction; the plain way in float32."""
-        options = ReconstructionOptions(steps, precision="float32" if self.dtype == torch.float32 else "bfloat16")
+        options = ReconstructionOptions(
+            optimization_steps=steps, precision="float32" if self.dtype == torch.float32 else "bfloat16"
+        )
         x_hat = self.decode(z0).float().cpu()
-        return reconstruct("optimization", ReconstructionTask(x, x_hat, mask, z0, self.model), options).x
+        return reconstruct(ReconstructionTask(x, x_hat, mask, z0, self.model), options).x

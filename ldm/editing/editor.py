@@ -1,6 +1,6 @@
 """Editing pictures of any size by a model that is loaded once: the Python API, and the core of the command lines.
 
-A picture and a mask become an `EditTask` (which window is worked on, at the model's size), tasks become `Edited`
+A picture and a mask become an `EditTask` (which window is worked on, at the model's size), tasks become `EditResult`s
 (ranked predictions, and each as a picture of the input's own size whose background is the input's), and a prediction
 may be restored in another way. No files are needed.
 """
@@ -10,58 +10,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from ldm.backbones import zoo
 from ldm.backbones.defaults import Defaults
-from ldm.editing.edit import Edit, EditInput, EditRequest, Progress, check_size, edit_images, sampling_schedule
+from ldm.backbones.words import check_words
+from ldm.editing.edit import Progress, check_size, edit_tasks, generate, sampling_schedule, size_of
+from ldm.editing.mask_check import MaskReport, check_mask
 from ldm.editing.ranking import CLIPRanker, find_ranker
 from ldm.editing.reconstruct import (
     OnStep,
     Reconstruction,
-    ReconstructionOptions,
     ReconstructionTask,
     decode_prediction,
     learning_rate,
     reconstruct,
 )
-from ldm.imaging.canvas import Canvas, Place, mask_source, open_canvas
+from ldm.editing.request import EditRequest, ReconstructionOptions, SamplingRequest
+from ldm.editing.result import EditResult, EditTask, Predictions
+from ldm.imaging.canvas import Canvas
 from ldm.imaging.finish import Measures
-from ldm.imaging.images import ImageLike, as_picture
-from ldm.imaging.masks import mask_levels
-from ldm.imaging.region import cut_levels
+from ldm.imaging.images import ImageLike, Picture, as_picture
+from ldm.imaging.masks import mask_from, mask_levels
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.options import declared, signature
 from ldm.util import choose_device, choose_precision
 
 SOFT_FROM = 1 / 16
 """From this level on a pixel of a soft mask counts as edited: darker ones, and JPEG's noise, stay the input's."""
-
-
-@dataclass(frozen=True)
-class EditTask:
-    """A picture that is ready to be edited: all that can be wrong with it has been found."""
-
-    canvas: Canvas
-    input: EditInput
-
-
-@dataclass(frozen=True)
-class Edited:
-    """The predictions of a task, best first.
-
-    edit: at the model's size. results: at the input's size, in its colour space and with its alpha; the background is
-    the input's own. measures: of each result, how well it sits in its picture.
-    """
-
-    task: EditTask
-    edit: Edit
-    results: tuple[Image.Image, ...]
-    measures: tuple[Measures, ...]
-
-    @property
-    def scores(self) -> tuple[float, ...] | None:
-        """CLIP distances, lower is better; None where nothing ranked the predictions."""
-        return self.edit.distances
 
 
 @dataclass(frozen=True)
@@ -82,7 +61,7 @@ class Editor:
         files: where the model came from, where that is known.
 
     Attributes:
-        defaults: for what an `EditRequest` and a `Place` leave to the model.
+        defaults: for what a request leaves to the model.
     """
 
     def __init__(self, model: LatentDiffusion, ranker: CLIPRanker | None = None, files: zoo.ModelFiles | None = None):
@@ -114,37 +93,72 @@ class Editor:
             loaded.offload_text_encoder()
         return cls(loaded, find_ranker(files.clip, where), files)
 
-    def prepare(
-        self,
-        image: ImageLike,
-        mask: ImageLike,
-        request: EditRequest,
-        place: Place | None = None,
-        invert_mask: bool = False,
-        soft_mask: bool = False,
-    ) -> EditTask:
-        """Bring a picture and its mask to the model's size.
+    @classmethod
+    def outline(cls, files: zoo.ModelFiles) -> "Editor":
+        """An editor without weights: it prepares and checks tasks as the real one does, and makes none.
+
+        Raises:
+            UserError: the config cannot be read, or names no such model.
+        """
+        model = zoo.outline(files)
+        # An outline holds no numbers. Of these it is only looked at how many there are.
+        model.alphas_cumprod = torch.linspace(0.99, 0.01, len(model.alphas_cumprod))
+        return cls(model, None, files)
+
+    def identity(self) -> dict[str, Any]:
+        """What a run's record says of the model: its name, its files where it has none, its weights, where it ran."""
+        files = self.files
+        if files is None:
+            raise ValueError("this editor's model has no files to record")
+        return {
+            **files.recorded(),
+            "weights_sha256": weights_hash(files.weights),
+            "ranker": None if self.ranker is None else str(files.clip),
+            "device": str(self.model.device),
+            "precision": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def prepare(self, image: ImageLike, mask: ImageLike, request: EditRequest) -> EditTask:
+        """Bring a picture and its mask to the model's size, and find all that can be wrong with them.
 
         Args:
-            image, mask: paths, PIL images or arrays of uint8; the mask is brought to the image's size.
-            invert_mask: black, instead of white, is where to edit.
-            soft_mask: grey levels join the walk by their brightness, instead of being parted at half.
+            image, mask: paths, PIL images or arrays; the mask is brought to the image's size.
 
         Raises:
             UserError: an image or a mask that cannot be used, or numbers that the model cannot take.
         """
-        place, request, model = self.defaults.fill(place or Place()), self.defaults.fill(request), self.model
-        size = tuple(side or model.image_size * model.factor for side in place.size)
-        check_size(model, *size)
-        sampling_schedule(model, request)
+        request, size = self._filled(request)
+        check_words(self.model, self.files, request.prompt, request.force)
+        return EditTask.of(self._canvas(as_picture(image), mask, request, size), request, self.model.factor)
+
+    def check(self, image: ImageLike, mask: ImageLike, request: EditRequest | None = None) -> MaskReport:
+        """What is odd about a mask, with its mend, and what the model will see of it; see `check_mask`.
+
+        Raises:
+            UserError: as `prepare`; only the prompt does not matter.
+        """
+        request, size = self._filled(request or EditRequest(""))
         picture = as_picture(image)
-        if not soft_mask:
-            canvas = open_canvas(picture, mask, place, size, model.factor, invert_mask)
-            return EditTask(canvas, EditInput(canvas.x_source, canvas.x_mask, request))
-        levels = mask_levels(mask_source(mask), (picture.rgb.height, picture.rgb.width), invert_mask)
-        canvas = open_canvas(picture, (levels >= SOFT_FROM).float(), place, size, model.factor)
-        x_levels = cut_levels(levels, canvas.window, size)
-        return EditTask(canvas, EditInput(canvas.x_source, canvas.x_mask, request, x_levels))
+        task = EditTask.of(self._canvas(picture, mask, request, size), request, self.model.factor)
+        return check_mask(task, mask, self.model.factor, sampling_schedule(self.model, request))
+
+    def _filled(self, request: EditRequest) -> tuple[EditRequest, tuple[int, int]]:
+        """A request with the model's defaults, and the size (H, W) to work at; both are possible."""
+        request, size = self.defaults.fill(request), size_of(request, self.model)
+        check_size(self.model, *size)
+        sampling_schedule(self.model, request)
+        return request, size
+
+    def _canvas(self, picture: Picture, mask: ImageLike, request: EditRequest, size: tuple[int, int]) -> Canvas:
+        own = (picture.rgb.height, picture.rgb.width)
+        levels: Tensor | None = None
+        if request.soft_mask:
+            levels = mask_levels(mask, own, request.invert_mask)
+            hard = (levels >= SOFT_FROM).float()
+        else:
+            hard = mask_from(mask, own, request.invert_mask)
+        context = self.defaults.context if request.context is None else request.context
+        return Canvas.around(picture, hard, size, self.model.factor, request.region, context, request.feather, levels)
 
     def run(
         self,
@@ -152,13 +166,9 @@ class Editor:
         batch_size: int | None = None,
         on_step: Progress | None = None,
         keep_steps: bool = False,
-    ) -> list[Edited]:
-        """Edit, rank and finish; see `edit_images` for what may share a batch, and for the arguments.
-
-        The finish is `residual`: what the autoencoder lost of the input comes back outside the mask.
-        """
-        edits = edit_images(self.model, [task.input for task in tasks], batch_size, self.ranker, on_step, keep_steps)
-        return [finish_edit(task, edit) for task, edit in zip(tasks, edits, strict=True)]
+    ) -> list[EditResult]:
+        """Edit and rank; see `edit_tasks` for what may share a batch, and for the arguments."""
+        return edit_tasks(self.model, tasks, batch_size, self.ranker, on_step, keep_steps)
 
     def edit(
         self,
@@ -166,45 +176,114 @@ class Editor:
         mask: ImageLike,
         prompt: str,
         *,
-        place: Place | None = None,
-        invert_mask: bool = False,
-        soft_mask: bool = False,
         on_step: Progress | None = None,
+        progress: bool = False,
         **options: Any,
-    ) -> Edited:
-        """Edit one picture: `options` are those of `EditRequest` (`n_samples`, `seed`, `ddim_steps`, ...)."""
-        request = EditRequest(prompt, **options)
-        (edited,) = self.run([self.prepare(image, mask, request, place, invert_mask, soft_mask)], on_step=on_step)
-        return edited
+    ) -> EditResult:
+        """Edit one picture.
 
-    def reconstruct(
-        self,
-        edited: Edited,
-        index: int = 0,
-        kind: str = "optimization",
-        options: ReconstructionOptions | None = None,
-        on_step: OnStep | None = None,
-    ) -> Restored:
-        """Restore the background of prediction `index` in a way of `RECONSTRUCTIONS`, then as exactly as a result's.
+        Args:
+            image, mask: paths, PIL images, or arrays of 8-bit codes or of floats in [0, 1].
+            on_step: called after each step.
+            progress: show a bar.
 
         Raises:
-            UserError: see `reconstruct`.
+            UserError: see `prepare`; an option that there is not, or out of its range.
         """
-        options = options or ReconstructionOptions()
-        if options.learning_rate is None and self.files is not None:
+        request = EditRequest(prompt, **options)
+        task = self.prepare(image, mask, request)
+        with _Bar(len(sampling_schedule(self.model, task.request)) * request.n_iter, progress, on_step) as see:
+            (result,) = self.run([task], on_step=see)
+        return result
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        on_step: Progress | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> Predictions:
+        """Paint pictures from a prompt alone, and rank them.
+
+        Raises:
+            UserError: sizes or steps that the model cannot take; an option that there is not, or out of its range.
+        """
+        request = self.prepare_generation(SamplingRequest(prompt, **options))
+        with _Bar(request.ddim_steps * request.n_iter, progress, on_step) as see:
+            return self.paint(request, see)
+
+    def paint(self, request: SamplingRequest, on_step: Progress | None = None) -> Predictions:
+        """Paint and rank what `prepare_generation` gave."""
+        return generate(self.model, request, self.ranker, on_step)
+
+    def prepare_generation(self, request: SamplingRequest) -> SamplingRequest:
+        """A request with every value filled in; all that can be wrong with it is found.
+
+        Raises:
+            UserError: see `generate`.
+        """
+        request = self.defaults.fill(request)
+        height, width = size_of(request, self.model)
+        check_size(self.model, height, width)
+        sampling_schedule(self.model, request)
+        check_words(self.model, self.files, request.prompt, request.force)
+        return replace(request, H=height, W=width)
+
+    def reconstruct(
+        self, result: EditResult, index: int = 0, *, on_step: OnStep | None = None, **options: Any
+    ) -> Restored:
+        """Restore the background of prediction `index`, then as exactly as a result's.
+
+        Raises:
+            IndexError: there is no such prediction; -1 is the last.
+            UserError: see `ldm.editing.reconstruct.reconstruct`; an option that there is not, or out of its range.
+        """
+        if not -len(result) <= index < len(result):
+            raise IndexError(f"there is no prediction {index}: there are {len(result)}, from 0 to {len(result) - 1}")
+        index %= len(result)
+        how = ReconstructionOptions(**options)
+        if how.learning_rate is None and self.files is not None:
             path = self.files.config
-            options = replace(options, learning_rate=learning_rate(kind, zoo.read_config(path), path))
-        canvas, z0 = edited.task.canvas, edited.edit.z0[index : index + 1]
+            how = replace(how, learning_rate=learning_rate(how.kind, zoo.read_config(path), path))
+        canvas, z0 = result.task.canvas, result.z0[index : index + 1]
         x_hat = decode_prediction(self.model, z0)
         task = ReconstructionTask(canvas.x_source, x_hat, canvas.x_mask, z0, self.model)
-        result = reconstruct(kind, task, options, on_step)
-        return Restored(result, *finish_reconstruction(canvas, kind, task, result))
+        restored = reconstruct(task, how, on_step)
+        return Restored(restored, *finish_reconstruction(canvas, how.kind, task, restored))
 
 
-def finish_edit(task: EditTask, edit: Edit) -> Edited:
-    """The predictions of a task, each in the whole picture; see `Canvas.finish`. Needs no model."""
-    finished = [task.canvas.finish(x, edit.x_reference) for x in edit.x.split(1)]
-    return Edited(task, edit, *zip(*finished, strict=True))
+def _name_options(function: Any, cls: type) -> None:
+    """Let a method whose `**options` are those of `cls` show their names, defaults and meaning."""
+    function.__signature__ = signature(cls, function)
+    lines = (f"    {name}: {field.description}." for name, field in declared(cls).items() if name != "prompt")
+    function.__doc__ = f"{function.__doc__.rstrip()}\n\n        Options:\n" + "\n".join(
+        f"        {line}" for line in lines
+    )
+
+
+_name_options(Editor.edit, EditRequest)
+_name_options(Editor.generate, SamplingRequest)
+_name_options(Editor.reconstruct, ReconstructionOptions)
+
+
+class _Bar:
+    """A bar over the steps of a run, or none; what it gives is to be called after each step."""
+
+    def __init__(self, total: int, shown: bool, on_step: Progress | None):
+        self.on_step = on_step
+        self.bar = tqdm(total=total, desc="denoising", unit="step", disable=not shown)
+
+    def __enter__(self) -> Progress:
+        def see(info: Any) -> None:
+            self.bar.update()
+            if self.on_step is not None:
+                self.on_step(info)
+
+        return see
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.close()
 
 
 def finish_reconstruction(

@@ -1,7 +1,7 @@
 """Pixels of a mask -> latent cells, and the masks of each step: progressive shrinking (section 4.3), grey levels.
 
 The order is: binarise, invert, shrink, dilate. Inverting after dilating would turn shrinking into growing.
-Soft masks keep their grey levels until the walk, where each level joins at its own time.
+Soft masks keep their grey levels until the sampling, where each level joins at its own noise level.
 """
 
 import logging
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ldm.imaging.masks import dilate, shown, thickness, thin_parts
-from ldm.models.diffusion.blended_ddim import mask_parts
+from ldm.models.diffusion.schedule import SamplingSchedule, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,30 +45,34 @@ def latent_masks(
     return torch.cat([*wider, tight])
 
 
-def soft_latent_masks(
-    levels: torch.Tensor, factor: int, steps: int, dilation_iterations: int = 3, downsample: str = "adaptive"
+def step_masks(
+    levels: torch.Tensor,
+    factor: int,
+    schedule: SamplingSchedule,
+    dilation_iterations: int = 3,
+    downsample: str = "adaptive",
 ) -> torch.Tensor:
-    """The masks of a walk in which each grey level joins at its own time: (steps,1,H/f,W/f) in {0,1}, in order.
+    """The mask of each step of a schedule, (steps,1,H/f,W/f) in {0,1}.
 
-    What has level g is edited over the last g * steps of the steps, rounded (as with the change maps of Differential
-    Diffusion, Levin and Fried 2023): white from the first one, black never, and the darker the later, so the more of
-    the input it keeps. Shrinking goes on beside: the mask of each step is dilated as that part of the walk has it
-    (see `latent_masks`), and the last part has the tight ones. A mask of 0 and 1 has the walk of `latent_masks`.
+    Progressive shrinking: the steps go through the masks of `latent_masks` as `parts_of` divides them. Grey levels:
+    what has level g is edited over the last g of the trajectory, as with the change maps of Differential Diffusion
+    (Levin and Fried 2023): white from the first step, black never, and the darker the later, so the more of the
+    input stays. Both go on side by side.
 
     Args:
-        levels: (1,1,H,W), float in [0,1], already inverted where it should be.
-        steps: of the walk, those that are taken.
+        levels: (1,1,H,W), float in [0,1], already inverted where it should be; a mask of {0,1} is one of two levels.
+        schedule: the steps.
         factor, dilation_iterations, downsample: as of `latent_masks`.
 
     Raises:
-        ValueError: levels outside [0,1], no steps, or as `latent_masks`.
+        ValueError: levels outside [0,1], or as `latent_masks`.
     """
     _check(levels, factor, dilation_iterations, downsample)
-    if levels.min() < 0 or levels.max() > 1 or steps < 1:
-        raise ValueError(f"{steps} steps for levels from {float(levels.min())} to {float(levels.max())}, not in [0,1]")
-    masks, before, tight = [], None, None
-    for i, part in enumerate(mask_parts(steps, dilation_iterations + 1)):
-        joined = (levels >= 1 - (i + 0.5) / steps).to(levels.dtype)
+    if levels.min() < 0 or levels.max() > 1:
+        raise ValueError(f"levels are from 0 to 1, not from {float(levels.min())} to {float(levels.max())}")
+    masks, before, tight = [], None, levels
+    for progress, part in zip(schedule.progress, parts_of(schedule, dilation_iterations + 1), strict=True):
+        joined = (levels >= 1 - progress).to(levels.dtype)
         if before is None or not torch.equal(joined, before):
             before, tight = joined, _tight(joined, factor, downsample)
         masks.append(dilate(tight, dilation_iterations - part))

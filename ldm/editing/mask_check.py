@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,13 +9,17 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch import Tensor
 
-from ldm.editing.latent_masks import auto_dilation, latent_masks
-from ldm.imaging.images import Picture, load_image, make_grid
-from ldm.imaging.masks import GREY, grey_levels, part, resize_mask, shown, thickness
-from ldm.imaging.region import Window, cut, cut_mask
+from ldm.editing.latent_masks import auto_dilation, step_masks
+from ldm.editing.request import EditRequest
+from ldm.editing.result import EditTask
+from ldm.imaging.images import ImageLike, as_picture, make_grid
+from ldm.imaging.masks import GREY, grey_levels, resize_mask, shown, thickness
+from ldm.imaging.region import Window, cut
+from ldm.models.diffusion.schedule import SamplingSchedule
 
 # Pixels a side of each panel of the picture, and the colours: cells and mask, cells of shrinking alone, the window.
 _PANEL = 384
+_MOST_STAGES = 7  # of latent masks that are drawn
 _EDITED, _WIDER, _FRAME = (233, 30, 140), (255, 170, 40), (255, 221, 51)
 
 
@@ -59,57 +62,47 @@ class MaskReport:
 
 
 def check_mask(
-    image: Picture,
-    mask: Path,
-    size: tuple[int, int],
-    factor: int,
-    invert: bool = False,
-    dilation: int | None = None,
-    downsample: str = "adaptive",
-    window: Window | None = None,
+    task: EditTask, mask: ImageLike, asked: EditRequest, factor: int, schedule: SamplingSchedule
 ) -> MaskReport:
-    """Look at the mask of an image as an edit would use it.
+    """Look at the mask of a task as the edit uses it.
 
     Args:
-        image: what is to be edited.
-        mask: its mask's file.
-        size: (H,W) that the model works at; factor: pixels of it that a latent cell is wide.
-        invert: black, instead of white, is where to edit.
-        dilation: iterations of progressive shrinking; None is what `auto_dilation` chooses.
-        downsample: a name of `masks.DOWNSAMPLING`.
-        window: what of the image the model sees; None is the whole image.
+        task: made from `mask`, as its file or user gave it, by the request `asked`.
+        factor: pixels of the model's size that a latent cell is wide.
+        schedule: the steps of the edit.
 
     Raises:
-        UserError: the file cannot be read, or nothing is left to edit.
+        UserError: the file cannot be read.
     """
-    image_size = (image.rgb.height, image.rgb.width)
-    window = window or Window(0, 0, image_size[1], image_size[0], image_size)
-    file = load_image(mask)
+    canvas, request = task.canvas, task.request
+    size, window, x_mask, image_size = canvas.x_source.shape[2:], canvas.window, canvas.x_mask, canvas.window.image_size
+    file = as_picture(mask)
     grey, transparency = grey_levels(file)
-    full = part(grey, image_size, invert, file.path)
-    x_mask = cut_mask(full, window, size)
     auto, reason = auto_dilation(x_mask, factor)
-    chosen = auto if dilation is None else dilation
-    stack = latent_masks(x_mask, factor, chosen, downsample)
+    dilation, downsample = request.mask_dilation_iterations or 0, request.mask_downsample
+    stages = _stages(step_masks(canvas.x_levels, factor, schedule, dilation, downsample))
 
-    codes, inside = np.asarray(grey), full[0, 0].bool().numpy()
+    codes, inside = np.asarray(grey), canvas.mask[0, 0].bool().numpy()
     cell = (factor * window.height / size[0], factor * window.width / size[1])  # of the latents, in pixels of the image
     areas, _ = parts(inside)
     holes = hole_areas(inside)
     width = thickness(x_mask)
     findings = [
         *([Finding("alpha", f"the mask {transparency}")] if transparency else []),
-        *_polarity(inside, invert),
+        *_polarity(inside, request.invert_mask),
         *_size(codes.shape, image_size),
-        *_levels(codes),
+        *([] if request.soft_mask else _levels(codes)),
         *_small_parts(areas, holes, cell[0] * cell[1]),
-        *_thickness(width, factor, max(cell), dilation, auto, reason),
-        *_latents(x_mask, stack, factor, downsample),
+        *_thickness(width, factor, max(cell), asked.mask_dilation_iterations, auto, reason),
+        *_latents(x_mask, stages, factor, downsample),
     ]
     grey_pixels = int(((codes > 0) & (codes < 255)).sum())
-    cells = tuple(int(stage.sum()) for stage in stack)
+    cells = tuple(int(stage.sum()) for stage in stages)
+    edited = "black" if request.invert_mask else "white"
+    if request.soft_mask:
+        edited += ", and grey the later the darker,"
     facts = (
-        ("mask", f'"{mask}", {shown(codes.shape)}, {"black" if invert else "white"} is edited'),
+        ("mask", f'"{file.path}", {shown(codes.shape)}, {edited} is edited'),
         ("image", f"{shown(image_size)}, {_percent(inside.mean())} of it is edited"),
         ("window", f"{_place(window)}, brought to {shown(size)}, {_percent(x_mask.mean())} of it is edited"),
         ("levels", f"{grey_pixels} pixels ({_percent(grey_pixels / codes.size)}) neither black nor white"),
@@ -117,13 +110,24 @@ def check_mask(
         ("thickness", f"{width} pixels at {shown(size)}, {width / factor:.1f} latent cells"),
         (
             "shrinking",
-            f"auto chooses {reason}" if dilation is None else f"{dilation} as asked; auto would choose {auto}",
+            f"auto chooses {reason}"
+            if asked.mask_dilation_iterations is None
+            else f"{dilation} as asked; auto would choose {auto}",
         ),
-        ("latents", f"{shown(stack.shape[2:])} cells, edited are {' -> '.join(map(str, cells))}, by {downsample}"),
+        ("latents", f"{shown(stages.shape[2:])} cells, edited are {' -> '.join(map(str, cells))}, by {downsample}"),
     )
-    picture = _picture(image.rgb, full, cut(image.rgb, window, size), x_mask, stack, window)
+    seen = cut(canvas.picture.rgb, window, size)
+    picture = _picture(canvas.picture.rgb, canvas.mask, seen, x_mask, stages, window)
     coverage, window_coverage = float(inside.mean()), float(x_mask.mean())
-    return MaskReport(coverage, window_coverage, width, chosen, cells, facts, tuple(findings), picture)
+    return MaskReport(coverage, window_coverage, width, dilation, cells, facts, tuple(findings), picture)
+
+
+def _stages(masks: Tensor) -> Tensor:
+    """The different ones of the masks of the steps (steps, 1, h, w), in order; of many, some."""
+    changes = [i for i in range(len(masks)) if i == 0 or not torch.equal(masks[i], masks[i - 1])]
+    if len(changes) > _MOST_STAGES:
+        changes = [changes[round(i * (len(changes) - 1) / (_MOST_STAGES - 1))] for i in range(_MOST_STAGES)]
+    return masks[changes]
 
 
 def parts(inside: np.ndarray, diagonal: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +170,7 @@ def hole_areas(inside: np.ndarray) -> np.ndarray:
 
 
 def _polarity(inside: np.ndarray, invert: bool) -> Iterator[Finding]:
-    mend = 'leave out "--invert_mask"' if invert else 'use "--invert_mask"'
+    mend = "leave out `invert_mask`" if invert else "use `invert_mask`"
     border = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
     if inside.all():
         yield Finding(
@@ -238,12 +242,12 @@ def _thickness(width: int, factor: int, cell: float, dilation: int | None, auto:
         yield Finding(
             "thin",
             f"thinner than a latent cell, which is {cell:.0f} pixels of the image: draw it wider, or edit a smaller "
-            "window (--region auto, less --context)",
+            "window (`region=auto`, less `context`)",
         )
     if dilation is not None and dilation < auto:
         yield Finding(
             "shrinking",
-            f"--mask_dilation_iterations {dilation} may leave no trace of the prompt: auto chooses {reason}",
+            f"`mask_dilation_iterations={dilation}` may leave no trace of the prompt: auto chooses {reason}",
         )
 
 
@@ -251,12 +255,12 @@ def _latents(x_mask: Tensor, stack: Tensor, factor: int, downsample: str) -> Ite
     kept = F.interpolate(stack[-1:], scale_factor=factor)
     lost = (x_mask * (1 - F.max_pool2d(kept, 2 * factor + 1, 1, factor))).sum() / x_mask.sum()
     if lost > 0:
-        yield Finding("lost", f"--mask_downsample {downsample} loses {_percent(lost)} of the mask: use adaptive")
+        yield Finding("lost", f"`mask_downsample={downsample}` loses {_percent(lost)} of the mask: use adaptive")
     if stack[0].all() and not stack[-1].all():
         yield Finding(
             "wide",
             "shrinking begins with the whole window, so nothing of it guides the first steps: "
-            "fewer --mask_dilation_iterations, or more --context",
+            "fewer `mask_dilation_iterations`, or more `context`",
         )
 
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from ldm.editing.request import ReconstructionOptions
 from ldm.errors import UserError
 from ldm.imaging.images import to_pil, to_tensor
 from ldm.imaging.poisson import seamless_clone
@@ -56,43 +57,6 @@ class ReconstructionTask:
         if self.model is None:
             raise ValueError("the residual needs the model")
         return decode_prediction(self.model, encode_prediction(self.model, self.x_source))
-
-
-@dataclass(frozen=True)
-class ReconstructionOptions:
-    """How to optimise.
-
-    Attributes:
-        steps: of Adam.
-        learning_rate: None is the default of the mode, see `LEARNING_RATES`.
-        background_weight: the paper's lambda.
-        tuned_levels: of the decoder, the finest ones with the output layers; None tunes all of it, as the paper does.
-            What is not tuned is computed once, so that 1 is several times as fast.
-        precision: of the decoder's work during the steps, `float32` or `bfloat16`. Weights, losses and the result
-            are of float32 in any case.
-
-    Raises:
-        UserError: a value is out of its range.
-    """
-
-    steps: int = 75
-    learning_rate: float | None = None
-    background_weight: float = 100.0
-    tuned_levels: int | None = None
-    precision: str = "float32"
-
-    def __post_init__(self):
-        rate = 1.0 if self.learning_rate is None else self.learning_rate
-        if self.steps < 1:
-            raise UserError(f"steps is {self.steps}: give a number of at least 1")
-        if not 0 < rate < math.inf:
-            raise UserError(f"learning_rate is {rate}: give a number above 0")
-        if not 0 <= self.background_weight < math.inf:
-            raise UserError(f"background_weight is {self.background_weight}: give a number of at least 0")
-        if self.tuned_levels is not None and self.tuned_levels < 1:
-            raise UserError(f"tuned_levels is {self.tuned_levels}: give a number of at least 1")
-        if self.precision not in ("float32", "bfloat16"):
-            raise UserError(f'precision is {self.precision!r}: give "float32" or "bfloat16"')
 
 
 @dataclass(frozen=True)
@@ -143,7 +107,7 @@ def learning_rate(kind: str, config: Mapping[str, Any], source: str | os.PathLik
     keys = {"optimization": "learning_rate", "optimization_latents": "latents_learning_rate"}
     section = config.get("reconstruction") or {}
     if not isinstance(section, Mapping) or section.keys() - set(keys.values()):
-        raise UserError(f"{source}: the section `reconstruction` may hold {' and '.join(keys.values())} alone")
+        raise UserError(f'{source}: the section "reconstruction" may hold {" and ".join(keys.values())} alone')
     if kind not in keys:
         return None
     rate = section.get(keys[kind], LEARNING_RATES[kind])
@@ -153,25 +117,19 @@ def learning_rate(kind: str, config: Mapping[str, Any], source: str | os.PathLik
 
 
 def reconstruct(
-    kind: str,
-    task: ReconstructionTask,
-    options: ReconstructionOptions | None = None,
-    on_step: OnStep | None = None,
+    task: ReconstructionTask, options: ReconstructionOptions, on_step: OnStep | None = None
 ) -> Reconstruction:
-    """Restore the background of a prediction in the way that `RECONSTRUCTIONS` has under `kind`.
+    """Restore the background of a prediction in the way that `RECONSTRUCTIONS` has under `options.kind`.
 
     Args:
         on_step: called before each step of an optimisation.
 
     Raises:
-        UserError: the optimisation leaves the numbers, or a package is missing.
-        ValueError: no such kind, or an optimisation without z0 or model.
+        UserError: the optimisation diverges, or a package is missing.
+        ValueError: an optimisation without z0 or model.
     """
-    if kind not in RECONSTRUCTIONS:
-        raise ValueError(f"{kind!r} is no kind of reconstruction: {', '.join(RECONSTRUCTIONS)}")
-    options = options or ReconstructionOptions()
     start = time.perf_counter()
-    x = RECONSTRUCTIONS[kind](task, options, on_step)
+    x = RECONSTRUCTIONS[options.kind](task, options, on_step)
     seconds = time.perf_counter() - start
     x = x.detach().float().cpu().clamp(-1, 1)
     x_source, x_hat, mask = (t.detach().float().cpu() for t in (task.x_source, task.x_hat, task.mask))
@@ -181,7 +139,7 @@ def reconstruct(
         psnr(x, x_source, 1 - mask),
         psnr(x, x_hat, mask),
         seconds,
-        options.steps if kind in LEARNING_RATES else 0,
+        options.optimization_steps if options.kind in LEARNING_RATES else 0,
     )
 
 
@@ -222,7 +180,7 @@ def optimize_weights(task: ReconstructionTask, options: ReconstructionOptions, o
     the model's own, its `requires_grad` and the caller's grad mode. theta is all weights, or those of `tuned_levels`.
 
     Raises:
-        UserError: the loss leaves the numbers, or the decoder has fewer levels.
+        UserError: the loss diverges, or the decoder has fewer levels.
         ValueError: no z0 or model, or they do not fit.
     """
     copied, z0 = _decoder_and_latent(task)
@@ -231,7 +189,7 @@ def optimize_weights(task: ReconstructionTask, options: ReconstructionOptions, o
         copied.requires_grad_(True)
         return _minimize("optimization", list(copied.parameters()), lambda: copied(z0), task, options, on_step)
     if levels > len(decoder.up):
-        raise UserError(f"tuned_levels is {levels}: this model's decoder has {len(decoder.up)}")
+        raise UserError(f"`tuned_levels` is {levels}: this model's decoder has {len(decoder.up)}")
     with torch.no_grad(), torch.autocast(z0.device.type, enabled=False):
         h = decoder.begin(copied.unscaled(z0), levels)
     tuned = nn.ModuleList([*decoder.up[:levels], decoder.norm_out, decoder.conv_out]).requires_grad_(True)
@@ -351,8 +309,8 @@ def _minimize(
     optimizer = torch.optim.Adam(parameters, lr=rate, fused=device.type in ("cpu", "cuda"))
     half = options.precision == "bfloat16"
     with torch.autocast(device.type, enabled=False):
-        for step in range(options.steps + 1):
-            going = step < options.steps
+        for step in range(options.optimization_steps + 1):
+            going = step < options.optimization_steps
             with torch.set_grad_enabled(going):
                 # Its cache would keep the first step's weights until the outermost autocast ends.
                 with torch.autocast(device.type, torch.bfloat16, enabled=half and going, cache_enabled=False):
@@ -366,7 +324,7 @@ def _minimize(
             if on_step is not None:
                 seen = x.detach()
                 background, foreground = psnr(seen, x_source, 1 - mask), psnr(seen, x_hat, mask)
-                on_step(ReconstructionStep(step, options.steps, loss.item(), background, foreground))
+                on_step(ReconstructionStep(step, options.optimization_steps, loss.item(), background, foreground))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -375,7 +333,7 @@ def _minimize(
 
 def _diverged(step: int, rate: float) -> str:
     if step == 0:
-        return "the decoded latent is no picture (not a number): make the run again with --precision float32"
+        return "the decoded latent is NaN, not a picture: make the run again with `precision=float32`"
     return (
-        f"the optimisation diverged after {step} steps at a learning rate of {rate:g}: give a smaller --learning_rate"
+        f"the optimisation diverged after {step} steps at a learning rate of {rate:g}: give a smaller `learning_rate`"
     )

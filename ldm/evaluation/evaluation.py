@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import islice
 from multiprocessing import get_context
@@ -27,16 +27,16 @@ from ldm.backbones.defaults import Defaults
 from ldm.data.scenes.backgrounds import HELD_OUT, PHOTOS, Backgrounds, Photo
 from ldm.data.scenes.render import SIZE
 from ldm.data.scenes.scenes import render_scenes
-from ldm.editing.edit import EditRequest, edit_image
+from ldm.editing.edit import edit_image
 from ldm.editing.ranking import CLIPRanker, find_ranker, rank
 from ldm.editing.reconstruct import psnr
+from ldm.editing.request import EditRequest
 from ldm.errors import UserError
 from ldm.evaluation import report
 from ldm.evaluation.judging import judge_folder, judge_renders, load_judge, verdicts
 from ldm.evaluation.paintings import Painter, Paintings, paint_all
 from ldm.evaluation.report import OBJECT, Answer, Row
 from ldm.evaluation.triples import Triple, background_triples, held_out_windows, object_triples, scribble_triples
-from ldm.imaging.canvas import Place
 from ldm.imaging.images import atomic_file, load_image, save_png, to_pil
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import choose_device, choose_precision, peak_memory
@@ -63,7 +63,7 @@ class Evaluation:
 
     model, device: as `scripts/text_editing.py` has them. judge: see `judge_folder`. n_triples: of the edits;
     backgrounds and scribbles take a third as many. parts: names of `PARTS`. seed: of the triples.
-    ddim_steps, place: of every edit. workers: processes that paint, see `paint_all`.
+    ddim_steps, region, context: of every edit. workers: processes that paint, see `paint_all`.
     """
 
     outdir: Path
@@ -74,7 +74,8 @@ class Evaluation:
     seed: int = 0
     device: str = "auto"
     ddim_steps: int = 50
-    place: Place = field(default_factory=Place)
+    region: str = "auto"
+    context: float | None = None
     workers: int = 1
 
 
@@ -100,7 +101,7 @@ class _Session:
         self.files = zoo.resolve(job.model)
         self.judge_folder = _judge_folder(job)
         self.device = choose_device(job.device)
-        self.painter = Painter(job.model, job.device, job.place, job.ddim_steps)
+        self.painter = Painter(job.model, job.device, job.region, job.context, job.ddim_steps)
         painted = self._painted()
         self.settings = painted | self._read_by()
         self.paintings = Paintings(job.outdir / "paintings", painted)
@@ -121,8 +122,8 @@ class _Session:
     def _painted(self) -> dict[str, Any]:
         """What two runs must share for their pictures to go into one table."""
         defaults = Defaults.of(self.files)
-        place = defaults.fill(self.job.place)
-        how = {"region": place.region} | asdict(defaults) | {"context": place.context}
+        context = defaults.context if self.job.context is None else self.job.context
+        how = {"region": self.job.region} | asdict(defaults) | {"context": context}
         how["precision"] = str(choose_precision("auto", self.device)).removeprefix("torch.")
         what = {"model": self.files.name, "model_sha256": _sha256(self.files.weights)}
         return what | {"seed": self.job.seed, "ddim_steps": self.job.ddim_steps} | how

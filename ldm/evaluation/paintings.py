@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from ldm.backbones import zoo
-from ldm.editing.edit import EditRequest
 from ldm.editing.editor import Editor
+from ldm.editing.request import EditRequest
 from ldm.errors import UserError
 from ldm.evaluation.triples import Triple
-from ldm.imaging.canvas import Place
 from ldm.imaging.images import atomic_file, load_image, save_png, to_pil, to_tensor, write_error
 from ldm.util import choose_device, choose_precision
 
@@ -95,11 +94,12 @@ class Paintings:
 
 @dataclass(frozen=True)
 class Painter:
-    """Edits triples. model, device, place: as `scripts/text_editing.py` has them; ddim_steps: of every edit."""
+    """Edits triples; all are as `scripts/text_editing.py` has them."""
 
     model: str
     device: str
-    place: Place
+    region: str
+    context: float | None
     ddim_steps: int
 
     def load(self) -> Editor:
@@ -108,12 +108,13 @@ class Painter:
 
     def paint(self, editor: Editor, triple: Triple, **options: int) -> Painting:
         """options: those of `EditRequest`."""
-        request = EditRequest(triple.prompt, ddim_steps=self.ddim_steps, **options)
+        own = {"ddim_steps": self.ddim_steps, "region": self.region, "context": self.context}
+        request = EditRequest(triple.prompt, **own, **options)
         with _silent():
             mask = (triple.mask[0, 0] * 255).byte().numpy()
-            task = editor.prepare(to_pil(triple.x), mask, request, self.place)
-            (edited,) = editor.run([task])
-        return Painting(task.canvas.x_source, task.canvas.x_mask, edited.edit.x)
+            task = editor.prepare(to_pil(triple.x), mask, request)
+            (result,) = editor.run([task])
+        return Painting(task.canvas.x_source, task.canvas.x_mask, result.x)
 
 
 Job = tuple[str, int, Triple, dict[str, int]]

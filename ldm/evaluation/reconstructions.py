@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from ldm.data.scenes.backgrounds import HELD_OUT, Photo, read_photo
 from ldm.data.scenes.draw import integer
-from ldm.editing.edit import EditRequest
-from ldm.editing.editor import Edited, Editor, Restored
-from ldm.editing.reconstruct import RECONSTRUCTIONS, ReconstructionOptions
+from ldm.editing.editor import Editor, Restored
+from ldm.editing.reconstruct import RECONSTRUCTIONS
+from ldm.editing.request import EditRequest, ReconstructionOptions
+from ldm.editing.result import EditResult
 from ldm.evaluation.triples import draw_mask, object_triples
 from ldm.imaging.images import atomic_file, make_grid, save_png, to_pil
 from ldm.imaging.region import mask_box
@@ -93,11 +94,12 @@ def cases(count: int, seed: int) -> Iterator[Case]:
 
 
 def compare(
-    editor: Editor, count: int, seed: int, ddim_steps: int, outdir: Path, options: ReconstructionOptions | None = None
+    editor: Editor, count: int, seed: int, ddim_steps: int, outdir: Path, **options: Any
 ) -> dict[str, list[Outcome]]:
     """Edit each case once, restore it in every way, and write comparison.json, comparison.md and comparison.png.
 
-    The picture is of the case whose border runs through the strongest texture.
+    The picture is of the case whose border runs through the strongest texture. The options are those of
+    `ReconstructionOptions` but for the kind.
 
     Returns:
         The outcomes of each kind, in the order of the cases.
@@ -113,7 +115,7 @@ def compare(
     for case in tqdm(cases(count, seed), total=count, desc="comparing", unit="edit", disable=None):
         request = EditRequest(case.prompt, seed=case.seed, n_samples=1, ddim_steps=ddim_steps)
         (edited,) = editor.run([editor.prepare(case.image, case.mask, request)])
-        restored = {kind: editor.reconstruct(edited, 0, kind, options) for kind in kinds}
+        restored = {kind: editor.reconstruct(edited, 0, **ReconstructionOptions.way(kind), **options) for kind in kinds}
         for kind in kinds:
             outcomes[kind].append(Outcome.of(kind, restored[kind]))
         edits.append({"photo": case.photo, "prompt": case.prompt, "seed": case.seed})
@@ -141,7 +143,7 @@ def table(outcomes: dict[str, Sequence[Outcome]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def sheet(case: Case, edited: Edited, restored: dict[str, Restored]) -> Image.Image:
+def sheet(case: Case, edited: EditResult, restored: dict[str, Restored]) -> Image.Image:
     """The input, the prediction and each restored picture about the mask, and below them the border, enlarged."""
     canvas = edited.task.canvas
     rows, columns = mask_box(canvas.mask[0, 0].numpy() > 0)
@@ -154,7 +156,7 @@ def sheet(case: Case, edited: Edited, restored: dict[str, Restored]) -> Image.Im
     plain = Image.fromarray(case.image)
     painted = plain.copy()
     window = canvas.window
-    prediction = to_pil(edited.edit.x).resize((window.width, window.height), Image.Resampling.BICUBIC)
+    prediction = to_pil(edited.x).resize((window.width, window.height), Image.Resampling.BICUBIC)
     painted.paste(prediction, (window.left, window.top))
     pictures = {"input": plain, f'the prediction, "{case.prompt}"': painted}
     pictures |= {kind: one.image for kind, one in restored.items()}

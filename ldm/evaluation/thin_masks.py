@@ -19,9 +19,12 @@ from tqdm import tqdm
 from ldm.backbones.defaults import Defaults
 from ldm.data.scenes.colors import COLORS
 from ldm.data.scenes.draw import integer, uniform
-from ldm.editing.edit import EditInput, EditRequest, edit_images
+from ldm.editing.edit import edit_tasks
 from ldm.editing.latent_masks import DOWNSAMPLING
+from ldm.editing.request import EditRequest
+from ldm.editing.result import EditTask
 from ldm.evaluation.triples import held_out_windows
+from ldm.imaging.canvas import Canvas
 from ldm.imaging.images import atomic_file, make_grid, save_png, to_pil
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
@@ -111,10 +114,9 @@ def compare(
     ways = [(downsample, shrinking) for downsample in DOWNSAMPLING for shrinking in SHRINKING]
     answers, pictures = [], {}
     for downsample, shrinking in tqdm(ways, desc="comparing", unit="way", disable=None):
-        inputs = [
-            EditInput(
-                x,
-                mask,
+        tasks = [
+            EditTask.of(
+                Canvas.of_tensors(x, mask),
                 defaults.fill(
                     EditRequest(
                         f"a {color} ball",
@@ -125,10 +127,11 @@ def compare(
                         mask_downsample=downsample,
                     )
                 ),
+                model.factor,
             )
             for i, (x, mask, (_, _, color)) in enumerate(zip(photos, masks, about, strict=True))
         ]
-        edits = edit_images(model, inputs, batch_size)
+        edits = edit_tasks(model, tasks, batch_size)
         pictures[downsample, shrinking] = [edit.x for edit in edits]
         for x, mask, edit, (kind, width, color) in zip(photos, masks, edits, about, strict=True):
             way = colour_way(edit.x, x, mask, COLORS[color].rgb)

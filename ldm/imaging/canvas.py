@@ -1,57 +1,25 @@
-"""A picture of any size, its mask, and the window of both that the model works on."""
+"""A picture of any size, its mask, and the window of both that a model works on."""
 
-import os
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ldm.backbones.defaults import Defaults
-from ldm.errors import UserError
 from ldm.imaging.finish import Measures, auto_feather, deliver, finish
-from ldm.imaging.images import ImageLike, Picture, as_picture, load_image, to_tensor
-from ldm.imaging.masks import mask_from
-from ldm.imaging.region import REGIONS, Window, choose_window, cut, cut_mask
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in a picture the work is done.
-
-    Attributes:
-        region: "auto", a window around the mask, or "whole", the paper's way; see `choose_window`.
-        context: of the window, how much of the mask's extent lies around it on each side; None is the model's own,
-            see `Defaults`.
-        size: (H, W) that the model works at; None in either place is the model's own.
-        feather: width in pixels of the input of the band around the mask in which the edit fades out; None is half a
-            latent cell, see `auto_feather`. Beyond it the result is the input.
-
-    Raises:
-        UserError: a number is out of its range.
-    """
-
-    region: str = "auto"
-    context: float | None = None
-    size: tuple[int | None, int | None] = (None, None)
-    feather: float | None = None
-
-    def __post_init__(self):
-        if self.region not in REGIONS:
-            raise UserError(f'region is "{self.region}": give {" or ".join(REGIONS)}')
-        for name in ("context", "feather"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UserError(f"{name} is {value}: give a number of at least 0")
+from ldm.imaging.images import Picture, as_picture, to_pil, to_tensor
+from ldm.imaging.region import Window, choose_window, cut, cut_levels, cut_mask
 
 
 @dataclass(frozen=True)
 class Canvas:
     """A picture of which a window is worked on.
 
-    picture, mask: the input, and its mask (1, 1, h, w) in {0, 1} of the same size. window: what of them the model
-    sees. feather: see `Place`, in pixels. x_source, x_mask: the window at the model's size, (1, 3, H, W) in [-1, 1]
-    and (1, 1, H, W) in {0, 1}.
+    Attributes:
+        picture, mask: the input, and its mask (1, 1, h, w) in {0, 1} of the same size.
+        window: what of them the model sees.
+        feather: width in pixels of the input of the band around the mask in which the edit fades out.
+        x_source, x_mask: the window at the model's size, (1, 3, H, W) in [-1, 1] and (1, 1, H, W) in {0, 1}.
+        levels, x_levels: of a soft mask its grey levels in [0, 1], at both sizes; of a hard one the mask itself.
     """
 
     picture: Picture
@@ -60,12 +28,57 @@ class Canvas:
     feather: float
     x_source: Tensor
     x_mask: Tensor
+    levels: Tensor
+    x_levels: Tensor
 
     @classmethod
-    def at(cls, picture: Picture, mask: Tensor, window: Window, size: tuple[int, int], feather: float) -> "Canvas":
+    def at(
+        cls,
+        picture: Picture,
+        mask: Tensor,
+        window: Window,
+        size: tuple[int, int],
+        feather: float,
+        levels: Tensor | None = None,
+    ) -> "Canvas":
         """The canvas of a known window; `size` is (H, W), the model's."""
         x_source = to_tensor(cut(picture.rgb, window, size))
-        return cls(picture, mask, window, feather, x_source, cut_mask(mask, window, size))
+        x_mask = cut_mask(mask, window, size)
+        x_levels = x_mask if levels is None else cut_levels(levels, window, size)
+        levels = mask if levels is None else levels
+        return cls(picture, mask, window, feather, x_source, x_mask, levels, x_levels)
+
+    @classmethod
+    def around(
+        cls,
+        picture: Picture,
+        mask: Tensor,
+        size: tuple[int, int],
+        factor: int,
+        region: str = "auto",
+        context: float = 0.5,
+        feather: float | None = None,
+        levels: Tensor | None = None,
+    ) -> "Canvas":
+        """The canvas of the window that `choose_window` finds for a mask.
+
+        Args:
+            picture, mask, levels: see `Canvas`.
+            size: (H, W), the model's; factor: pixels of it that a latent cell is wide.
+            region, context: of the window.
+            feather: see `Canvas`; None is half a latent cell, see `auto_feather`.
+        """
+        window = choose_window(mask, size, region, context)
+        return cls.at(
+            picture, mask, window, size, auto_feather(window, size, factor) if feather is None else feather, levels
+        )
+
+    @classmethod
+    def of_tensors(cls, x_source: Tensor, mask: Tensor) -> "Canvas":
+        """The canvas of a picture (1, 3, H, W) that has the model's size already, with its mask (1, 1, H, W)."""
+        height, width = x_source.shape[2:]
+        window = Window(0, 0, width, height, (height, width))
+        return cls(as_picture(to_pil(x_source)), mask, window, 0.0, x_source, mask, mask, mask)
 
     def finish(self, x: Tensor, x_reference: Tensor | None = None) -> tuple[Image.Image, Measures]:
         """x (1, 3, H, W), a picture of the window -> the whole picture with it, and how well it sits there.
@@ -79,30 +92,3 @@ class Canvas:
         reference = self.x_source if x_reference is None else x_reference
         finished = finish(self.picture.rgb, self.window, self.mask, x, reference, self.feather)
         return deliver(finished, self.picture), finished.measures
-
-
-def mask_source(mask: ImageLike) -> Picture | Image.Image | np.ndarray:
-    """The picture of a path; anything else as it is."""
-    return load_image(mask) if isinstance(mask, str | os.PathLike) else mask
-
-
-def open_canvas(
-    image: ImageLike, mask: ImageLike | Tensor, place: Place, size: tuple[int, int], factor: int, invert: bool = False
-) -> Canvas:
-    """Find the window around a mask.
-
-    Args:
-        image: path, PIL image or array of uint8.
-        mask: the same, brought to the image's size; or a tensor (1, 1, h, w) of that size.
-        size: (H, W), the model's; factor: pixels of it that a latent cell is wide.
-        invert: black, instead of white, is where to edit.
-
-    Raises:
-        UserError: an image or a mask that cannot be used.
-    """
-    picture = as_picture(image)
-    if not isinstance(mask, Tensor):
-        mask = mask_from(mask_source(mask), (picture.rgb.height, picture.rgb.width), invert)
-    window = choose_window(mask, size, place.region, Defaults().fill(place).context)
-    feather = auto_feather(window, size, factor) if place.feather is None else place.feather
-    return Canvas.at(picture, mask, window, size, feather)

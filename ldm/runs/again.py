@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ldm.backbones import zoo
 from ldm.errors import UserError
 from ldm.imaging.images import read_png_text
+from ldm.options import subset
 from ldm.runs.folder import Run, read_run
+from ldm.runs.jobs import EditJob
 from ldm.runs.record import RunRecord
 
 OUTDIR = Path("outputs/again")
@@ -14,7 +17,7 @@ OUTDIR = Path("outputs/again")
 
 
 def options_of(picture: Path) -> dict[str, Any]:
-    """The options of `scripts/text_editing.py`, under their names, that make the prediction of a picture again, alone.
+    """The options of an `EditJob`, by name, that make the prediction of a picture again, alone.
 
     Args:
         picture: a PNG of `samples/images`, `samples/results` or a reconstruction. Image and mask are the copies that
@@ -31,8 +34,9 @@ def options_of(picture: Path) -> dict[str, Any]:
         raise UserError(
             f'"{picture}" does not say how it was made: give a PNG of a run\'s samples/images or samples/results'
         ) from error
-    options = {name: value for name, value in record.options.items() if name not in ("n_samples", "n_iter")}
-    return options | {
+    if record.window is None:
+        raise UserError(f'"{picture}" was painted without an image: there is no edit to make again')
+    return subset(EditJob, record.options) | {
         "prompt": record.prompt,
         "seed": seed,
         "n_samples": 1,
@@ -43,10 +47,29 @@ def options_of(picture: Path) -> dict[str, Any]:
         "feather": record.feather,
         "H": record.size[0],
         "W": record.size[1],
-        "config": Path(record.config),
-        "ckpt": Path(record.weights),
+        "precision": record.precision or record.options.get("precision", "auto"),
+        "device": "auto",
         "outdir": OUTDIR,
+        **model_of(record),
     }
+
+
+def model_of(record: RunRecord) -> dict[str, Any]:
+    """The arguments of `zoo.resolve` for the model that made a run: by its name where it has one.
+
+    Raises:
+        UserError: its files are gone.
+    """
+    if record.model in zoo.MODELS:
+        return {"model": record.model}
+    if record.config is None or record.weights is None:
+        return {"model": record.model}
+    for path in (record.config, record.weights):
+        if not Path(path).is_file():
+            raise UserError(
+                f'"{path}" of the model "{record.model}" is gone: give it by `model`, or `config` and `ckpt`'
+            )
+    return {"config": Path(record.config), "ckpt": Path(record.weights)}
 
 
 def _file(picture: Path, record: RunRecord, asset: str, given: str) -> Path:
@@ -55,7 +78,7 @@ def _file(picture: Path, record: RunRecord, asset: str, given: str) -> Path:
     kept = run.asset(asset) if run is not None and run.record == record else None
     path = kept or Path(given)
     if not path.is_file():
-        raise UserError(f'"{path}", from which "{picture}" was made, is gone: give the file by --init_image or --mask')
+        raise UserError(f'"{path}", from which "{picture}" was made, is gone: give the file by `init_image` or `mask`')
     return path
 
 

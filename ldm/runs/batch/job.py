@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +26,19 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ldm.backbones import zoo
 from ldm.editing.editor import Editor
 from ldm.errors import UserError
-from ldm.imaging.images import write_error
+from ldm.files import write_error
+from ldm.options import subset
 from ldm.runs.batch.report import PAGE, Outcome, Summary, read_summary
 from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
 from ldm.runs.batch.work import Profile, Worker, outline_editor, prepare_row, row_digest
 from ldm.runs.batch.workers import run_workers
 from ldm.runs.folder import Run, check_writable, read_run
+from ldm.runs.jobs import BatchJob, ModelChoice
 from ldm.runs.record import prompt_slug
 
 logger = logging.getLogger(__name__)
 
 _READERS = 4  # threads that look at files before the work
-
-
-@dataclass(frozen=True)
-class BatchJob:
-    """Rows in, run folders out.
-
-    source: see `read_rows`. options: of the command line, the defaults of all rows. batch_size: predictions sampled
-    at a time. devices: "auto", which is all CUDA devices or else the one there is; or names with commas between.
-    """
-
-    source: Path
-    outdir: Path
-    options: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 8
-    devices: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -85,21 +72,24 @@ class BatchCheck:
         return f"rows: {todo} to make in {self.batches} batches, {self.found} done, {len(self.errors)} bad"
 
 
-def run_batch(job: BatchJob) -> BatchResult:
+def run_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchResult:
     """Make the rows that are missing. What goes wrong with a row is reported, and the rest goes on.
+
+    Args:
+        options: of an `EditJob`, by name, for the rows that do not give their own.
 
     Raises:
         UserError: the rows cannot be read, a device cannot be used, the output folder cannot be written or is in use
             by another batch, or the disk is full. What is done stays.
     """
     devices = choose_devices(job.devices)
-    rows = _read(job)
+    rows = _read(job, options)
     with _held(job.outdir):
         found = find_done(rows)
         todo = [row for row in good(rows) if row.number not in found]
         _clear(job.outdir, todo)
         bad = [_bad(row) for row in rows if isinstance(row, BadRow)]
-        summary = Summary(job.outdir, job.source.name, len(rows), [*_known(job.outdir, rows, found), *bad])
+        summary = Summary(job.outdir, job.rows.name, len(rows), [*_known(job.outdir, rows, found), *bad])
         try:
             profile = _make(job, devices, todo, summary)
         except BaseException:
@@ -111,13 +101,16 @@ def run_batch(job: BatchJob) -> BatchResult:
     return BatchResult(summary.count("done") - len(found), len(found), failed, job.outdir / PAGE, profile)
 
 
-def check_batch(job: BatchJob) -> BatchCheck:
+def check_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchCheck:
     """Look at all rows and their files as the batch would use them, without weights; writes nothing.
+
+    Args:
+        options: as of `run_batch`.
 
     Raises:
         UserError: the rows cannot be read.
     """
-    rows = _read(job)
+    rows = _read(job, options)
     found = find_done(rows)
     todo = [row for row in good(rows) if row.number not in found]
     outlines = {row.model: row for row in todo}
@@ -142,7 +135,7 @@ def choose_devices(names: str) -> list[str]:
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
     devices = [name.strip() for name in names.split(",")]
     if not all(devices):
-        raise UserError(f'--devices "{names}" has an empty name: give for example cuda:0,cuda:1')
+        raise UserError(f'`devices` "{names}" has an empty name: give for example cuda:0,cuda:1')
     return devices
 
 
@@ -155,7 +148,7 @@ def find_done(rows: Sequence[Row | BadRow]) -> dict[int, Run]:
 
 def _run_of(row: Row) -> Run | None:
     """The run of a row, where it is whole and of the same options and files."""
-    grid = row.job.outdir / f"{prompt_slug(row.job.request.prompt)}.png"
+    grid = row.job.outdir / f"{prompt_slug(row.job.prompt)}.png"
     if not (grid.is_file() and row.job.outdir.joinpath("samples", "run.json").is_file()):
         return None
     try:
@@ -165,16 +158,15 @@ def _run_of(row: Row) -> Run | None:
         return None
 
 
-def _read(job: BatchJob) -> list[Row | BadRow]:
-    rows = read_rows(job.source, job.outdir, job.options)
-    if any((row.job.model, row.job.config, row.job.ckpt) == _model(job.options) for row in good(rows)):
-        zoo.resolve(*_model(job.options))  # the command line's own mistake, and no row's
+def _read(job: BatchJob, options: Mapping[str, Any]) -> list[Row | BadRow]:
+    rows = read_rows(job.rows, job.outdir, options)
+    asked = ModelChoice(**subset(ModelChoice, options))
+    if any(
+        (row.job.model, row.job.config, row.job.ckpt) == (asked.model, asked.config, asked.ckpt) for row in good(rows)
+    ):
+        zoo.resolve(asked.model, asked.config, asked.ckpt)  # the command line's own mistake, and no row's
     logging.getLogger("ldm").setLevel(logging.WARNING)  # what is said of an edit alone would be said for each row
     return rows
-
-
-def _model(options: Mapping[str, Any]) -> tuple:
-    return options["model"], options["config"], options["ckpt"]
 
 
 @contextmanager
@@ -187,7 +179,7 @@ def _held(outdir: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(
-            f'another batch is at work in "{outdir}": wait for its end or choose another --outdir'
+            f'another batch is at work in "{outdir}": wait for its end or choose another `outdir`'
         ) from error
     except OSError as error:
         raise write_error(outdir, error) from error

@@ -1,43 +1,34 @@
 """The rows of a batch: from a JSONL, a CSV or a folder of pictures to jobs, and which of them are sampled together.
 
-A row is an image, a mask, a prompt, a name if it likes, and any option of an edit by its name (`add_edit_options`).
+A row is an image, a mask, a prompt, a name if it likes, and any option of an edit by its name, see `COLUMNS`.
 What a row does not say, the command line says. Relative paths are relative to the file that names them.
 """
 
-import argparse
 import csv
+import difflib
 import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ldm.errors import UserError
-from ldm.runs.job import EditJob
-from ldm.runs.options import add_edit_options
+from ldm.options import declared
+from ldm.runs.jobs import EditJob
 from ldm.runs.record import prompt_slug
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 _SHORT = {"image": "init_image"}
 _PATHS = ("init_image", "mask", "config", "ckpt")
-_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-class _RowParser(argparse.ArgumentParser):
-    """The command line's checks for the options of a row."""
-
-    def error(self, message: str):
-        raise UserError(message.removeprefix("argument --"))
-
-
-def _row_parser() -> _RowParser:
-    parser = _RowParser(add_help=False)
-    add_edit_options(parser)
-    return parser
+_NOT_A_ROWS = ("outdir", "overwrite", "device")
+COLUMNS = ("name", *_SHORT, *(name for name in declared(EditJob) if name not in _NOT_A_ROWS))
+"""What a row may hold."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ class Row:
     @property
     def settings(self) -> tuple:
         """What rows that are sampled together have in common."""
-        return *self.model, self.job.request.walk, self.job.place.size, self.job.save_video
+        return *self.model, self.job.request.batch_key, self.job.save_video
 
 
 @dataclass(frozen=True)
@@ -104,16 +95,18 @@ def read_rows(source: Path, outdir: Path, defaults: Mapping[str, Any]) -> list[R
         raise UserError(f'"{source}" cannot be read as rows ({error}): give a JSONL, a CSV or a folder') from error
     if not records:
         raise UserError(f'"{source}" has no rows: give at least one image with its mask')
-    parser, taken, rows = _row_parser(), {}, []
-    for number, given in enumerate(records, 1):
+    rows: list[Row | BadRow] = []
+    taken: dict[str, int] = {}
+    for number, given in enumerate(_known(records, source), 1):
         try:
             if isinstance(given, UserError):
                 raise given
-            options = _options(given, base, defaults, parser)
-            name = _name(number, given.get("name"), options["prompt"])
+            options = {**defaults, **_options(given, base)}
+            name = _name(number, given.get("name"), str(options.get("prompt", "")))
             if (first := taken.setdefault(name.lower(), number)) != number:
                 raise UserError(f'the name "{name}" is that of row {first} already: give another')
-            rows.append(Row(number, name, EditJob.from_options(options | {"outdir": outdir / name})))
+            _check_complete(options)
+            rows.append(Row(number, name, EditJob(**options | {"outdir": outdir / name, "overwrite": True})))
         except UserError as error:
             rows.append(BadRow(number, f"{number:04d}", given if isinstance(given, Mapping) else {}, str(error)))
     return rows
@@ -153,15 +146,45 @@ def _read_csv(file: Iterable[str], source: Path) -> Iterator[Mapping[str, Any] |
     lines = iter(file)
     header = next(lines, "")
     delimiter = max(",;\t", key=header.count)  # spreadsheets write what their country uses
-    columns = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
-    known = {"name", *_SHORT, *vars(_row_parser().parse_args([]))}
-    if unknown := [column for column in columns if column not in known]:
-        raise UserError(f'"{source}" has the column "{unknown[0]}"; columns are {", ".join(sorted(known))}')
-    for cells in csv.DictReader(lines, columns, delimiter=delimiter):
-        if None in cells:
-            yield UserError(f"there are {len(cells[None])} more cells than columns")
-        elif any(cells.values()):
-            yield {column: cell for column, cell in cells.items() if cell}
+    dialect: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
+    columns = [name.strip() for name in next(csv.reader([header], **dialect), [])]
+    reader = csv.reader(lines, **dialect)
+    while True:
+        line = reader.line_num + 2  # of the file, from 1, in which the row begins
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(
+                f'"{source}", the row from line {line}: a quotation mark is not closed, or text follows it ({error})'
+            ) from error
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) > len(columns) and any(cells[len(columns) :]):
+            yield UserError(f"there are {len(cells) - len(columns)} more cells than columns")
+        else:
+            yield {column: cell for column, cell in zip(columns, cells, strict=False) if cell.strip()}
+
+
+def _known(records: Iterable[Mapping[str, Any] | UserError], source: Path) -> Iterator[Mapping[str, Any] | UserError]:
+    """Records without what is no option, which is told once; what is nearly one makes its row a bad one."""
+    told: set[str] = set()
+    for given in records:
+        if isinstance(given, UserError):
+            yield given
+            continue
+        strange = [name for name in given if name not in COLUMNS]
+        near = {name: difflib.get_close_matches(name, COLUMNS, 1, 0.8) for name in strange}
+        typo = next((name for name in strange if near[name]), None)
+        if typo is not None:
+            yield UserError(f'there is no option "{typo}" for a row: is it "{near[typo][0]}"?')
+            continue
+        for name in strange:
+            if name and name not in told:  # a column without a name is that of a spreadsheet's row numbers
+                told.add(name)
+                logger.warning('"%s": "%s" is no option of a row and is ignored', source, name)
+        yield {name: value for name, value in given.items() if name in COLUMNS}
 
 
 def _read_folder(folder: Path) -> Iterator[Mapping[str, Any] | UserError]:
@@ -181,48 +204,43 @@ def _read_folder(folder: Path) -> Iterator[Mapping[str, Any] | UserError]:
             continue
         row = {"name": path.stem, "init_image": path, **({"mask": found[0]} if found else {})}
         text = path.with_suffix(".txt")
-        yield row | ({"prompt": text.read_text(encoding="utf-8-sig").strip()} if text.is_file() else {})
+        try:
+            yield row | ({"prompt": text.read_text(encoding="utf-8-sig").strip()} if text.is_file() else {})
+        except (OSError, UnicodeDecodeError) as error:
+            yield UserError(f'the prompt "{text}" cannot be read ({error}): save it as UTF-8')
     for lonely in (path for paths in masks.values() for path in paths):
         logger.warning('"%s" is the mask of no image', lonely)
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _suffixes() and path.name[0] != ".")
 
 
-def _options(
-    given: Mapping[str, Any], base: Path, defaults: Mapping[str, Any], parser: _RowParser
-) -> Mapping[str, Any]:
-    """The options of a row: its own, checked as the command line's are, and the defaults."""
-    plain = vars(parser.parse_args([]))
-    start, argv = {name: defaults[name] for name in plain}, []
+@cache
+def _suffixes() -> frozenset[str]:
+    """Of all kinds of picture that Pillow reads."""
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def _options(given: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """The options that a row gives, its paths seen from where they stand."""
+    options = {}
     for name, value in given.items():
         option = _SHORT.get(name, name)
         if value is None or name == "name":
             continue
-        if option not in plain:
-            raise UserError(f'there is no option "{name}" for a row; there are {", ".join(plain)}')
-        if isinstance(plain[option], bool):
-            start[option] = _truth(name, value)
-            continue
-        if isinstance(value, bool | list | dict):
-            raise UserError(f"{name} is {json.dumps(value)}: give a text or a number")
         if option in _PATHS or (option == "model" and (base / str(value)).is_dir()):
-            value = base / str(value)
-        argv.append(f"--{option}={value}")
-    options = vars(parser.parse_args(argv, argparse.Namespace(**start)))
-    for option, word in (("init_image", "image"), ("mask", "mask"), ("prompt", "prompt")):
-        if options[option] is None:
-            folder = " (in a folder: photo_mask.png beside photo.jpg, or masks/photo.png for images/photo.jpg)"
-            hint = folder if option == "mask" else ""
-            raise UserError(f"there is no {word}: give the row one, or all rows by --{option}{hint}")
+            value = base / str(value) if option in _PATHS else str(base / str(value))
+        options[option] = value
     return options
 
 
-def _truth(name: str, value: Any) -> bool:
-    if (word := str(value).lower()) not in _TRUTH:
-        raise UserError(f'{name} is "{value}": give true or false')
-    return _TRUTH[word]
+def _check_complete(options: Mapping[str, Any]) -> None:
+    for option, word in (("init_image", "image"), ("mask", "mask"), ("prompt", "prompt")):
+        if options.get(option) is None:
+            folder = " (in a folder: photo_mask.png beside photo.jpg, or masks/photo.png for images/photo.jpg)"
+            hint = folder if option == "mask" else ""
+            raise UserError(f"there is no {word}: give the row one, or all rows by `{option}`{hint}")
 
 
 def _name(number: int, name: Any, prompt: str) -> str:

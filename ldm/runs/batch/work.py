@@ -12,17 +12,18 @@ from itertools import groupby
 from time import perf_counter
 from typing import Any
 
-import torch
 from PIL import Image
 
 from ldm.backbones import zoo
-from ldm.editing.edit import Edit, edit_images
-from ldm.editing.editor import Editor, EditTask, finish_edit
+from ldm.editing.edit import edit_tasks
+from ldm.editing.editor import Editor
+from ldm.editing.result import EditResult, EditTask
 from ldm.errors import UserError
 from ldm.runs.batch.report import Outcome, save_thumbnails
 from ldm.runs.batch.rows import Chunk, Row
+from ldm.runs.edit import write_result
 from ldm.runs.folder import check_writable
-from ldm.runs.job import EditJob, write_edited
+from ldm.runs.jobs import EditJob
 from ldm.runs.video import require_video_writer
 from ldm.util import choose_device
 
@@ -82,7 +83,7 @@ def row_digest(job: EditJob) -> str:
         UserError: a file cannot be read, or there is no such model.
     """
     files = zoo.resolve(job.model, job.config, job.ckpt)
-    elsewhere = ("init_image", "mask", "outdir", "model", "config", "ckpt", "device")
+    elsewhere = ("init_image", "mask", "outdir", "overwrite", "model", "config", "ckpt", "device")
     settings = {name: value for name, value in asdict(job).items() if name not in elsewhere}
     try:
         weights = files.weights.stat()
@@ -182,50 +183,50 @@ class Worker:
     def _sample(self, editor: Editor, ready: Sequence[_Ready], waited: float) -> None:
         start = perf_counter()
         try:
-            edits = self._edit(editor, ready)
+            results = self._edit(editor, ready)
         except Exception as error:
             if len(ready) == 1:
                 self.report(failure(ready[0].row, error))
                 return
-            edits = None
+            results = None
         seconds = perf_counter() - start
         self.profile.sampling += seconds
-        if edits is None:  # for one of the rows: each alone then
+        if results is None:  # for one of the rows: each alone then
             for one in ready:
                 self._sample(editor, [one], waited)
             return
         per_prediction = seconds / sum(one.row.predictions for one in ready)
-        for one, edit in zip(ready, edits, strict=True):
+        for one, result in zip(ready, results, strict=True):
             times = {"reading": one.seconds, "waiting": waited, "sampling": per_prediction * one.row.predictions}
             # Not in the writers' threads, whose tokenizer this one uses.
-            unknown = editor.model.cond_stage_model.tokenize.unknown_words(one.row.job.request.prompt)
+            unknown = editor.model.cond_stage_model.tokenize.unknown_words(one.row.job.prompt)
             note = _outcome(
                 one.row, "done", unknown_words=unknown, seconds=times, device=str(self.device), digest=one.digest
             )
-            self._write(editor, one, edit, note)
+            self._write(editor, one, result, note)
 
-    def _edit(self, editor: Editor, ready: Sequence[_Ready]) -> list[Edit]:
-        """`edit_images`, with smaller batches where memory does not suffice: the pictures stay the same."""
+    def _edit(self, editor: Editor, ready: Sequence[_Ready]) -> list[EditResult]:
+        """`edit_tasks`, with smaller batches where memory does not suffice: the pictures stay the same."""
         total, keep_steps = sum(one.row.predictions for one in ready), ready[0].row.job.save_video
-        inputs = [one.task.input for one in ready]
+        tasks = [one.task for one in ready]
         while True:
             size = min(self.batch_size, total)
             try:
-                return edit_images(editor.model, inputs, size, editor.ranker, keep_steps=keep_steps)
+                return edit_tasks(editor.model, tasks, size, editor.ranker, keep_steps=keep_steps)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0]
             _free_memory()  # here the failed attempt's frames, which held what it had, are gone
             if size == 1:
-                raise UserError(f"one prediction at a time needs too much memory ({reason}): try a smaller --H and --W")
+                raise UserError(f"one prediction at a time needs too much memory ({reason}): try a smaller `H` and `W`")
             self.batch_size = size // 2
             logger.warning("out of memory: from now on %d predictions at a time instead of %d", self.batch_size, size)
 
-    def _write(self, editor: Editor, one: _Ready, edit: Edit, note: Outcome) -> None:
+    def _write(self, editor: Editor, one: _Ready, result: EditResult, note: Outcome) -> None:
         start = perf_counter()
         self._collect(UNWRITTEN - 1)
-        self.unwritten.append((one.row, self.writers.submit(_write_row, editor, one, edit, self.device.type, note)))
+        self.unwritten.append((one.row, self.writers.submit(_write_row, editor, one, result, note)))
         if one.row.job.save_video:  # its frames are decoded on the device, which would else be used by two threads
             self._collect(0)
         self.profile.waiting += perf_counter() - start
@@ -248,12 +249,9 @@ class Worker:
 def outline_editor(row: Row) -> Editor | UserError:
     """What prepares the rows of a row's model, without weights; or what is wrong with that model."""
     try:
-        model = zoo.outline(zoo.resolve(row.job.model, row.job.config, row.job.ckpt))
+        return Editor.outline(zoo.resolve(row.job.model, row.job.config, row.job.ckpt))
     except UserError as error:
         return error
-    # An outline holds no numbers. Of these it is only looked at how many there are.
-    model.alphas_cumprod = torch.linspace(0.99, 0.01, len(model.alphas_cumprod))
-    return Editor(model)
 
 
 def prepare_row(outline: Editor | UserError, row: Row) -> EditTask:
@@ -265,10 +263,10 @@ def prepare_row(outline: Editor | UserError, row: Row) -> EditTask:
     if isinstance(outline, UserError):
         raise outline
     job = row.job
-    check_writable(job.outdir)
+    check_writable(job.outdir, job.prompt)
     if job.save_video:
         require_video_writer()
-    return outline.prepare(job.init_image, job.mask, job.request, job.place, job.invert_mask, job.soft_mask)
+    return outline.prepare(job.init_image, job.mask, job.request)
 
 
 def _read_row(outline: Editor | UserError, row: Row) -> _Ready:
@@ -277,23 +275,22 @@ def _read_row(outline: Editor | UserError, row: Row) -> _Ready:
     return _Ready(row, task, row_digest(row.job), perf_counter() - start)
 
 
-def _write_row(editor: Editor, one: _Ready, edit: Edit, device: str, note: Outcome) -> Outcome:
+def _write_row(editor: Editor, one: _Ready, result: EditResult, note: Outcome) -> Outcome:
     start = perf_counter()
-    edited = finish_edit(one.task, edit)
     canvas = one.task.canvas
     mask = Image.fromarray((canvas.mask[0, 0] * 255).byte().numpy())
     # Before the run itself, which is what tells that the row is done.
-    save_thumbnails(one.row.job.outdir, canvas.picture.rgb, mask, edited.results)
-    write_edited(replace(one.row.job, device=device), editor, edited, {"row": one.digest})
+    save_thumbnails(one.row.job.outdir, canvas.picture.rgb, mask, result.results)
+    write_result(one.row.job, editor, result, {"row": one.digest})
     times = {**note.seconds, "writing": perf_counter() - start}
     seconds = {name: round(time, 3) for name, time in times.items()}
-    measures = [measures.info() for measures in edited.measures]
-    return replace(note, seeds=edit.seeds, scores=edited.scores, measures=measures, seconds=seconds)
+    measures = [measures.info() for measures in result.measures]
+    return replace(note, seeds=result.seeds, scores=result.distances, measures=measures, seconds=seconds)
 
 
 def _outcome(row: Row, status: str, **more: Any) -> Outcome:
     job = row.job
-    return Outcome(row.number, row.name, status, job.request.prompt, str(job.init_image), str(job.mask), **more)
+    return Outcome(row.number, row.name, status, job.prompt, str(job.init_image), str(job.mask), **more)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -2,12 +2,13 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ldm.backbones import zoo
@@ -15,7 +16,6 @@ from ldm.editing.editor import finish_reconstruction
 from ldm.editing.reconstruct import (
     LEARNING_RATES,
     Reconstruction,
-    ReconstructionOptions,
     ReconstructionStep,
     ReconstructionTask,
     decode_prediction,
@@ -24,14 +24,17 @@ from ldm.editing.reconstruct import (
     psnr,
     reconstruct,
 )
+from ldm.editing.request import ReconstructionOptions
 from ldm.errors import UserError
 from ldm.imaging.canvas import Canvas
 from ldm.imaging.finish import Measures
 from ldm.imaging.images import load_image, to_tensor
-from ldm.imaging.masks import load_mask, shown
-from ldm.imaging.region import Window
+from ldm.imaging.masks import mask_from, shown
+from ldm.imaging.region import Window, flat_mask, mask_box
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.runs.again import model_of
 from ldm.runs.folder import Run, check_writable, read_run, write_reconstruction
+from ldm.runs.jobs import ReconstructionJob
 from ldm.util import choose_device
 
 logger = logging.getLogger(__name__)
@@ -41,37 +44,7 @@ _SAME_PREDICTION = 25.0
 
 
 @dataclass(frozen=True)
-class ReconstructionJob:
-    """Which predictions of which run to restore, and how.
-
-    images_path: the run's `samples` folder. indices: of the predictions. kind: see `RECONSTRUCTIONS`.
-    init_image, mask: None takes those that the run kept; `invert_mask` belongs to a mask that is given.
-    size: (H, W), None in either place is the run's; it cannot be another. feather: None is the run's.
-    learning_rate: None is the model's, from the section `reconstruction` of its config, or else the default.
-    tuned_levels, precision: see `ReconstructionOptions`.
-    model, config, ckpt: see `zoo.resolve`; all None is the model that made the run. device: see `ldm.util`.
-    """
-
-    images_path: Path
-    indices: Sequence[int] = (0,)
-    kind: str = "optimization"
-    init_image: Path | None = None
-    mask: Path | None = None
-    invert_mask: bool = False
-    size: tuple[int | None, int | None] = (None, None)
-    feather: float | None = None
-    optimization_steps: int = 75
-    learning_rate: float | None = None
-    tuned_levels: int | None = None
-    precision: str = "float32"
-    model: str | None = None
-    config: Path | None = None
-    ckpt: Path | None = None
-    device: str = "auto"
-
-
-@dataclass(frozen=True)
-class Restored:
+class SavedReconstruction:
     """A reconstruction on disk, and what `reconstruction.json` says of it."""
 
     path: Path
@@ -88,25 +61,23 @@ class Restored:
         )
 
 
-def run_reconstruction(job: ReconstructionJob) -> list[Restored]:
+def run_reconstruction(job: ReconstructionJob) -> list[SavedReconstruction]:
     """Restore the background of each prediction. All that can be wrong with the input is found before the first.
 
     Raises:
         UserError: no run, no such prediction, bad input, no model, or a folder that cannot be written.
     """
     run = read_run(job.images_path)
-    indices = list(dict.fromkeys(run.check(index) for index in job.indices))
-    options = ReconstructionOptions(
-        job.optimization_steps, job.learning_rate, tuned_levels=job.tuned_levels, precision=job.precision
-    )
-    canvas = _canvas(job, run)
-    check_writable(run.path)
-    optimizing = job.kind in LEARNING_RATES
+    wanted = range(len(run)) if job.selected_indices is None else job.selected_indices
+    indices = list(dict.fromkeys(run.check(index) for index in wanted))
+    options, canvas = job.options, _canvas(job, run)
+    check_writable(run.path.parent)
+    optimizing = options.kind in LEARNING_RATES
     model = None  # the others need none: what they make of the prediction is of 8 bits anyway
-    if optimizing or job.kind == "residual":
+    if optimizing or options.kind == "residual":
         device = choose_device(job.device)
         files = _model_files(job, run)
-        rate = job.learning_rate or learning_rate(job.kind, zoo.read_config(files.config), files.config)
+        rate = options.learning_rate or learning_rate(options.kind, zoo.read_config(files.config), files.config)
         options = replace(options, learning_rate=rate)
         # Only the first stage has work to do: the rest stays on the CPU, mapped from its file and not read.
         model = zoo.load(files, torch.device("cpu"), torch.float32)
@@ -116,62 +87,66 @@ def run_reconstruction(job: ReconstructionJob) -> list[Restored]:
     restored = []
     for index, task in zip(indices, tasks, strict=True):
         hidden = None if optimizing else True  # None: where stderr is no terminal
-        with tqdm(total=options.steps, desc=f"restoring {index:04d}", unit="step", disable=hidden) as bar:
-            result = reconstruct(job.kind, task, options, _on_bar(bar))
-        image, measures = finish_reconstruction(canvas, job.kind, task, result)
+        with tqdm(total=options.optimization_steps, desc=f"restoring {index:04d}", unit="step", disable=hidden) as bar:
+            result = reconstruct(task, options, _on_bar(bar))
+        image, measures = finish_reconstruction(canvas, options.kind, task, result)
         info = _info(job, task, options, result, measures)
-        path = write_reconstruction(run.path, job.kind, index, image, info)
-        restored.append(Restored(path, info))
+        path = write_reconstruction(run, options.kind, index, image, info)
+        restored.append(SavedReconstruction(path, info))
     return restored
 
 
 def _canvas(job: ReconstructionJob, run: Run) -> Canvas:
     """The user's image and mask, or those that the run kept, with the run's window."""
-    size = tuple(run.record.size)
-    wanted = tuple(side or own for side, own in zip(job.size, size, strict=True))
+    record, size = run.record, run.record.size
+    wanted = (job.H or size[0], job.W or size[1])
     if wanted != size:
         raise UserError(
-            f"--W {wanted[1]} --H {wanted[0]} is not the size of the run, {shown(size)}: leave them out, or "
+            f"`W={wanted[1]}` `H={wanted[0]}` is not the size of the run, {shown(size)}: leave them out, or "
             "make a run of that size"
         )
     if job.invert_mask and job.mask is None:
-        raise UserError("--invert_mask needs --mask: the mask that the run kept is inverted already where it should be")
-    record = run.record
+        raise UserError("`invert_mask` needs `mask`: the mask that the run kept is inverted already where it should be")
     if record.window is None:
         raise UserError(f'the run in "{run.path}" edited no image: there is no background to restore')
-    picture = load_image(job.init_image or _kept(run, "original", "--init_image"))
+    picture = load_image(job.init_image or _kept(run, "original", "init_image"))
     image_size, window = (picture.rgb.height, picture.rgb.width), Window(**record.window)
     if (window.height, window.width) == window.image_size:
         window = Window(0, 0, *image_size[::-1], image_size)  # all of the image, so all of one of another size too
     elif window.image_size != image_size:
         raise UserError(
             f'"{picture.path}" is {shown(image_size)}, the image of the run was {shown(window.image_size)}: give '
-            "that one by --init_image"
+            "that one by `init_image`"
         )
-    mask = load_mask(job.mask or _kept(run, "full_mask", "--mask"), image_size, job.invert_mask)
-    return Canvas.at(picture, mask, window, size, record.feather if job.feather is None else job.feather)
+    path = job.mask or _kept(run, "full_mask", "mask")
+    mask = mask_from(path, image_size, job.invert_mask)
+    _check_inside(path, mask, window)
+    feather = record.feather if job.feather is None else job.feather
+    return Canvas.at(picture, mask, window, size, feather or 0.0)
+
+
+def _check_inside(path: Path, mask: Tensor, window: Window) -> None:
+    """Refuse a mask that leaves the part of the image that the run worked on."""
+    for span, part in zip(mask_box(flat_mask(mask)), window.in_image, strict=True):
+        if span.start < part.start or span.stop > part.stop:
+            raise UserError(
+                f'the mask "{path}" leaves the window of the run, {window.width}x{window.height} from '
+                f"({window.left}, {window.top}): give the mask of that run, or make a run with this one"
+            )
 
 
 def _kept(run: Run, name: str, option: str) -> Path:
     path = run.asset(name)
     if path is None:
-        raise UserError(f'the run in "{run.path}" kept no {name}: give the file by {option}')
+        raise UserError(f'the run in "{run.path}" kept no {name}: give the file by `{option}`')
     return path
 
 
 def _model_files(job: ReconstructionJob, run: Run) -> zoo.ModelFiles:
-    """The model that the user names, else the one that made the run: where it lay, or under its name."""
-    if job.model or job.config or job.ckpt:
-        return zoo.resolve(job.model or "auto", job.config, job.ckpt)
-    record = run.record
-    missing = next((path for path in (record.config, record.weights) if not Path(path).is_file()), None)
-    if missing is None:
-        return replace(zoo.resolve(config=record.config, ckpt=record.weights), name=record.model)
-    if record.model in zoo.MODELS:  # the run or the models have moved
-        return zoo.resolve(record.model)
-    raise UserError(
-        f'"{missing}" of the model that made this run is missing: give it by --model, or --config and --ckpt'
-    )
+    """The model that the user names, else the one that made the run."""
+    if job.model != "auto" or job.config or job.ckpt:
+        return zoo.resolve(job.model, job.config, job.ckpt)
+    return zoo.resolve(**model_of(run.record))
 
 
 def _task(run: Run, index: int, canvas: Canvas, model: LatentDiffusion | None) -> ReconstructionTask:
@@ -188,7 +163,7 @@ def _task(run: Run, index: int, canvas: Canvas, model: LatentDiffusion | None) -
     if tuple(z0.shape) != shape:
         raise UserError(
             f'the latents in "{run.path}" are {tuple(z0.shape)[1:]}, the model\'s {shape[1:]}: give the model '
-            "that made the run, by --model, or --config and --ckpt"
+            "that made the run, by `model`, or `config` and `ckpt`"
         )
     x_hat = decode_prediction(model, z0)
     if (run.path / "images" / f"{index:04d}.png").is_file():

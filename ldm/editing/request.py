@@ -1,0 +1,177 @@
+"""What can be asked of the method: the options of an edit, of a picture from nothing, and of a reconstruction.
+
+Imports nothing heavy: the command lines are made of these declarations.
+"""
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ldm.errors import UserError
+from ldm.options import option, options
+
+NoiseLevel = Annotated[float, Field(ge=0, le=1)]
+
+_RELEASED_NOISE = {"one": "shared", "fresh": "resampled"}  # as earlier versions named them
+
+
+def _numbers(value: Any) -> Any:
+    """Numbers in a text, as a spreadsheet's cell has them, with spaces or commas between."""
+    return value.replace(",", " ").split() or None if isinstance(value, str) else value
+
+
+def _auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _noise(value: Any) -> Any:
+    return _RELEASED_NOISE.get(value, value) if isinstance(value, str) else value
+
+
+@options
+class SamplingRequest:
+    """A prompt, and how to sample it: what edits and pictures from nothing have in common.
+
+    Raises:
+        UserError: a value that is no option's, or out of its range.
+    """
+
+    prompt: str = option(..., "what to paint; '' paints what fits", group="what to edit", short="-p")
+    n_samples: int = option(4, "predictions in one batch: as many as the memory takes", low=1)
+    n_iter: int = option(1, "how many batches", low=1)
+    seed: int = option(42, "of prediction 0; prediction i has seed + i, whatever its batch", low=0, high=2**63 - 1)
+    ddim_steps: int = option(50, "denoising steps, of either sampler", low=1, high=1000)
+    ddim_eta: float = option(0.0, "0 is deterministic, 1 as noisy as DDPM", low=0, high=1)
+    scale: float | None = option(None, "classifier-free guidance; 1 is without", low=0, shown="the model's, or else 5")
+    guidance_interval: Annotated[tuple[NoiseLevel, NoiseLevel] | None, BeforeValidator(_numbers)] = option(
+        None,
+        "guide between these noise levels only, 0 (clean) to 1 (pure noise): half the cost elsewhere",
+        shown="everywhere",
+        expects="two numbers, the lower first, from 0 (clean) to 1 (pure noise)",
+        metavar=("LOW", "HIGH"),
+    )
+    sampler: Literal["ddim", "dpmpp_2m"] = option("ddim", "dpmpp_2m (DPM-Solver++, second order) needs fewer steps")
+    H: int | None = option(None, "height to work at", group="where", low=8, shown="the model's")
+    W: int | None = option(None, "width to work at", group="where", low=8, shown="the model's")
+    force: bool = option(False, "paint a prompt of which the model knows no word", record=False)
+
+    def __post_init__(self) -> None:
+        if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
+            low, high = self.guidance_interval
+            raise UserError(f"`guidance_interval` is {low:g} {high:g}: give the lower noise level first")
+        if self.ddim_eta > 0 and self.sampler != "ddim":
+            raise UserError(f"`ddim_eta={self.ddim_eta:g}` needs `sampler=ddim`: {self.sampler} adds no noise")
+
+    @property
+    def seeds(self) -> range:
+        """Of all predictions, in the order of their making."""
+        return range(self.seed, self.seed + self.n_samples * self.n_iter)
+
+
+@options
+class EditRequest(SamplingRequest):
+    """What to do with an image and a mask. None stands for what the model, the mask or the sampler decide.
+
+    Raises:
+        UserError: a value that is no option's, out of its range, or against another one.
+    """
+
+    skip_steps: int = option(0, "steps left out at the noisy start: keeps more of what lies under the mask", low=0)
+    background_noise: Annotated[Literal["resampled", "shared"] | None, BeforeValidator(_noise)] = option(
+        None,
+        "noise the background with new noise at each step, as in the paper, or with that of the start",
+        shown="the model's, or else resampled; shared for dpmpp_2m",
+    )
+    percentage_of_pixel_blending: float = option(
+        0.0, "the last part of the steps, 0 to 1, that blends pixels, not latents", low=0, high=1
+    )
+    region: Literal["auto", "whole"] = option(
+        "auto", "edit a window around the mask, or the whole image squashed to the working size", group="where"
+    )
+    context: float | None = option(
+        None,
+        "of the window: how much lies around the mask on each side, in parts of the mask's extent",
+        group="where",
+        low=0,
+        shown="the model's, or else 0.5",
+    )
+    feather: float | None = option(
+        None,
+        "width of the band around the mask, in pixels of the image, in which the edit fades out",
+        group="where",
+        low=0,
+        shown="half a latent cell",
+    )
+    mask_dilation_iterations: Annotated[int | None, BeforeValidator(_auto)] = option(
+        None,
+        "wider masks before the tight one (progressive mask shrinking), 0 to 16",
+        group="where",
+        low=0,
+        high=16,
+        shown="auto, by the mask's thickness",
+        expects="auto or an integer from 0 to 16",
+    )
+    mask_downsample: Literal["adaptive", "area", "nearest", "cover"] = option(
+        "adaptive", "how pixels of the mask become latent cells", group="where"
+    )
+    invert_mask: bool = option(False, "edit where the mask is black", group="where")
+    soft_mask: bool = option(False, "use the mask's grey levels: the darker, the more stays", group="where")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.background_noise == "resampled" and self.sampler != "ddim":
+            raise UserError(f"`background_noise=resampled` needs `sampler=ddim`: {self.sampler} needs shared noise")
+        if self.skip_steps >= self.ddim_steps:
+            most = self.ddim_steps - 1
+            raise UserError(f"`skip_steps` is {self.skip_steps}: give 0 to {most} with `ddim_steps={self.ddim_steps}`")
+
+    @property
+    def batch_key(self) -> "EditRequest":
+        """What requests must have in common to be sampled in one batch: all but prompt, seeds, and place."""
+        fallback = EditRequest("")
+        own = ("prompt", "seed", "n_samples", "n_iter", "force", "region", "context", "feather", "invert_mask")
+        masks = ("soft_mask", "mask_downsample", "mask_dilation_iterations")
+        return replace(self, **{name: getattr(fallback, name) for name in (*own, *masks)})
+
+
+@options
+class ReconstructionOptions:
+    """How to restore a background.
+
+    Raises:
+        UserError: a value that is no option's, or out of its range.
+    """
+
+    reconstruction_type: Literal["optimization", "residual", "pixel", "poisson"] = option(
+        "optimization",
+        "fit the decoder to this image; give back what the autoencoder lost; paste; or clone seamlessly by OpenCV",
+    )
+    optimization_mode: Literal["weights", "latents"] = option(
+        "weights", "what the optimization changes: weights keep fine detail, latents blur it"
+    )
+    optimization_steps: int = option(75, "steps of Adam", low=1)
+    learning_rate: Annotated[float, Field(gt=0)] | None = option(
+        None, "of Adam", shown="the model's", expects="a number above 0"
+    )
+    background_weight: float = option(100.0, "the paper's lambda: how much the background counts", low=0)
+    tuned_levels: int | None = option(
+        None,
+        "tune only so many of the decoder's finest levels: much faster, a little farther from the prediction",
+        low=1,
+        shown="all weights, as in the paper",
+    )
+    precision: Literal["float32", "bfloat16"] = option("float32", "of the decoder's work during the steps")
+
+    @staticmethod
+    def way(kind: str) -> dict[str, str]:
+        """The options that mean a name in `RECONSTRUCTIONS`, as `kind` has it."""
+        if kind == "optimization_latents":
+            return {"reconstruction_type": "optimization", "optimization_mode": "latents"}
+        return {"reconstruction_type": kind}
+
+    @property
+    def kind(self) -> str:
+        """The name in `RECONSTRUCTIONS`, and of the folder of results."""
+        latents = self.reconstruction_type == "optimization" and self.optimization_mode == "latents"
+        return "optimization_latents" if latents else self.reconstruction_type

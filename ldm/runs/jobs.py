@@ -1,0 +1,132 @@
+"""What each command can be told: the options of the method, of the model, and of the files.
+
+Imports nothing heavy: the command lines are made of these declarations.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ldm.editing.request import EditRequest, ReconstructionOptions, SamplingRequest
+from ldm.options import narrowed, option, options
+
+OUTDIR = Path("outputs/edit_results")
+
+
+@options
+class ModelChoice:
+    """Which model, and where it runs; see `ldm.backbones.zoo.resolve` and `ldm.util`."""
+
+    model: str = option(
+        "auto",
+        "scenes, text2img-large, or a folder",
+        group="with what",
+        shown="auto: text2img-large where it has been downloaded, else scenes",
+        record=False,
+    )
+    config: Path | None = option(None, "a config of your own, with `ckpt`", group="with what", record=False)
+    ckpt: Path | None = option(None, "weights of your own, with `config`", group="with what", record=False)
+    device: str = option(
+        "auto", "cuda, cuda:1, mps, cpu", group="with what", shown="auto: the first there is of these", record=False
+    )
+
+
+@options
+class SamplingChoice(ModelChoice):
+    """The same for what samples."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto",
+        "of the networks",
+        group="with what",
+        shown="auto: bfloat16 where the device is fast in it, else float16 on a GPU, float32 on a CPU",
+        record=False,
+    )
+    low_memory: bool = option(False, "keep the text encoder off the GPU, in main memory", group="with what")
+
+
+@options
+class EditJob(SamplingChoice, EditRequest):
+    """One edit: files in, a run folder out."""
+
+    init_image: Path = option(
+        ..., "the image, of any size and kind", group="what to edit", short="-i", keyword=True, record=False
+    )
+    mask: Path = option(..., "the mask: white is edited", group="what to edit", keyword=True, record=False)
+    outdir: Path = option(OUTDIR, "where results go", group="what comes out", short="-o", record=False)
+    overwrite: bool = option(
+        False, "replace the last run in `outdir`, which is else kept as samples.1", group="what comes out", record=False
+    )
+    strip: bool = option(False, "leave EXIF, DPI and the like of the image out of the results", group="what comes out")
+    save_video: bool = option(False, "an mp4 of the x0 estimates for each prediction", group="what comes out")
+
+    @property
+    def request(self) -> EditRequest:
+        """What the method is asked."""
+        return narrowed(EditRequest, self)
+
+
+@options
+class GenerationJob(SamplingChoice, SamplingRequest):
+    """Pictures from a prompt alone: a prompt in, a folder of pictures out."""
+
+    outdir: Path = option(
+        Path("outputs/txt2img_results"), "where results go", group="what comes out", short="-o", record=False
+    )
+
+    @property
+    def request(self) -> SamplingRequest:
+        """What the method is asked."""
+        return narrowed(SamplingRequest, self)
+
+
+@options
+class ReconstructionJob(ModelChoice, ReconstructionOptions):
+    """Which predictions of which run to restore, and how. The model "auto" is the one that made the run."""
+
+    images_path: Path = option(OUTDIR / "samples", "the samples folder of a run", group="what to restore")
+    selected_indices: tuple[Annotated[int, Field(ge=0)], ...] | None = option(
+        None,
+        "predictions by the number of their file, 0 is the best",
+        group="what to restore",
+        shown="all",
+        expects="numbers of predictions, from 0",
+        metavar="INDEX",
+    )
+    init_image: Path | None = option(None, "the image", group="what to restore", short="-i", shown="the run's")
+    mask: Path | None = option(None, "the mask: white was edited", group="what to restore", shown="the run's")
+    invert_mask: bool = option(False, "the mask that is given is black where it was edited", group="what to restore")
+    H: int | None = option(None, "the run's height, and no other", group="what to restore", low=8, shown="the run's")
+    W: int | None = option(None, "the run's width, and no other", group="what to restore", low=8, shown="the run's")
+    feather: float | None = option(
+        None,
+        "width of the band around the mask, in pixels of the image, in which the edit fades out",
+        group="what to restore",
+        low=0,
+        shown="the run's",
+    )
+
+    @property
+    def options(self) -> ReconstructionOptions:
+        """What the method is told."""
+        return narrowed(ReconstructionOptions, self)
+
+
+@options
+class BatchJob:
+    """Rows in, a run folder for each out."""
+
+    rows: Path = option(
+        ...,
+        "edits.jsonl or edits.csv with image, mask, prompt and what else a row needs; or a folder of photo.jpg and "
+        "photo_mask.png, or of images/ and masks/, with prompts in photo.txt",
+        group="rows",
+    )
+    outdir: Path = option(Path("outputs/batch"), "where each row gets a folder of its own", group="rows", short="-o")
+    batch_size: int = option(
+        8, "predictions sampled at a time, of whichever rows; halved where memory does not suffice", group="rows", low=1
+    )
+    devices: str = option(
+        "auto", "cpu, or one worker for each of cuda:0,cuda:1", group="rows", shown="auto: all of CUDA"
+    )

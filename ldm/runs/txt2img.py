@@ -1,0 +1,51 @@
+"""Pictures from a prompt alone, ranked, and their files: what `scripts/txt2img.py` does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ldm.backbones import zoo
+from ldm.editing.editor import Editor
+from ldm.editing.result import Predictions
+from ldm.imaging.images import make_grid
+from ldm.options import recorded
+from ldm.runs.folder import check_pictures_writable, write_pictures
+from ldm.runs.jobs import GenerationJob
+from ldm.runs.record import RunRecord
+
+
+@dataclass(frozen=True)
+class SavedPictures:
+    """Where a run is: its grid, and the folder of its pictures; and what was made."""
+
+    grid: Path
+    images: Path
+    made: Predictions
+
+
+def run_generation(job: GenerationJob) -> SavedPictures:
+    """Paint, rank, and write the pictures as a whole. All that can be wrong with the input is found first.
+
+    Raises:
+        UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
+    """
+    check_pictures_writable(job.outdir, job.prompt)
+    request = Editor.outline(zoo.resolve(job.model, job.config, job.ckpt)).prepare_generation(job.request)
+    editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision, job.low_memory)
+    with tqdm(total=job.ddim_steps * job.n_iter, desc="denoising", unit="step", disable=None) as bar:
+        made = editor.paint(request, lambda _: bar.update())
+    options = recorded(job) | recorded(request)
+    elsewhere = ("prompt", "seed", "H", "W")
+    record = RunRecord(
+        prompt=request.prompt,
+        seed=request.seed,
+        seeds=made.seeds,
+        size=tuple(made.x.shape[2:]),
+        options={name: value for name, value in options.items() if name not in elsewhere},
+        scores=made.distances,
+        **editor.identity(),
+    )
+    grid = make_grid(made.images, min(4, len(made)), made.captions())
+    images = write_pictures(job.outdir, record, grid, made.images, made.z0)
+    return SavedPictures(images.with_name(f"{images.name}.png"), images, made)
