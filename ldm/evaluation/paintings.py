@@ -22,8 +22,9 @@ from ldm.editing.edit import EditRequest
 from ldm.editing.editor import Editor
 from ldm.errors import UserError
 from ldm.evaluation.triples import Triple
+from ldm.files import atomic_file, write_error
 from ldm.imaging.canvas import Place
-from ldm.imaging.images import atomic_file, load_image, save_png, to_pil, to_tensor, write_error
+from ldm.imaging.images import load_image, save_png, to_pil, to_tensor
 from ldm.util import choose_device, choose_precision
 
 SETTINGS = "settings.json"

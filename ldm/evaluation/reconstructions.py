@@ -22,7 +22,8 @@ from ldm.editing.edit import EditRequest
 from ldm.editing.editor import Edited, Editor, Restored
 from ldm.editing.reconstruct import RECONSTRUCTIONS, ReconstructionOptions
 from ldm.evaluation.triples import draw_mask, object_triples
-from ldm.imaging.images import atomic_file, make_grid, save_png, to_pil
+from ldm.files import atomic_file
+from ldm.imaging.images import make_grid, save_png, to_pil
 from ldm.imaging.region import mask_box
 
 logger = logging.getLogger(__name__)

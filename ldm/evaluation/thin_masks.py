@@ -22,7 +22,8 @@ from ldm.data.scenes.draw import integer, uniform
 from ldm.editing.edit import EditInput, EditRequest, edit_images
 from ldm.editing.latent_masks import DOWNSAMPLING
 from ldm.evaluation.triples import held_out_windows
-from ldm.imaging.images import atomic_file, make_grid, save_png, to_pil
+from ldm.files import atomic_file
+from ldm.imaging.images import make_grid, save_png, to_pil
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 KINDS = ("line", "curve", "ring")

@@ -25,7 +25,8 @@ from ldm.backbones.words import tell_unknown_words
 from ldm.editing.edit import check_size
 from ldm.editing.ranking import CLIPRanker, find_ranker, rank
 from ldm.errors import UserError
-from ldm.imaging.images import make_grid, save_png, to_pil, write_error
+from ldm.files import write_error
+from ldm.imaging.images import make_grid, save_png, to_pil
 from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, StepInfo, guided_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.schedule import make_sampling_schedule

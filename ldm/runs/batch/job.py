@@ -26,7 +26,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ldm.backbones import zoo
 from ldm.editing.editor import Editor
 from ldm.errors import UserError
-from ldm.imaging.images import write_error
+from ldm.files import write_error
 from ldm.runs.batch.report import PAGE, Outcome, Summary, read_summary
 from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
 from ldm.runs.batch.work import Profile, Worker, outline_editor, prepare_row, row_digest
