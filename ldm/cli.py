@@ -1,4 +1,4 @@
-"""What the scripts share: exit codes, number types for argparse, and how notices look.
+"""What the scripts share: exit codes, number types for argparse, how notices look; and the scripts as commands.
 
 Nothing here imports torch, so that `--help` answers at once.
 """
@@ -7,6 +7,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import NoReturn
 
 from ldm.errors import UserError
 
@@ -14,7 +17,7 @@ from ldm.errors import UserError
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, as all errors of this project are."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
@@ -71,3 +74,16 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         logger.handlers = before[0]
         logger.setLevel(before[1])
     return 0
+
+
+def _command(script: str) -> int:
+    """Run a file of `scripts/`, which an installation knows as the package `ldm.commands`; returns the exit code."""
+    return run(import_module(f"ldm.commands.{script}").main)
+
+
+# The console commands bld-edit, bld-reconstruct, ... of setup.py.
+edit = partial(_command, "text_editing")
+reconstruct = partial(_command, "reconstruct")
+batch = partial(_command, "batch_editing")
+txt2img = partial(_command, "txt2img")
+download = partial(_command, "download_models")

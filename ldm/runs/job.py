@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ldm.backbones import zoo
 from ldm.backbones.defaults import Defaults
-from ldm.backbones.words import tell_unknown_words
+from ldm.backbones.words import check_words
 from ldm.editing.edit import Edit, EditRequest, check_size
 from ldm.editing.editor import Edited, Editor
 from ldm.editing.mask_check import MaskReport, check_mask
@@ -92,7 +92,7 @@ def run_edit(job: EditJob) -> EditResult:
     load_image(job.mask)
     editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision, job.low_memory)
     task = editor.prepare(picture, job.mask, job.request, job.place, job.invert_mask, job.soft_mask)
-    tell_unknown_words(editor.model, editor.files, job.request.prompt)
+    check_words(editor.model, editor.files, job.request.prompt)
     steps = (job.request.ddim_steps - job.request.skip_steps) * job.request.n_iter
     with tqdm(total=steps, desc="denoising", unit="step", disable=None) as bar:
         (edited,) = editor.run([task], on_step=lambda _: bar.update(), keep_steps=job.save_video)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ldm.backbones import zoo
 from ldm.backbones.defaults import Defaults
-from ldm.backbones.words import tell_unknown_words
+from ldm.backbones.words import check_words
 from ldm.editing.edit import check_size
 from ldm.editing.ranking import CLIPRanker, find_ranker, rank
 from ldm.errors import UserError
@@ -162,7 +162,7 @@ def run_generation(job: GenerationJob) -> GenerationResult:
     size = tuple(side or model.image_size * model.factor for side in job.size)
     check_size(model, *size)
     make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta)
-    tell_unknown_words(model, files, request.prompt)
+    check_words(model, files, request.prompt)
     ranker = find_ranker(files.clip, device)
 
     with tqdm(total=request.ddim_steps * request.n_iter, desc="denoising", unit="step", disable=None) as bar:
