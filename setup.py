@@ -1,4 +1,8 @@
-"""Install with `pip install -e .` (or `make`): the package is `ldm`, the commands are in `scripts/`."""
+"""Install with `pip install .`, or to work on it with `pip install -e .` (`make`).
+
+The package is `ldm`. A wheel also carries what lies beside it in the repository: `scripts/` as `ldm.commands`, and the
+models that come along and the configs under `ldm/_bundled`, see `ldm.backbones.zoo.REPOSITORY`.
+"""
 
 from setuptools import find_packages, setup
 
@@ -8,29 +12,55 @@ EXTRAS = {
     "train": ["tensorboard", "scikit-image", "scikit-learn", "matplotlib"],  # logs, photographs of scenes, plots
 }
 
+BESIDE = {"ldm.commands": "scripts", "ldm._bundled.models": "models", "ldm._bundled.configs": "configs"}
+
 setup(
     name="blended-latent-diffusion",
     version="0.1.0",
     description="Text-driven local image editing: Blended Latent Diffusion",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["ldm", "ldm.*"]),
+    packages=[*find_packages(include=["ldm", "ldm.*"]), *BESIDE],
+    package_dir=BESIDE,
+    package_data={
+        "ldm": ["py.typed"],
+        "ldm._bundled.models": ["*/scenes/**"],  # downloaded models lie in the same folder
+        "ldm._bundled.configs": ["**/*.yaml"],
+    },
+    entry_points={
+        "console_scripts": [
+            "bld-edit = ldm.cli:edit",
+            "bld-reconstruct = ldm.cli:reconstruct",
+            "bld-batch = ldm.cli:batch",
+            "bld-txt2img = ldm.cli:txt2img",
+            "bld-download = ldm.cli:download",
+        ]
+    },
     install_requires=[
         "torch>=2.6",  # the first whose weights-only loading ldm/checkpoint.py can rely on
         "torchvision",
         "pytorch-lightning>=2.6",
         "omegaconf>=2.3",
+        "pydantic>=2.7",
+        "pyyaml",
         "transformers>=4.45",
         "tokenizers>=0.20",
+        "huggingface_hub>=0.23",
         "open_clip_torch>=2.30",
         "safetensors>=0.4",
+        "filelock",
         "numpy",
+        "scipy",
         "pillow>=10.1",
         "tqdm",
         "einops",
     ],
     extras_require={
         **EXTRAS,
-        "dev": ["pytest", "ruff", "diffusers", *(package for extra in EXTRAS.values() for package in extra)],
+        "dev": [
+            *("pytest", "ruff", "mypy", "diffusers"),
+            "setuptools>=70.1",  # a test builds the wheel with it
+            *(package for extra in EXTRAS.values() for package in extra),
+        ],
     },
 )

@@ -1,4 +1,4 @@
-"""What the scripts share: exit codes, number types for argparse, and how notices look.
+"""What the scripts share: exit codes, number types for argparse, how notices look; and the scripts as commands.
 
 Nothing here imports torch, so that `--help` answers at once.
 """
@@ -7,7 +7,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from importlib import import_module
+from typing import Any, NoReturn
 
 from ldm.errors import UserError
 from ldm.options import as_flags
@@ -16,7 +18,7 @@ from ldm.options import as_flags
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, as all errors of this project are."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
@@ -99,3 +101,16 @@ def with_released_options(given: Mapping[str, Any]) -> dict[str, Any]:
         words = ", ".join(f"`{name}={value}`" for name, value in taken.items())
         logging.getLogger(__name__).warning("taken as %s", words)
     return taken | options
+
+
+def _command(script: str) -> int:
+    """Run a file of `scripts/`, which an installation knows as the package `ldm.commands`; returns the exit code."""
+    return run(import_module(f"ldm.commands.{script}").main)
+
+
+# The console commands bld-edit, bld-reconstruct, ... of setup.py.
+edit = partial(_command, "text_editing")
+reconstruct = partial(_command, "reconstruct")
+batch = partial(_command, "batch_editing")
+txt2img = partial(_command, "txt2img")
+download = partial(_command, "download_models")

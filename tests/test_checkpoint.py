@@ -298,6 +298,24 @@ def test_load_model(tmp_path: Path, stored: torch.dtype, wanted: torch.dtype):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_part_that_goes_elsewhere_is_never_on_the_device(tmp_path: Path):
+    """The meta device keeps no numbers: what had been there once would be lost."""
+
+    class Two(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.text = nn.Linear(2, 2)
+
+    state = weights() | {"text.weight": torch.eye(2), "text.bias": torch.ones(2)}
+    path = write(tmp_path / "w.safetensors", state)
+    config = {"model": {"target": f"{__name__}.Two"}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "Two", Two)
+        model = load_model(config, path, device=torch.device("meta"), dtype=torch.float32, elsewhere={"text": CPU})
+    assert torch.equal(model.text(torch.ones(1, 2)), torch.full((1, 2), 2.0))
+    assert model.betas.is_meta and all(tensor.is_meta for tensor in model.model.state_dict().values())
+
+
 def test_load_model_names_the_file_that_does_not_fit(tmp_path: Path):
     path = write(tmp_path / "w.ckpt", weights())
     config = {"model": CONFIG["model"] | {"params": {"width": 5}}}

@@ -439,7 +439,7 @@ def test_the_precision_of_another_machine_needs_another_folder(job, monkeypatch)
     [
         (["--parts", "edits,colours"], 'error: --parts "edits,colours": give some of edits,'),
         (["--parts", ","], 'error: --parts ",": give some of'),
-        (["--model", "nobody"], 'error: --model "nobody" is neither'),
+        (["--model", "nobody"], 'error: model "nobody" is neither'),
     ],
 )
 def test_bad_options_are_one_line(options, said, capsys, tmp_path):

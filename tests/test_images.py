@@ -13,8 +13,9 @@ import torch
 from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
 
 from ldm.errors import UserError
+from ldm.files import atomic_file
 from ldm.imaging import images
-from ldm.imaging.images import atomic_file, load_image, make_grid, read_png_text, save_png, to_pil, to_tensor
+from ldm.imaging.images import load_image, make_grid, read_png_text, save_png, to_pil, to_tensor
 
 RED, GREEN, BLUE = (230, 20, 30), (20, 220, 40), (30, 40, 210)
 

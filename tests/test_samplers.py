@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ldm.editing.edit import edit_image
 from ldm.editing.request import EditRequest
-from ldm.editing.result import EditResult
 from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending, mask_parts
 from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, StepInfo, guided_denoiser, model_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion, schedule_buffers
@@ -314,7 +313,7 @@ def source() -> Tensor:
     return normal(1, 3, 64, 64).clamp(-1, 1)
 
 
-def edit(model: LatentDiffusion, **options) -> Edit:
+def edit(model: LatentDiffusion, **options) -> EditResult:
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 16:48, 16:48] = 1
     request = EditRequest(**{"prompt": "a pink ball", "ddim_steps": 4, "ddim_eta": 1.0, "seed": 5} | options)

@@ -244,7 +244,7 @@ def test_any_prompt_is_a_safe_file_name(folder, tmp_path, prompt):
         ({"more": ["--H", 1000000]}, "--H"),
         ({"more": ["--model", "nonesuch"]}, "nonesuch"),
         ({"more": ["--device", "cuda:99"]}, "cuda:99"),
-        ({"more": ["--config", "x.yaml"]}, "--ckpt"),
+        ({"more": ["--config", "x.yaml"]}, "ckpt"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(folder, tmp_path, capsys, arguments, named):

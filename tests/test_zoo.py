@@ -55,7 +55,8 @@ def put_model(folder: Path) -> Path:
 def test_auto_takes_scenes_and_says_how_to_get_the_other(house: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     folder = house / "models" / "ldm" / "scenes"
-    assert zoo.resolve() == zoo.ModelFiles("scenes", folder / "config.yaml", folder / "model.safetensors", None)
+    files = zoo.ModelFiles("scenes", folder / "config.yaml", folder / "model.safetensors", None, zoo.Given("scenes"))
+    assert zoo.resolve() == files
     assert len(caplog.records) == 1
     assert "model: scenes" in caplog.text
     assert "python scripts/download_models.py text2img-large" in caplog.text
@@ -71,9 +72,11 @@ def test_auto_takes_the_public_model_once_it_is_there(
         monkeypatch.setenv("LDM_MODELS", str(tmp_path / "big-disk"))
     weights = put((tmp_path / "big-disk" if moved else house / "models") / "ldm" / "text2img-large" / name)
     config = house / "configs" / "latent-diffusion" / "txt2img-1p4B-eval.yaml"
-    assert zoo.resolve("auto") == zoo.ModelFiles("text2img-large", config, weights, "ViT-B-16-quickgelu/openai")
+    given = zoo.Given("text2img-large")
+    files = zoo.ModelFiles("text2img-large", config, weights, "ViT-B-16-quickgelu/openai", given)
+    assert zoo.resolve("auto") == files
     assert len(caplog.records) == 1
-    assert "model: text2img-large (--model scenes" in caplog.text
+    assert "model: text2img-large (the small one is scenes)" in caplog.text
 
 
 def test_auto_also_looks_in_the_repository(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -95,6 +98,7 @@ def test_scenes_is_found_though_models_are_kept_elsewhere(house: Path, tmp_path:
     assert zoo.resolve("scenes").clip == clip
     retrained = put_model(tmp_path / "big-disk" / "ldm" / "scenes")
     assert zoo.resolve("scenes").weights == retrained / "model.safetensors"
+    assert zoo.resolve("scenes").clip == clip, "the one that comes along ranks it too"
 
 
 def test_a_model_that_is_not_here(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -104,10 +108,11 @@ def test_a_model_that_is_not_here(house: Path, tmp_path: Path, monkeypatch: pyte
     ):
         zoo.resolve("text2img-large")
     (house / "models" / "ldm" / "scenes" / "model.safetensors").unlink()
-    with pytest.raises(
-        UserError,
-        match=r"repository/models/ldm/scenes/model\.safetensors is missing: git checkout -- models/ldm/scenes",
-    ):
+    missing = r"repository/models/ldm/scenes/model\.safetensors is missing: "
+    with pytest.raises(UserError, match=missing + "it comes with this program, install that again"):
+        zoo.resolve("auto")
+    (house / ".git").mkdir()
+    with pytest.raises(UserError, match=missing + "git checkout -- models/ldm/scenes"):
         zoo.resolve("auto")
 
 
@@ -122,7 +127,7 @@ def test_a_model_that_is_not_here(house: Path, tmp_path: Path, monkeypatch: pyte
 )
 def test_a_folder_of_the_users(house: Path, config: str, weights: str):
     config, weights = put(Path("mine") / config).resolve(), put(Path("mine") / weights).resolve()
-    assert zoo.resolve("mine") == zoo.ModelFiles("mine", config, weights, zoo.OPENAI_CLIP)
+    assert zoo.resolve("mine") == zoo.ModelFiles("mine", config, weights, zoo.OPENAI_CLIP, zoo.Given("mine"))
     Path("mine/clip").mkdir()
     assert zoo.resolve("mine").clip == Path("mine/clip").resolve()
 
@@ -145,19 +150,47 @@ def test_a_folder_that_is_no_model(house: Path):
 
 def test_files_of_the_users(house: Path):
     config, weights = put(Path("a/c.yaml")), put(Path("b/w.pt"))
-    found = zoo.resolve(config="a/c.yaml", ckpt=weights)
-    assert found == zoo.ModelFiles("w", config.resolve(), weights.resolve(), zoo.OPENAI_CLIP)
+    found = zoo.resolve(config="a/c.yaml", ckpt=Path("b/w.pt"))
+    given = zoo.Given("auto", "a/c.yaml", "b/w.pt")
+    assert found == zoo.ModelFiles("w", config.resolve(), weights.resolve(), zoo.OPENAI_CLIP, given)
+
+
+def test_what_is_recorded_finds_the_same_model_where_the_clone_has_moved(
+    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """However a named model was asked for, its name is recorded and no path of this machine."""
+    (house / "models/clip/scenes").mkdir(parents=True)
+    put(house / "models/ldm/text2img-large/model.ckpt")
+    by_name = [zoo.resolve(name) for name in ("scenes", "text2img-large")]
+    folder, large = house / "models/ldm/scenes", by_name[1]
+    assert zoo.resolve() == zoo.resolve(config=large.config, ckpt=large.weights) == large
+    assert zoo.resolve(str(folder)) == by_name[0]
+    assert zoo.resolve(config=folder / "config.yaml", ckpt=folder / "model.safetensors") == by_name[0]
+
+    put_model(Path("mine"))
+    own = [zoo.resolve("./mine"), zoo.resolve(config="mine/config.yaml", ckpt="mine/model.safetensors")]
+    assert [files.given for files in own] == [
+        ("./mine", None, None),
+        ("auto", "mine/config.yaml", "mine/model.safetensors"),
+    ]
+    moved = house.rename(tmp_path / "moved")
+    monkeypatch.setattr(zoo, "REPOSITORY", moved)
+    for files in [*by_name, *own]:
+        again = zoo.resolve(*files.given)
+        assert again.given == files.given and again.name == files.name
+        assert not again.weights.is_relative_to(house)
+    assert zoo.resolve(*by_name[0].given).clip == moved / "models/clip/scenes"
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"model": "stable"}, '--model "stable" is neither auto, scenes, text2img-large, nor a folder'),
-        ({"config": "c.yaml"}, "--config needs --ckpt"),
-        ({"ckpt": "w.pt"}, "--ckpt needs --config"),
+        ({"model": "stable"}, 'model "stable" is neither auto, scenes, text2img-large, nor a folder'),
+        ({"config": "c.yaml"}, "config needs ckpt"),
+        ({"ckpt": "w.pt"}, "ckpt needs config"),
         ({"model": "scenes", "config": "c.yaml", "ckpt": "w.pt"}, "two models"),
-        ({"config": "none.yaml", "ckpt": "w.pt"}, "--config .*none.yaml: there is no such file"),
-        ({"config": "c.yaml", "ckpt": "none.pt"}, "--ckpt .*none.pt: there is no such file"),
+        ({"config": "none.yaml", "ckpt": "w.pt"}, "config .*none.yaml.*: there is no such file"),
+        ({"config": "c.yaml", "ckpt": "none.pt"}, "ckpt .*none.pt.*: there is no such file"),
     ],
 )
 def test_contradictions(house: Path, arguments: dict, message: str):
@@ -216,7 +249,7 @@ def test_download_goes_where_resolve_looks(house: Path, tmp_path: Path, monkeypa
     assert len(remote.urls) == 2
 
 
-@pytest.mark.parametrize("name, what", [("scenes", "comes with this repository"), ("stable", "is unknown")])
+@pytest.mark.parametrize("name, what", [("scenes", "comes with this program"), ("stable", "is unknown")])
 def test_nothing_to_download(house: Path, name: str, what: str):
     with pytest.raises(UserError, match=f'model "{name}" {what}; to download: text2img-large'):
         zoo.download(name)

@@ -1,4 +1,4 @@
-"""What a model says of a prompt's words that it does not know."""
+"""What a model does not read of a prompt: the words that it does not know, and what exceeds its tokens."""
 
 import logging
 from collections.abc import Mapping
@@ -11,26 +11,45 @@ logger = logging.getLogger(__name__)
 
 _LARGE = "text2img-large"
 _SHOWN = 4  # of each kind: the line is to stay one that is read
+_SAY_NOTHING = {"a", "an", "the", "and", "at", "by", "from", "in", "next", "of", "on", "to", "with"}
+_SAY_NOTHING |= {"made", "photo", "picture", "rendering"}
 
 
-def tell_unknown_words(model: LatentDiffusion, files: zoo.ModelFiles, prompt: str) -> None:
-    """One notice where the model's vocabulary lacks words of the prompt: which, what it knows instead, who knows more.
+def check_words(model: LatentDiffusion, files: zoo.ModelFiles | None, prompt: str, force: bool = False) -> None:
+    """Refuse a prompt that says nothing to the model, and tell in one notice each what is left out of any other.
+
+    Only the tokenizer is used, so that `zoo.outline(files)` does for the model. "" is unconditional and always fine.
 
     Args:
         files: where the model came from; the section `words` of its config lists what it knows, `{kind: [words]}`.
+        force: take the prompt anyway.
 
     Raises:
-        UserError: the section is no such mapping.
+        UserError: the model's vocabulary is of whole words and holds none of the prompt's that says what to paint; or
+            the section is no such mapping.
     """
-    unknown = model.cond_stage_model.tokenize.unknown_words(prompt)
-    if not unknown:
+    tokenize = model.cond_stage_model.tokenize
+    if tokenize is None:
         return
-    parts = [f"the model does not know {', '.join(_quoted(word) for word in unknown[:5])} and paints without"]
-    if known := known_words(files):
+    unknown = tokenize.unknown_words(prompt)
+    known = set(tokenize.words(prompt)) - set(unknown) - _SAY_NOTHING
+    if tokenize.is_closed and not (known or force or tokenize.knows_all(prompt)):
+        raise UserError(f"the model knows no word of {_quoted(prompt)}{_known(files)} (--force paints all the same)")
+    if unknown:
+        listed = ", ".join(_quoted(word) for word in unknown[:5])
+        logger.warning(f"the model does not know {listed} and paints without{_known(files)}")
+    if cut := tokenize.cut_off(prompt):
+        logger.warning(f"the model reads {tokenize.max_length} tokens of a prompt: it does not see {_quoted(cut, 80)}")
+
+
+def _known(files: zoo.ModelFiles | None) -> str:
+    """What it knows instead, and who knows more."""
+    parts = []
+    if known := known_words(files) if files else {}:
         parts.append("it knows " + ", ".join(f"{kind} ({_few(words)})" for kind, words in known.items() if words))
-    if files.name != _LARGE:
+    if files is None or files.name != _LARGE:
         parts.append(f"{_LARGE} knows more words")
-    logger.warning("; ".join(parts))
+    return "".join(f"; {part}" for part in parts)
 
 
 def known_words(files: zoo.ModelFiles) -> Mapping[str, list[str]]:
@@ -46,8 +65,8 @@ def known_words(files: zoo.ModelFiles) -> Mapping[str, list[str]]:
     return words
 
 
-def _quoted(word: str) -> str:
-    return f'"{word if len(word) <= 24 else word[:23] + "…"}"'
+def _quoted(text: str, length: int = 24) -> str:
+    return f'"{text if len(text) <= length else text[: length - 1] + "…"}"'
 
 
 def _few(words: list[str]) -> str:

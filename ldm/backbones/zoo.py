@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ldm.download import Remote, fetch
 from ldm.errors import UserError
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+INSTALLED = (_PACKAGE / "_bundled").is_dir()
+"""Whether this is the package of a wheel; else it is a clone, or an editable installation of one."""
+
+REPOSITORY = _PACKAGE / "_bundled" if INSTALLED else _PACKAGE.parent
+"""What holds `models/` and `configs/`: the clone, or in a wheel's package the folder that brings them along."""
+
+DOWNLOAD = "bld-download" if INSTALLED else "python scripts/download_models.py"
 
 # Where a folder of the user's may keep its config and its weights; the last of each is how the original LDM logs a
 # run. The first pattern that matches counts, and of several matches the last by name.
@@ -33,7 +41,7 @@ class KnownModel:
 
     about: str
     folder: str  # below the models folder; holds the weights
-    config: str | None = None  # below the repository; None: in the folder
+    config: str | None = None  # below REPOSITORY; None: in the folder
     clip: Path | str | None = None  # a folder below the models folder (Path), or an open_clip name (str)
     remote: Remote | None = None  # None: comes with the repository
 
@@ -43,7 +51,7 @@ OPENAI_CLIP = "ViT-B-16-quickgelu/openai"
 
 MODELS = {
     "scenes": KnownModel(
-        about="a small model of procedural scenes, 128x128; comes with this repository",
+        about="a small model of procedural scenes, 128x128; comes with this program",
         folder="ldm/scenes",
         clip=Path("clip/scenes"),
     ),
@@ -63,22 +71,42 @@ MODELS = {
 }
 
 
+class Given(NamedTuple):
+    """The arguments of `resolve` that name a model; those of `ModelFiles.given` find the same model on any machine."""
+
+    model: str = "auto"
+    config: str | None = None
+    ckpt: str | None = None
+
+
 @dataclass(frozen=True)
 class ModelFiles:
-    """What one model consists of; the paths are absolute.
+    """What one model consists of.
 
-    `clip` ranks its predictions: a folder (Path), a name of open_clip's `architecture/pretrained` (str), or None.
+    name: to be shown. config, weights: absolute paths.
+    clip: ranks its predictions: a folder (Path), a name of open_clip's `architecture/pretrained` (str), or None.
+    given: what to record of it, so that `resolve(*given)` gives it again: the name of a model of `MODELS`, however it
+        was asked for, and otherwise the user's paths as they were given.
     """
 
     name: str
     config: Path
     weights: Path
     clip: Path | str | None
+    given: Given
 
 
 def models_dir() -> Path:
-    """The folder of downloaded models: the environment variable LDM_MODELS, else `models` in the repository."""
-    return Path(os.environ.get("LDM_MODELS") or REPOSITORY / "models").expanduser().resolve()
+    """The folder of downloaded models: the environment variable LDM_MODELS, else `models` in the clone.
+
+    A package that was installed without a clone keeps them in the user's cache, where an update leaves them.
+    """
+    own = _user_models() if INSTALLED else REPOSITORY / "models"
+    return Path(os.environ.get("LDM_MODELS") or own).expanduser().resolve()
+
+
+def _user_models() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "blended-latent-diffusion" / "models"
 
 
 def resolve(model: str = "auto", config: str | Path | None = None, ckpt: str | Path | None = None) -> ModelFiles:
@@ -93,38 +121,43 @@ def resolve(model: str = "auto", config: str | Path | None = None, ckpt: str | P
         UserError: the name is unknown, a file is missing, or the arguments contradict each other.
     """
     if config or ckpt:
-        return _from_files(model, config, ckpt)
+        return _own_name(_from_files(model, config, ckpt))
     if model == "auto":
         return _best_available()
     if model in MODELS:
         return _known(model)
-    folder = Path(model).expanduser().resolve()
-    if not folder.is_dir():
-        raise UserError(f'--model "{model}" is neither auto, {", ".join(MODELS)}, nor a folder')
-    return _from_folder(folder)
+    return _own_name(_from_folder(model))
+
+
+def _own_name(files: ModelFiles) -> ModelFiles:
+    """A model of `MODELS` under its name where the user has given the paths of one: its ranker comes along."""
+    for name in MODELS:
+        with suppress(UserError):  # that one is not here
+            known = _known(name)
+            if (known.config, known.weights) == (files.config, files.weights):
+                return known
+    return files
 
 
 def _from_files(model: str, config: str | Path | None, ckpt: str | Path | None) -> ModelFiles:
     if not (config and ckpt):
-        given, lacking = ("--config", "--ckpt") if config else ("--ckpt", "--config")
+        given, lacking = ("config", "ckpt") if config else ("ckpt", "config")
         raise UserError(f"{given} needs {lacking} beside it: a config and the weights that were made with it")
     if model != "auto":
-        raise UserError(f"--model {model} and --config with --ckpt name two models: give one of them")
-    paths = [Path(path).expanduser().resolve() for path in (config, ckpt)]
-    for path, option in zip(paths, ("--config", "--ckpt"), strict=True):
+        raise UserError(f"model {model} and config with ckpt name two models: give one of them")
+    paths = {"config": Path(config).expanduser().resolve(), "ckpt": Path(ckpt).expanduser().resolve()}
+    for option, path in paths.items():
         if not path.is_file():
-            raise UserError(f"{option} {path}: there is no such file")
-    return ModelFiles(paths[1].stem, *paths, clip=OPENAI_CLIP)
+            raise UserError(f'{option} "{path}": there is no such file')
+    given = Given(config=str(config), ckpt=str(ckpt))
+    return ModelFiles(paths["ckpt"].stem, paths["config"], paths["ckpt"], OPENAI_CLIP, given)
 
 
 def _best_available() -> ModelFiles:
     if _root_of(MODELS["text2img-large"]):
-        logger.info("model: text2img-large (--model scenes is the small one)")
+        logger.info("model: text2img-large (the small one is scenes)")
         return _known("text2img-large")
-    logger.info(
-        "model: scenes, the small one; for the public model, text2img-large: "
-        "python scripts/download_models.py text2img-large"
-    )
+    logger.info(f"model: scenes, the small one; for the public model, text2img-large: {DOWNLOAD} text2img-large")
     return _known("scenes")
 
 
@@ -135,27 +168,38 @@ def _known(name: str) -> ModelFiles:
     weights = _first(folder, WEIGHTS_NAMES)
     config = REPOSITORY / model.config if model.config else folder / "config.yaml"
     if weights is None or not config.is_file():
-        mend = f"python scripts/download_models.py {name}" if model.remote else f"git checkout -- models/{model.folder}"
+        mend = "it comes with this program, install that again"
+        if weights is None and model.remote:
+            mend = f"{DOWNLOAD} {name}"
+        elif (REPOSITORY / ".git").exists():
+            mend = f"git checkout -- {model.config or f'models/{model.folder}'}"
         raise UserError(f"{folder / 'model.safetensors' if weights is None else config} is missing: {mend}")
     clip = model.clip
     if isinstance(clip, Path):
-        clip = root / clip if (root / clip).is_dir() else None
-    return ModelFiles(name, config, weights, clip)
+        clip = next((root / clip for root in _roots() if (root / clip).is_dir()), None)
+    return ModelFiles(name, config, weights, clip, Given(name))
 
 
 def _root_of(model: KnownModel) -> Path | None:
-    """The models folder that holds the weights: of LDM_MODELS and the repository's own, the first that does."""
-    roots = (models_dir(), REPOSITORY / "models")
-    return next((root for root in roots if _first(root / model.folder, WEIGHTS_NAMES)), None)
+    """The models folder that holds the weights."""
+    return next((root for root in _roots() if _first(root / model.folder, WEIGHTS_NAMES)), None)
 
 
-def _from_folder(folder: Path) -> ModelFiles:
+def _roots() -> tuple[Path, Path]:
+    """The models folders, in the order in which they are searched."""
+    return models_dir(), REPOSITORY / "models"
+
+
+def _from_folder(given: str) -> ModelFiles:
+    folder = Path(given).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f'model "{given}" is neither auto, {", ".join(MODELS)}, nor a folder')
     config, weights = _first(folder, CONFIG_NAMES), _first(folder, WEIGHTS_NAMES)
-    for found, names in ((config, CONFIG_NAMES), (weights, WEIGHTS_NAMES)):
-        if found is None:
-            raise UserError(f"{folder} is no model: it lacks {' or '.join(names[:2])}")
+    if config is None or weights is None:
+        names = CONFIG_NAMES if config is None else WEIGHTS_NAMES
+        raise UserError(f"{folder} is no model: it lacks {' or '.join(names[:2])}")
     clip = folder / "clip"
-    return ModelFiles(folder.name, config, weights, clip if clip.is_dir() else OPENAI_CLIP)
+    return ModelFiles(folder.name, config, weights, clip if clip.is_dir() else OPENAI_CLIP, Given(str(given)))
 
 
 def _first(folder: Path, patterns: tuple[str, ...]) -> Path | None:
@@ -165,15 +209,21 @@ def _first(folder: Path, patterns: tuple[str, ...]) -> Path | None:
     return None
 
 
-def load(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> LatentDiffusion:
+def load(
+    files: ModelFiles, device: torch.device, dtype: torch.dtype, text_device: torch.device | None = None
+) -> LatentDiffusion:
     """The model of these files, in eval mode and without gradients.
+
+    Args:
+        text_device: where the text encoder goes, 40 % of the large model, without ever being on `device`; None: there.
 
     Raises:
         UserError: the config or the weights cannot be read, or do not fit together.
     """
     from ldm.checkpoint import load_model
 
-    return load_model(read_config(files.config), files.weights, device=device, dtype=dtype)
+    elsewhere = {} if text_device is None else {"cond_stage_model": text_device}
+    return load_model(read_config(files.config), files.weights, device=device, dtype=dtype, elsewhere=elsewhere)
 
 
 def outline(files: ModelFiles) -> LatentDiffusion:
@@ -201,14 +251,14 @@ def read_config(path: Path) -> Mapping[str, Any]:
     from yaml import YAMLError
 
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read as a config: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise UserError(f"{path} is no config of a model: it has no part `model`")
     encoder = (config["model"].get("params") or {}).get("cond_stage_config")
-    params = encoder.get("params") if isinstance(encoder, dict) else None
-    for key, value in (params or {}).items():
+    params = (encoder.get("params") if isinstance(encoder, dict) else None) or {}
+    for key, value in params.items():
         if isinstance(value, str) and value and (path.parent / value).exists():
             params[key] = str((path.parent / value).resolve())
     return config
@@ -220,10 +270,10 @@ def download(name: str, to: Path | None = None, *, force: bool = False) -> Path:
     Raises:
         UserError: the name is unknown or needs no download, or no mirror gives the file.
     """
-    downloadable = [name for name, model in MODELS.items() if model.remote]
-    if name not in downloadable:
-        what = "comes with this repository" if name in MODELS else "is unknown"
+    model = MODELS.get(name)
+    if model is None or model.remote is None:
+        what = "is unknown" if model is None else "comes with this program"
+        downloadable = [name for name, model in MODELS.items() if model.remote]
         raise UserError(f'model "{name}" {what}; to download: {", ".join(downloadable)}')
-    model = MODELS[name]
     folder = Path(to).expanduser().resolve() if to else models_dir() / model.folder
     return fetch(model.remote, folder / "model.ckpt", force=force)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.imaging.images import atomic_file
+from ldm.files import atomic_file
 
 
 @dataclass(frozen=True)

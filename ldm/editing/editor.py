@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ldm.backbones import zoo
 from ldm.backbones.defaults import Defaults
 from ldm.backbones.words import check_words
+from ldm.checkpoint import weights_hash
 from ldm.editing.edit import Progress, check_size, edit_tasks, generate, sampling_schedule, size_of
 from ldm.editing.mask_check import MaskReport, check_mask
 from ldm.editing.ranking import CLIPRanker, find_ranker
@@ -88,9 +89,8 @@ class Editor:
         """
         files = zoo.resolve(model, config, ckpt)
         where = choose_device(device)
-        loaded = zoo.load(files, where, choose_precision(precision, where))
-        if low_memory:
-            loaded.offload_text_encoder()
+        text_device = torch.device("cpu") if low_memory else None
+        loaded = zoo.load(files, where, choose_precision(precision, where), text_device)
         return cls(loaded, find_ranker(files.clip, where), files)
 
     @classmethod
@@ -110,10 +110,13 @@ class Editor:
         files = self.files
         if files is None:
             raise ValueError("this editor's model has no files to record")
+        model, config, ckpt = files.given
         return {
-            **files.recorded(),
+            "model": files.name if config else model,
+            "config": config,
+            "weights": ckpt,
             "weights_sha256": weights_hash(files.weights),
-            "ranker": None if self.ranker is None else str(files.clip),
+            "ranker": None if self.ranker is None else _ranker_name(files.clip),
             "device": str(self.model.device),
             "precision": str(self.model.dtype).removeprefix("torch."),
         }
@@ -251,6 +254,11 @@ class Editor:
         task = ReconstructionTask(canvas.x_source, x_hat, canvas.x_mask, z0, self.model)
         restored = reconstruct(task, how, on_step)
         return Restored(restored, *finish_reconstruction(canvas, how.kind, task, restored))
+
+
+def _ranker_name(clip: Path | str | None) -> str:
+    """open_clip's name, or of a folder its last two parts: where it lies on this machine is nobody's business."""
+    return "/".join(clip.parts[-2:]) if isinstance(clip, Path) else str(clip)
 
 
 def _name_options(function: Any, cls: type) -> None:

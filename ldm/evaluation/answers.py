@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
-from ldm.imaging.images import write_error
+from ldm.files import write_error
 
 
 class Answers:

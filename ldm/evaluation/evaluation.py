@@ -37,7 +37,8 @@ from ldm.evaluation.judging import judge_folder, judge_renders, load_judge, verd
 from ldm.evaluation.paintings import Painter, Paintings, paint_all
 from ldm.evaluation.report import OBJECT, Answer, Row
 from ldm.evaluation.triples import Triple, background_triples, held_out_windows, object_triples, scribble_triples
-from ldm.imaging.images import atomic_file, load_image, save_png, to_pil
+from ldm.files import atomic_file
+from ldm.imaging.images import load_image, save_png, to_pil
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import choose_device, choose_precision, peak_memory
 

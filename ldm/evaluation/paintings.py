@@ -22,7 +22,8 @@ from ldm.editing.editor import Editor
 from ldm.editing.request import EditRequest
 from ldm.errors import UserError
 from ldm.evaluation.triples import Triple
-from ldm.imaging.images import atomic_file, load_image, save_png, to_pil, to_tensor, write_error
+from ldm.files import atomic_file, write_error
+from ldm.imaging.images import load_image, save_png, to_pil, to_tensor
 from ldm.util import choose_device, choose_precision
 
 SETTINGS = "settings.json"

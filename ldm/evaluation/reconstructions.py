@@ -23,7 +23,8 @@ from ldm.editing.reconstruct import RECONSTRUCTIONS
 from ldm.editing.request import EditRequest, ReconstructionOptions
 from ldm.editing.result import EditResult
 from ldm.evaluation.triples import draw_mask, object_triples
-from ldm.imaging.images import atomic_file, make_grid, save_png, to_pil
+from ldm.files import atomic_file
+from ldm.imaging.images import make_grid, save_png, to_pil
 from ldm.imaging.region import mask_box
 
 logger = logging.getLogger(__name__)

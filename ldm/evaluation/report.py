@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ldm.errors import MissingExtra
-from ldm.imaging.images import atomic_file, make_grid
+from ldm.files import atomic_file
+from ldm.imaging.images import make_grid
 
 OBJECT = ("shape", "material", "color")
 RANKED = 5

@@ -26,7 +26,7 @@ from ldm.editing.ranking import CLIPRanker, find_ranker
 from ldm.errors import MissingExtra, UserError
 from ldm.evaluation.answers import Answers
 from ldm.evaluation.triples import Triple, object_triples
-from ldm.imaging.images import atomic_file
+from ldm.files import atomic_file
 from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler
 from ldm.models.diffusion.ddim import NoiseSource, StepInfo, guided_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion

@@ -24,8 +24,9 @@ from ldm.editing.latent_masks import DOWNSAMPLING
 from ldm.editing.request import EditRequest
 from ldm.editing.result import EditTask
 from ldm.evaluation.triples import held_out_windows
+from ldm.files import atomic_file
 from ldm.imaging.canvas import Canvas
-from ldm.imaging.images import atomic_file, make_grid, save_png, to_pil
+from ldm.imaging.images import make_grid, save_png, to_pil
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
 KINDS = ("line", "curve", "ring")

@@ -4,26 +4,24 @@ A file becomes an upright 8-bit sRGB picture with its alpha kept apart (`load_im
 x (1,3,H,W) in [-1,1] (`to_tensor`), and both ways are exact for all 256 codes.
 """
 
-import errno
 import logging
 import math
 import os
 import struct
-import uuid
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from ldm.errors import UserError
+from ldm.files import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -194,36 +192,6 @@ def make_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[st
         if captions is not None:
             draw.text((left, top + height + gap // 2), _fit(captions[i], font, width), fill=(60, 60, 60), font=font)
     return grid
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write to that appears at `path` when the block ends well, and otherwise leaves no trace.
-
-    Raises:
-        UserError: it cannot be written (see `write_error`).
-    """
-    path = Path(path)
-    # Not `tempfile`: its files are readable by their owner only, and stay so after the rename.
-    part = path.with_name(f".{uuid.uuid4().hex[:12]}.part")
-    try:
-        with open(part, "xb") as file:
-            yield file
-        os.replace(part, path)
-    except OSError as error:
-        if error.errno is None:  # not the system's: Pillow, asked for what it cannot write
-            raise
-        raise write_error(path, error) from error
-    finally:
-        with suppress(OSError):  # gone after the rename, or never there
-            part.unlink()
-
-
-def write_error(path: str | os.PathLike, error: OSError) -> UserError:
-    """What to tell the user when the system refuses to write at `path`."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    mend = "free some space or choose another folder" if full else "choose a folder that exists and can be written"
-    return UserError(f'cannot write "{path}" ({error.strerror}): {mend}')
 
 
 @contextmanager

@@ -32,7 +32,8 @@ from safetensors import SafetensorError, safe_open
 
 from ldm.checkpoint import save_safetensors
 from ldm.errors import UserError
-from ldm.imaging.images import atomic_file, load_image, save_png, write_error
+from ldm.files import atomic_file, write_error
+from ldm.imaging.images import load_image, save_png
 from ldm.runs.record import RunRecord, prompt_slug
 
 logger = logging.getLogger(__name__)

@@ -75,14 +75,34 @@ class BERTTokenizer:
     def __call__(self, prompts: list[str]) -> Tensor:
         return torch.tensor([encoding.ids for encoding in self.tokenizer.encode_batch(prompts)])
 
+    def words(self, prompt: str) -> list[str]:
+        """The words of a prompt, in lower case and in their order."""
+        words = self.tokenizer.pre_tokenizer.pre_tokenize_str(prompt.lower())
+        return [word for word, _ in words if any(map(str.isalnum, word))]
+
     def unknown_words(self, prompt: str) -> list[str]:
         """The words of a prompt that the vocabulary has no piece for, in their order."""
-        words = self.tokenizer.pre_tokenizer.pre_tokenize_str(prompt.lower())
         return [
             word
-            for word, _ in words
-            if any(map(str.isalnum, word)) and UNKNOWN in self.tokenizer.encode(word, add_special_tokens=False).tokens
+            for word in self.words(prompt)
+            if UNKNOWN in self.tokenizer.encode(word, add_special_tokens=False).tokens
         ]
+
+    def knows_all(self, prompt: str) -> bool:
+        """Whether nothing of a prompt, punctuation and emoji included, is unknown."""
+        return UNKNOWN not in self.tokenizer.encode(prompt).tokens
+
+    def cut_off(self, prompt: str) -> str:
+        """The end of a prompt that does not fit into `max_length` tokens; "" where all of it does."""
+        encoding = self.tokenizer.encode(prompt)
+        if not encoding.overflowing:
+            return ""
+        return prompt[max(end for _, end in encoding.offsets) :].strip()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the vocabulary is of whole words only: BERT's spells any other word in pieces such as `##ing`."""
+        return not any(token.startswith("##") for token in self.tokenizer.get_vocab())
 
 
 class BERTEmbedder(nn.Module):

@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from ldm.imaging.images import as_picture, atomic_file, write_error
+from ldm.files import atomic_file, write_error
+from ldm.imaging.images import as_picture
 
 SUMMARY, PAGE, _THUMBNAILS = "summary.jsonl", "index.html", ".thumbnails.json"
 _SIDE = 192  # pixels of a thumbnail's longer side
