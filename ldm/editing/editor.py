@@ -140,10 +140,9 @@ class Editor:
         Raises:
             UserError: as `prepare`; only the prompt does not matter.
         """
-        request, size = self._filled(request or EditRequest(""))
-        picture = as_picture(image)
-        task = EditTask.of(self._canvas(picture, mask, request, size), request, self.model.factor)
-        return check_mask(task, mask, self.model.factor, sampling_schedule(self.model, request))
+        asked, size = self._filled(request or EditRequest(""))
+        task = EditTask.of(self._canvas(as_picture(image), mask, asked, size), asked, self.model.factor)
+        return check_mask(task, mask, asked, self.model.factor, sampling_schedule(self.model, asked))
 
     def _filled(self, request: EditRequest) -> tuple[EditRequest, tuple[int, int]]:
         """A request with the model's defaults, and the size (H, W) to work at; both are possible."""
@@ -160,7 +159,8 @@ class Editor:
             hard = (levels >= SOFT_FROM).float()
         else:
             hard = mask_from(mask, own, request.invert_mask)
-        context = self.defaults.context if request.context is None else request.context
+        context = request.context
+        assert context is not None  # `Defaults.fill` has filled it in
         return Canvas.around(picture, hard, size, self.model.factor, request.region, context, request.feather, levels)
 
     def run(
