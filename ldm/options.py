@@ -134,7 +134,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type, without: tuple[str, 
     So the parsed namespace has none of the options that were not given.
     """
     groups: dict[str, Any] = {}
-    for name, field in declared(cls).items():
+    for name, field in _by_group(cls):
         if name in without:
             continue
         more = about(field)
@@ -174,15 +174,21 @@ def markdown_rows(cls: type, without: tuple[str, ...] = ()) -> Iterator[str]:
     """The options of a class as rows of a table: option, default, meaning."""
     yield "| option | default | meaning |"
     yield "|---|---|---|"
-    for name, field in declared(cls).items():
+    for name, field in _by_group(cls):
         if name in without:
             continue
         more, plain = about(field), _plain(field.annotation)
         flags = f"`--{name}`" + (f", `{more['short']}`" if more.get("short") else "")
         default = shown_default(field) or ("off" if plain is bool else "")
         choices = f" One of `{'`, `'.join(map(str, get_args(plain)))}`." if get_origin(plain) is Literal else ""
-        text = (field.description or "").strip().rstrip(".")
+        text = as_flags(field.description or "")
         yield f"| {flags} | {default} | {text}.{choices} |"
+
+
+def _by_group(cls: type) -> list[tuple[str, FieldInfo]]:
+    """The options of a class, those of one group together, as the groups come first."""
+    groups = [about(field).get("group") for field in declared(cls).values()]
+    return sorted(declared(cls).items(), key=lambda item: groups.index(about(item[1]).get("group")))
 
 
 def signature(cls: type, function: Callable[..., Any], stop: str = "options") -> inspect.Signature:

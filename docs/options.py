@@ -1,0 +1,39 @@
+"""Write docs/options.md from the declarations of the options: python docs/options.py"""
+
+from pathlib import Path
+
+from ldm.files import atomic_file
+from ldm.options import markdown_rows
+from ldm.runs.jobs import BatchJob, EditJob, GenerationJob, ReconstructionJob
+
+HEAD = """# Options
+
+All options of the commands, as `--help` has them. The Python API takes those of an edit under the same names
+(`editor.edit(image, mask, prompt, n_samples=8)`), and so does each row of a batch.
+
+<!-- Written by `python docs/options.py` from `ldm/editing/request.py` and `ldm/runs/jobs.py`: change them there. -->
+"""
+
+EDIT_MORE = """
+`--from PNG` makes the prediction of a picture of a run again, alone, unless other options change it. `--check` is the
+mask doctor: it says what is odd about image and mask, draws it, and runs no model ([docs/masks.md](masks.md)). A switch
+such as `--soft_mask` is turned off again by `--no-soft_mask`, which is of use with `--from`."""
+
+BATCH_MORE = """
+and all options of `text_editing.py` but `--outdir`, `--overwrite` and `--device`, as defaults of the rows: a row may
+give its own. `--check` looks at all rows and their files, and runs no model."""
+
+
+def section(title: str, cls: type, without: tuple[str, ...] = (), more: str = "") -> str:
+    """A table under its title."""
+    return "\n".join([f"\n## {title}\n", *markdown_rows(cls, without), *([more] if more else [])]) + "\n"
+
+
+if __name__ == "__main__":
+    page = HEAD
+    page += section("`scripts/text_editing.py`, `bld-edit`", EditJob, more=EDIT_MORE)
+    page += section("`scripts/reconstruct.py`, `bld-reconstruct`", ReconstructionJob)
+    page += section("`scripts/batch_editing.py`, `bld-batch`", BatchJob, ("rows",), BATCH_MORE)
+    page += section("`scripts/txt2img.py`, `bld-txt2img`", GenerationJob)
+    with atomic_file(Path(__file__).with_suffix(".md")) as file:
+        file.write(page.encode())
