@@ -73,7 +73,7 @@ def told(value: typing.Any) -> list[str]:
 
 
 def test_every_option_has_a_value_here():
-    assert EDIT == sorted(VALUES)
+    assert sorted(VALUES) == EDIT
     plain = EditJob(**NEEDED)
     assert all(getattr(plain, name) != value for name, value in VALUES.items())
 

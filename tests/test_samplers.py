@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ldm.editing.edit import edit_image
 from ldm.editing.request import EditRequest
+from ldm.editing.result import EditResult
 from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending, mask_parts
 from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, StepInfo, guided_denoiser, model_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion, schedule_buffers

@@ -110,11 +110,11 @@ class Editor:
         files = self.files
         if files is None:
             raise ValueError("this editor's model has no files to record")
-        model, config, ckpt = files.given
+        own = files.name not in zoo.MODELS  # a model with a name is found by it
         return {
-            "model": files.name if config else model,
-            "config": config,
-            "weights": ckpt,
+            "model": files.name,
+            "config": str(files.config) if own else None,
+            "weights": str(files.weights) if own else None,
             "weights_sha256": weights_hash(files.weights),
             "ranker": None if self.ranker is None else _ranker_name(files.clip),
             "device": str(self.model.device),

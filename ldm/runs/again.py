@@ -36,13 +36,15 @@ def options_of(picture: Path) -> dict[str, Any]:
         ) from error
     if record.window is None:
         raise UserError(f'"{picture}" was painted without an image: there is no edit to make again')
+    run = _run_of(picture, record)
+    record = record if run is None else run.record  # whose files of the model can be opened
     return subset(EditJob, record.options) | {
         "prompt": record.prompt,
         "seed": seed,
         "n_samples": 1,
         "n_iter": 1,
-        "init_image": _file(picture, record, "original", record.image),
-        "mask": _file(picture, record, "original_mask", record.mask),
+        "init_image": _file(picture, run, "original", record.image),
+        "mask": _file(picture, run, "original_mask", record.mask),
         "invert_mask": record.invert_mask,
         "feather": record.feather,
         "H": record.size[0],
@@ -60,9 +62,7 @@ def model_of(record: RunRecord) -> dict[str, Any]:
     Raises:
         UserError: its files are gone.
     """
-    if record.model in zoo.MODELS:
-        return {"model": record.model}
-    if record.config is None or record.weights is None:
+    if record.model in zoo.MODELS or record.config is None or record.weights is None:
         return {"model": record.model}
     for path in (record.config, record.weights):
         if not Path(path).is_file():
@@ -72,18 +72,19 @@ def model_of(record: RunRecord) -> dict[str, Any]:
     return {"config": Path(record.config), "ckpt": Path(record.weights)}
 
 
-def _file(picture: Path, record: RunRecord, asset: str, given: str) -> Path:
-    """The copy in the picture's run folder, if that is still the run that made it, else the file as it was given."""
-    run = _run_of(picture)
-    kept = run.asset(asset) if run is not None and run.record == record else None
+def _file(picture: Path, run: Run | None, asset: str, given: str) -> Path:
+    """The copy in the picture's run folder, else the file as it was given."""
+    kept = None if run is None else run.asset(asset)
     path = kept or Path(given)
     if not path.is_file():
         raise UserError(f'"{path}", from which "{picture}" was made, is gone: give the file by `init_image` or `mask`')
     return path
 
 
-def _run_of(picture: Path) -> Run | None:
+def _run_of(picture: Path, record: RunRecord) -> Run | None:
+    """The run in the picture's folder, if that is still the one that made it."""
     try:
-        return read_run(picture.absolute().parents[1])
+        run = read_run(picture.absolute().parents[1])
     except UserError:
         return None
+    return run if run.record.run_id == record.run_id else None

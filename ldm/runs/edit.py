@@ -18,7 +18,7 @@ from ldm.editing.mask_check import MaskReport
 from ldm.editing.result import EditResult
 from ldm.imaging.images import load_image, save_png, to_pil
 from ldm.options import recorded
-from ldm.runs.folder import check_writable, write_run
+from ldm.runs.folder import check_run, check_writable, write_run
 from ldm.runs.grid import edit_grid
 from ldm.runs.jobs import EditJob
 from ldm.runs.record import RunRecord, prompt_slug
@@ -49,7 +49,7 @@ def run_edit(job: EditJob) -> SavedEdit:
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
-    check_writable(job.outdir, job.prompt)
+    check_run(job.outdir, job.prompt, job.overwrite)
     if job.save_video:
         require_video_writer()
     # With an outline first, so that bad input is told of before a large model is loaded.

@@ -85,9 +85,7 @@ class GenerationJob(SamplingChoice, SamplingRequest):
 class ReconstructionJob(ModelChoice, ReconstructionOptions):
     """Which predictions of which run to restore, and how. The model "auto" is the one that made the run."""
 
-    model: str = option(
-        "auto", "scenes, text2img-large, or a folder", group="with what", shown="auto: that of the run"
-    )
+    model: str = option("auto", "scenes, text2img-large, or a folder", group="with what", shown="auto: that of the run")
     images_path: Path = option(OUTDIR / "samples", "the samples folder of a run", group="what to restore")
     selected_indices: tuple[Annotated[int, Field(ge=0)], ...] | None = option(
         None,

@@ -33,7 +33,7 @@ from ldm.imaging.masks import mask_from, shown
 from ldm.imaging.region import Window, flat_mask, mask_box
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.runs.again import model_of
-from ldm.runs.folder import Run, check_writable, read_run, write_reconstruction
+from ldm.runs.folder import Run, check_reconstruction, read_run, write_reconstruction
 from ldm.runs.jobs import ReconstructionJob
 from ldm.util import choose_device
 
@@ -71,7 +71,7 @@ def run_reconstruction(job: ReconstructionJob) -> list[SavedReconstruction]:
     wanted = range(len(run)) if job.selected_indices is None else job.selected_indices
     indices = list(dict.fromkeys(run.check(index) for index in wanted))
     options, canvas = job.options, _canvas(job, run)
-    check_writable(run.path.parent)
+    check_reconstruction(run, options.kind, indices)
     optimizing = options.kind in LEARNING_RATES
     model = None  # the others need none: what they make of the prediction is of 8 bits anyway
     if optimizing or options.kind == "residual":

@@ -10,7 +10,7 @@ from ldm.editing.editor import Editor
 from ldm.editing.result import Predictions
 from ldm.imaging.images import make_grid
 from ldm.options import recorded
-from ldm.runs.folder import check_pictures_writable, write_pictures
+from ldm.runs.folder import check_pictures, write_pictures
 from ldm.runs.jobs import GenerationJob
 from ldm.runs.record import RunRecord
 
@@ -30,7 +30,7 @@ def run_generation(job: GenerationJob) -> SavedPictures:
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
-    check_pictures_writable(job.outdir, job.prompt)
+    check_pictures(job.outdir, job.prompt)
     request = Editor.outline(zoo.resolve(job.model, job.config, job.ckpt)).prepare_generation(job.request)
     editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision, job.low_memory)
     with tqdm(total=job.ddim_steps * job.n_iter, desc="denoising", unit="step", disable=None) as bar:

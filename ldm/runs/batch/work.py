@@ -19,10 +19,10 @@ from ldm.editing.edit import edit_tasks
 from ldm.editing.editor import Editor
 from ldm.editing.result import EditResult, EditTask
 from ldm.errors import UserError
-from ldm.runs.batch.report import Outcome, save_thumbnails
+from ldm.runs.batch.report import Outcome, check_thumbnails, save_thumbnails
 from ldm.runs.batch.rows import Chunk, Row
 from ldm.runs.edit import write_result
-from ldm.runs.folder import check_writable
+from ldm.runs.folder import check_run
 from ldm.runs.jobs import EditJob
 from ldm.runs.video import require_video_writer
 from ldm.util import choose_device
@@ -263,7 +263,8 @@ def prepare_row(outline: Editor | UserError, row: Row) -> EditTask:
     if isinstance(outline, UserError):
         raise outline
     job = row.job
-    check_writable(job.outdir, job.prompt)
+    check_run(job.outdir, job.prompt, overwrite=True)
+    check_thumbnails(job.outdir)
     if job.save_video:
         require_video_writer()
     return outline.prepare(job.init_image, job.mask, job.request)
