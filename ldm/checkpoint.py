@@ -14,7 +14,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.files import atomic_file
+from ldm.files import atomic_file, write_error
 from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,8 @@ def _unpickle(path: Path) -> Any:
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
     names = list(_globals_of(path, zipped))
-    stand_ins = [(_StandIn, name) for name in names if name.partition(".")[0] in BOOKKEEPING_PACKAGES]
+    ours = [name for name in names if name.partition(".")[0] in BOOKKEEPING_PACKAGES]
+    stand_ins: list[Callable | tuple[Callable, str]] = [(_StandIn, name) for name in ours]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # about the pickle's protocol: if it matters, the error below says so
@@ -120,7 +121,7 @@ def _globals_in_pickle(stream: IO[bytes]) -> Iterator[str]:
     strings: deque[str] = deque(maxlen=2)
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name == "GLOBAL":
-            yield argument.replace(" ", ".")
+            yield str(argument).replace(" ", ".")
         elif opcode.name == "STACK_GLOBAL":  # takes module and name from the stack
             yield ".".join(strings)
         elif isinstance(argument, str):
@@ -218,11 +219,24 @@ def _cache_dir() -> Path:
     return Path(base) / "blended-latent-diffusion"
 
 
-def load_model(config: Mapping[str, Any], weights: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def load_model(
+    config: Mapping[str, Any],
+    weights: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    elsewhere: Mapping[str, torch.device] | None = None,
+) -> Any:
     """Build `config["model"]` and give it the weights of a file: in eval mode, without gradients.
 
     Parameters and buffers become `dtype`, except the model's own direct buffers: these are the noise schedule
     (`betas`, `alphas_cumprod`, ...), which stays float32.
+
+    Args:
+        elsewhere: direct children by name that go to another device than `device`, and never lie there.
+
+    Returns:
+        The `nn.Module` that the config names.
 
     Raises:
         UserError: the config names no such model, or the weights cannot be read or do not fit.
@@ -239,7 +253,10 @@ def load_model(config: Mapping[str, Any], weights: Path, *, device: torch.device
     lost = [name for name, tensor in chain(model.named_parameters(), model.named_buffers()) if tensor.is_meta]
     if lost:
         raise RuntimeError(f"not in the state dict, so never filled: {_list(lost)}; make them persistent buffers")
-    return model.to(device).eval().requires_grad_(False)
+    model._apply(lambda tensor: tensor.to(device), recurse=False)  # its direct tensors; `.to` would move all
+    for name, child in model.named_children():
+        child.to((elsewhere or {}).get(name, device))
+    return model.eval().requires_grad_(False)
 
 
 def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -259,16 +276,13 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappin
         if packed[key].untyped_storage().data_ptr() in storages:
             packed[key] = packed[key].clone()
         storages.add(packed[key].untyped_storage().data_ptr())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        try:
-            mode = temporary.stat().st_mode  # as the umask wants it; the library would make it its owner's alone
-            safetensors.torch.save_file(packed, temporary, {"format": "pt", **(metadata or {})})
-            temporary.chmod(mode)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+        with atomic_file(path) as file:
+            mode = os.fstat(file.fileno()).st_mode  # as the umask wants it; the library would make it its owner's alone
+            safetensors.torch.save_file(packed, file.name, {"format": "pt", **(metadata or {})})
+            os.chmod(file.name, mode)
+    except OSError as error:
+        raise write_error(path, error) from error
+    except safetensors.SafetensorError as error:  # so the library words a full disk
+        raise UserError(f'cannot write "{path}": {error}') from error
