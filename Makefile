@@ -1,5 +1,6 @@
 # make demo   edits inputs/img.png and restores its background
 # make test   runs the tests
+# make lint   runs the linter, the formatter's check and the type checker
 # make gallery  makes the pictures of docs/gallery.md
 # All make .venv and install what is missing. PYTHON=python3.12 chooses another Python than python3.
 PYTHON ?= python3
@@ -8,8 +9,8 @@ PROMPT := a pink yarn ball
 
 .PHONY: demo test lint gallery install dev
 demo: install
-	$(BIN)/python scripts/text_editing.py --prompt "$(PROMPT)" --init_image inputs/img.png --mask inputs/mask.png
-	$(BIN)/python scripts/reconstruct.py --init_image inputs/img.png --mask inputs/mask.png --selected_indices 0 1
+	$(BIN)/bld-edit --prompt "$(PROMPT)" --init_image inputs/img.png --mask inputs/mask.png
+	$(BIN)/bld-reconstruct --init_image inputs/img.png --mask inputs/mask.png --selected_indices 0 1
 
 test: dev
 	$(BIN)/python -m pytest
@@ -20,6 +21,7 @@ gallery: dev
 lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 install: .venv/installed
 dev: .venv/installed-dev

@@ -1,35 +1,25 @@
-"""Fetch one large file from the first of several mirrors that gives it whole.
+"""Fetch one large file from the first of several mirrors that gives it whole, by the client of `huggingface_hub`.
 
-What has come is kept in `<target>.part`, so that a break costs nothing: the same process or a later one goes on where
-it stopped, from any mirror. Only a file that passes every check gets its name. Imports no torch.
+What has come is kept in `<target>.part`, from whichever mirror, so that the same process or a later one goes on where
+it stopped; `hf_hub_download` begins anew after each interruption. Only a file that passes every check gets its name.
 """
 
 import hashlib
-import http.client
 import logging
 import os
 import re
 import shutil
-import time
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
-
-from tqdm import tqdm
 
 from ldm.errors import UserError
+from ldm.files import write_error
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 1 << 18  # bytes read at a time, so the most that a break can lose
-TIMEOUT = 30.0  # seconds without a byte until a connection counts as broken
+TIMEOUT = 10.0  # seconds that a mirror may take to say what it has
 CHECKPOINT_STARTS = (b"PK", b"\x80")  # a zip archive, or the bare pickles of older torch
-RETRY_LATER = (408, 425, 429, 500, 502, 503, 504)  # HTTP codes that may pass by themselves
 
 
 @dataclass(frozen=True)
@@ -41,24 +31,12 @@ class Remote:
     sha256: str | None = None
 
 
-class _Broken(Exception):
-    """The connection failed: the same mirror is worth another try."""
+class _Failed(Exception):
+    """This mirror does not give the file."""
 
 
-class _Useless(Exception):
-    """This mirror does not have the file."""
-
-
-class _Damaged(_Useless):
-    """What came is whole, but it is not the file. It has been deleted."""
-
-
-def fetch(remote: Remote, target: Path, *, force: bool = False, attempts: int = 4, pause: float = 1.0) -> Path:
+def fetch(remote: Remote, target: Path, *, force: bool = False) -> Path:
     """Download `remote` to `target`, unless it is there and `force` is not set.
-
-    Args:
-        attempts: tries of one mirror in a row that bring nothing new before the next mirror is asked.
-        pause: seconds before the second of them, doubled for each further one.
 
     Raises:
         UserError: no mirror gave the file (each is listed with its reason), the disk is too small, or the folder
@@ -74,99 +52,80 @@ def fetch(remote: Remote, target: Path, *, force: bool = False, attempts: int = 
         for url in remote.urls:
             logger.info(f"fetching {url}")
             try:
-                checksum = _fetch_checked(url, part, remote, attempts, pause)
-            except (_Broken, _Useless) as error:
-                logger.info(f"that failed: {error}")
+                checksum = _fetch_from(url, part, remote)
+            except _Failed as error:
                 failures.append(f"{url} ({error})")
+                logger.info(f"that failed: {error}")
                 continue
             os.replace(part, target)
             logger.info(f"saved {target} ({target.stat().st_size} bytes, SHA-256 {checksum})")
             return target
     except OSError as error:
-        raise UserError(f"cannot write {part}: {error.strerror or error}") from error
+        raise write_error(part, error) from error
     raise UserError(
         f"no mirror gave {target.name}: {'; '.join(failures)}; try again later (what has come is kept), "
         f"or fetch it by other means and save it as {target}"
     )
 
 
-def _fetch_checked(url: str, part: Path, remote: Remote, attempts: int, pause: float) -> str:
-    """Fetch, connecting again after each break, and check; give up after `attempts` in a row that add nothing."""
-    inherited = part.exists()
-    longest, failed = _size(part), 0
+def _fetch_from(url: str, part: Path, remote: Remote) -> str:
+    """Add to `part` what it lacks, check it, and return its SHA-256. What is damaged is deleted."""
+    size, sha256 = _offer(url, remote)
+    _check_space(part, size)
     while True:
-        try:
-            _fetch_once(url, part, remote.least_bytes)
-            return _check(part, remote)
-        except _Damaged:
-            if not inherited:
-                raise
-            # The fault may lie in what an earlier try or another mirror had left: once more, from byte 0.
-            inherited, longest = False, 0
-        except _Broken as error:
-            failed = 1 if _size(part) > longest else failed + 1
-            longest = max(longest, _size(part))
-            if failed >= attempts:
-                raise
-            logger.info(f"{error}; trying again")
-            time.sleep(pause * 2 ** (failed - 1))
-
-
-def _fetch_once(url: str, part: Path, least_bytes: int) -> None:
-    """Append to `part` what it lacks, or write it anew where the server cannot send the rest alone."""
-    have = _size(part)
-    headers = {"User-Agent": "blended-latent-diffusion", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing lies beyond: the part is whole, or not of this file
-            if _total(error.headers.get("Content-Range")) in (have, None):
-                return
+        had = _size(part)
+        if size is not None and had > size:  # of another file
             part.unlink()
-            raise _Broken("what was there is longer than this file") from error
-        sort = _Broken if error.code in RETRY_LATER else _Useless
-        raise sort(f"HTTP {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(f"no connection: {getattr(error, 'reason', error)}") from error
-    with response:
-        resumed = response.status == 206
-        content_range = response.headers.get("Content-Range", "")
-        if resumed and not content_range.startswith(f"bytes {have}-"):
-            raise _Useless(f"asked for the bytes from {have} on, it sends {content_range or 'others'}")
-        length = response.headers.get("Content-Length", "")
-        total = _total(content_range) if resumed else int(length) if length.isdigit() else None
-        if total is not None and total < least_bytes:
-            raise _Useless(f"{total} bytes is too small to be the file")
-        chunks = _chunks(response)
-        first = next(chunks, b"")
-        if not first:
-            raise _Broken("the connection broke before the first byte")
-        if not resumed and not first.startswith(CHECKPOINT_STARTS):
-            raise _Useless(f"it sends {response.headers.get_content_type()}, not a checkpoint")
-        _check_space(part, total)
-        with part.open("ab" if resumed else "wb") as file:  # from here on, what was there may be gone
-            _write(chain([first], chunks), file, have if resumed else 0, total)
+            continue
+        _append(url, part, size)
+        checksum = _sha256(part)
+        if (reason := _fault(part, checksum, sha256, remote.least_bytes)) is None:
+            return checksum
+        part.unlink()
+        if not had:
+            raise _Failed(reason)
+        # The fault may lie in what an earlier try or another mirror had left: once more, from byte 0.
 
 
-def _write(chunks: Iterable[bytes], file: BinaryIO, done: int, total: int | None) -> None:
-    """Write chunks that begin at byte `done` of `total`; if they end before it, the connection broke."""
-    with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=Path(file.name).stem, disable=None) as bar:
-        for chunk in chunks:
-            done += file.write(chunk)
-            bar.update(len(chunk))
-    if total is not None and done < total:
-        raise _Broken(f"the connection broke after {done} of {total} bytes")
+def _offer(url: str, remote: Remote) -> tuple[int | None, str | None]:
+    """The file's bytes and its SHA-256, as far as the mirror tells: the hub's etag of a large file is its SHA-256."""
+    from huggingface_hub import get_hf_file_metadata
 
-
-def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Chunks of the body. Errors of the network become `_Broken`, so that an OSError outside is one of the disk."""
     try:
-        while chunk := response.read(CHUNK):
-            yield chunk
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(f"the connection broke: {error}") from error
+        offer = get_hf_file_metadata(url, timeout=TIMEOUT)
+    except Exception as error:  # the client's network errors share no base class across its versions
+        raise _Failed(_reason(error)) from error
+    size = offer.size
+    if size is not None and size < remote.least_bytes:
+        if offer.location == url:
+            raise _Failed(f"{size} bytes is too small to be the file")
+        size = None  # that of the answer which sends us elsewhere
+    told = offer.etag if re.fullmatch("[0-9a-f]{64}", offer.etag or "") else None
+    return size, remote.sha256 or told
+
+
+def _append(url: str, part: Path, size: int | None) -> None:
+    """Fetch what comes after `part`'s last byte; the client connects again after each break."""
+    from huggingface_hub.file_download import http_get
+
+    have = _size(part)
+    try:
+        with part.open("ab") as file:
+            headers = {"Accept-Encoding": "identity"}
+            http_get(url, file, resume_size=have, headers=headers, expected_size=size, displayed_filename=part.stem)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
+            raise  # the disk's
+        if have and getattr(getattr(error, "response", None), "status_code", None) == 416:
+            part.unlink()  # as long as the file or longer, and the mirror does not tell how long that is
+            return _append(url, part, size)
+        if have == 0 and _size(part) == 0:
+            part.unlink(missing_ok=True)
+        raise _Failed(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _check_space(part: Path, total: int | None) -> None:
@@ -178,43 +137,34 @@ def _check_space(part: Path, total: int | None) -> None:
         )
 
 
-def _check(part: Path, remote: Remote) -> str:
-    """The SHA-256 of a file that is what was wanted; any other file is deleted.
+def _sha256(path: Path) -> str:
+    logger.info(f"checking {path}")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fault(part: Path, checksum: str, sha256: str | None, least_bytes: int) -> str | None:
+    """What is wrong with a file, if anything.
 
     Without a known sum, the zip archive that a checkpoint is vouches for itself: CRC-32 of every record.
     """
-    logger.info(f"checking {part}")
-    reason = None
-    digest = hashlib.sha256()
+    if _size(part) < least_bytes:
+        return f"{_size(part)} bytes is too small to be the file"
+    if sha256:
+        return None if checksum == sha256 else f"its SHA-256 is {checksum}, not {sha256}"
     with part.open("rb") as file:
         start = file.read(2)
-        file.seek(0)
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    if _size(part) < remote.least_bytes:
-        reason = f"{_size(part)} bytes is too small to be the file"
-    elif remote.sha256 and digest.hexdigest() != remote.sha256:
-        reason = f"its SHA-256 is {digest.hexdigest()}, not {remote.sha256}"
-    elif not start.startswith(CHECKPOINT_STARTS):
-        reason = "it does not begin as a checkpoint does"
-    elif start == b"PK" and not remote.sha256:
-        try:
-            with zipfile.ZipFile(part) as archive:
-                if bad := archive.testzip():
-                    reason = f"its record {bad} is damaged"
-        except Exception as error:  # a damaged archive may break its reader in any way
-            reason = f"it is cut short or damaged: {error}"
-    if reason:
-        part.unlink()
-        raise _Damaged(reason)
-    return digest.hexdigest()
+    if not start.startswith(CHECKPOINT_STARTS):
+        return "it does not begin as a checkpoint does"
+    try:
+        bad = zipfile.ZipFile(part).testzip() if start == b"PK" else None
+    except Exception as error:  # a damaged archive may break its reader in any way
+        return f"it is cut short or damaged: {error}"
+    return f"its record {bad} is damaged" if bad else None
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _total(content_range: str | None) -> int | None:
-    """The whole file's bytes in `bytes 0-99/1234` or `bytes */1234`, if the server knows them."""
-    match = re.search(r"/(\d+)$", content_range or "")
-    return int(match[1]) if match else None

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Download a model's weights, or list the models: `python scripts/download_models.py text2img-large`."""
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     if args.to is None:
         print(f"use it with: --model {args.name}")
     else:
-        print(f"use it with: --config {zoo.REPOSITORY / zoo.MODELS[args.name].config} --ckpt {path}")
+        print(f"use it with: --config {zoo.REPOSITORY / str(zoo.MODELS[args.name].config)} --ckpt {path}")
 
 
 def _state(name: str) -> str:

@@ -23,15 +23,26 @@ DISTRIBUTIONS = {
 
 
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory) -> Path:
-    """The content of the wheel that pip builds."""
-    source, wheels, target = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "unpacked"))
+def source(tmp_path_factory) -> Path:
+    """The repository in another place, where what builds leave behind is in nobody's way."""
+    folder = tmp_path_factory.mktemp("source")
     for name in ("LICENSE", "configs", "ldm", "models", "pyproject.toml", "scripts", "setup.py"):
-        (source / name).symlink_to(ROOT / name)  # what the build leaves behind stays out of the repository
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unpacked(source: Path, tmp_path_factory) -> Path:
+    """The content of the wheel that pip builds."""
+    wheels, target = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("unpacked")
     quick = "--config-settings=--build-option=--compression=stored"
     words = ["--quiet", "--no-deps", "--no-build-isolation", quick, "--wheel-dir", wheels, source]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *words], check=True)
-    (wheel,) = wheels.iterdir()
+    return unpack(wheels, target)
+
+
+def unpack(wheels: Path, target: Path) -> Path:
+    (wheel,) = wheels.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
     return target
@@ -74,6 +85,21 @@ def test_the_console_commands_are_the_scripts(unpacked: Path, tmp_path: Path):
         "assert 'torch' not in sys.modules"
     )
     assert python(code, unpacked, tmp_path).count("usage: ") == len(commands)
+
+
+def test_an_editable_installation_runs_the_repository_s_own(source: Path, tmp_path: Path):
+    build = f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True)
+    unpack(tmp_path, tmp_path / "unpacked")
+    (finder,) = tmp_path.glob("unpacked/*_finder.py")
+    code = (
+        f"import {finder.stem}; {finder.stem}.install()\n"
+        "import ldm.commands.reconstruct; from ldm.backbones import zoo\n"
+        "print(ldm.commands.reconstruct.__file__, zoo.resolve('scenes').weights, sep='\\n')"
+    )
+    script, weights = python(code, tmp_path / "unpacked", tmp_path).splitlines()
+    assert Path(script).resolve() == ROOT / "scripts/reconstruct.py"
+    assert Path(weights) == ROOT / "models/ldm/scenes/model.safetensors"
 
 
 def test_an_installed_program_knows_no_clone(unpacked: Path, tmp_path: Path):

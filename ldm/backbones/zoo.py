@@ -62,8 +62,8 @@ MODELS = {
         clip=OPENAI_CLIP,
         remote=Remote(
             urls=(
+                "https://huggingface.co/omriav/blended-latent-diffusion-ldm/resolve/main/model.ckpt",  # tells its SHA-256
                 "https://ommer-lab.com/files/latent-diffusion/nitro/txt2img-f8-large/model.ckpt",
-                "https://huggingface.co/omriav/blended-latent-diffusion-ldm/resolve/main/model.ckpt",
             ),
             least_bytes=2_000_000_000,  # below what 1.45B parameters need, even in half precision
         ),
