@@ -101,7 +101,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            # Ampere's and newer. `torch.cuda.is_bf16_supported` says yes of older ones too, which imitate it.
+            return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         if device.type == "cpu":
             return torch.bfloat16 if has_fast_bfloat16() else torch.float32
         return torch.float16
