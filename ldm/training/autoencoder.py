@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.training.base import TrainingModule
+from ldm.training.begin import begin_from
 from ldm.training.losses import PatchDiscriminator, TextureLoss, adaptive_weight, hinge_loss, reconstruction_loss
-from ldm.training.optim import adamw_with_cosine, begin_from
 from ldm.util import instantiate_from_config
 
 
@@ -19,7 +19,7 @@ def psnr(x: Tensor, target: Tensor) -> Tensor:
     return (10 * torch.log10(4 / mse)).mean()
 
 
-class AutoencoderTrainer(pl.LightningModule):
+class AutoencoderTrainer(TrainingModule):
     """Trains an `AutoencoderKL` (under `first_stage_model`) to reproduce its images.
 
     From the step `discriminator_start` on, a `PatchDiscriminator` (under `discriminator`) is trained along, and the
@@ -66,9 +66,9 @@ class AutoencoderTrainer(pl.LightningModule):
         if discriminator_start is not None:
             self.discriminator = PatchDiscriminator(**(discriminator or {})).to(memory_format=torch.channels_last)
 
-    def on_fit_start(self) -> None:
-        if self.hparams.begin and self.global_step == 0:
-            begin_from(self.first_stage_model, self.hparams.begin, "first_stage_model.")
+    def begin_with_model(self, path: str) -> None:
+        """See `begin_from`."""
+        begin_from(self.first_stage_model, path, "first_stage_model.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises UserError where the checkpoint has a discriminator and this training none, or the other way round."""
@@ -124,8 +124,7 @@ class AutoencoderTrainer(pl.LightningModule):
             torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
     def configure_optimizers(self):
-        h = self.hparams
         groups = [{"params": [p for p in self.first_stage_model.parameters() if p.requires_grad]}]
         if self.discriminator is not None:
             groups.append({"params": [*self.discriminator.parameters()], "betas": (0.5, 0.9)})
-        return adamw_with_cosine(groups, h.learning_rate, h.warmup, self.trainer.max_steps)
+        return self.adamw(groups)

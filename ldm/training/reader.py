@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ldm.data.object_crops import UNSAID, VALUES
 from ldm.models.judge import Stage
+from ldm.training.base import TrainingModule
 from ldm.training.judge import log_right
-from ldm.training.optim import adamw_with_cosine
 
 READ = ("shape", "material", "color")
 CELL = 8  # pixels of a scene for a latent position
@@ -111,7 +110,7 @@ def weather(generator: Generator, z: Tensor) -> Tensor:
     return z + spread * torch.randn(z.shape, generator=generator).to(z)
 
 
-class ReaderTrainer(pl.LightningModule):
+class ReaderTrainer(TrainingModule):
     """Trains a `LatentReader` (under `reader`) on the latents, boxes and labels of `LatentScenes`.
 
     Args:
@@ -127,9 +126,6 @@ class ReaderTrainer(pl.LightningModule):
         self.save_hyperparameters()
         self.reader = LatentReader(**(model or {})).to(memory_format=torch.channels_last)
 
-    def on_fit_start(self) -> None:
-        self.generator = Generator().manual_seed(self.hparams.seed + 1_000_003 * self.global_step)
-
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
         z = weather(self.generator, batch["z"].float())
         region = draw_regions(self.generator, batch["box"].cpu(), z.shape[-1], (-0.5, 2)).to(z)
@@ -144,5 +140,4 @@ class ReaderTrainer(pl.LightningModule):
         log_right(self, self.reader(z, region), batch["labels"].long())
 
     def configure_optimizers(self):
-        h = self.hparams
-        return adamw_with_cosine(self.reader.parameters(), h.learning_rate, h.warmup, self.trainer.max_steps)
+        return self.adamw(self.reader.parameters())
