@@ -63,7 +63,7 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # `meta` is a device too, which holds no numbers
+        torch.zeros(1, device=device).item()  # `meta` is a device too, whose tensors have no values
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise UserError(f'--device {name} cannot be used here ({reason}); try "--device auto"') from error

@@ -1,6 +1,6 @@
 """Render captioned scenes into shards: python scripts/make_scenes.py --out data/scenes/train --count 40000
 
-Shards that exist already are kept, so that a run that was stopped goes on where it stopped. Shard k holds the same
+Shards that exist already are kept, so that a run that was stopped resumes there. Shard k holds the same
 scenes for the same --seed and --shard_size, however many workers render it.
 """
 

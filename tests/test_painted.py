@@ -60,7 +60,7 @@ def test_a_denoiser_that_knows_the_noise_gives_the_scene_back(monkeypatch):
     monkeypatch.setattr(painted, "noised", spy)
     monkeypatch.setattr(painted, "model_denoiser", lambda model, context: lambda z, t: starts[-1][1])
     with torch.no_grad():
-        # The walk arrives at alphas_cumprod[0], not at 1.
+        # Sampling arrives at alphas_cumprod[0], not at 1.
         alpha = model.alphas_cumprod[0].item()
         z = model.encode_first_stage(x)
         got = paint_batch(model, x, ["a red ball"] * 12, Generator().manual_seed(0))

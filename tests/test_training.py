@@ -82,7 +82,7 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     assert train("diffusion", work, *small, *files, *steps, *half) == 0
     assert step_of(work / "diffusion/last.ckpt") == 4 and clipped == [1.0, 1.0]
     logs = [csv.DictReader(path.open()) for path in sorted((work / "diffusion/csv").glob("*/metrics.csv"))]
-    assert all(any(row["val/material_heard"] for row in log) for log in logs) and len(logs) == 2
+    assert all(any(row["val/material_sensitivity"] for row in log) for log in logs) and len(logs) == 2
 
     # A reader of these latents, and its word as a reward.
     readers = ["module.params.model.widths=[8,8]", "trainer.max_steps=2", "trainer.val_check_interval=2"]
@@ -196,10 +196,10 @@ def test_validation_tells_how_much_worse_a_wrong_material_is(monkeypatch):
     monkeypatch.setattr(trainer, "loss", lambda batch, _: batch["z"] * (1 + batch["tokens"][:, 0] / 4))
     batch = {"z": torch.tensor([2.0, 4.0]), "tokens": torch.zeros(2, 1), "said": torch.zeros(2, 1)}
     trainer.validation_step({**batch, "missaid": torch.tensor([[0.0], [1.0]])}, 0)
-    assert logged["val/material_heard"] == pytest.approx(0.25) and logged["val/loss"] == 3
+    assert logged["val/material_sensitivity"] == pytest.approx(0.25) and logged["val/loss"] == 3
     logged.clear()
     trainer.validation_step(batch, 0)
-    assert "val/material_heard" not in logged
+    assert "val/material_sensitivity" not in logged
 
 
 def test_objects_weigh_more_than_background():

@@ -1,6 +1,6 @@
 """The evaluation of a model of scenes: what it must reach, measured by an independent judge.
 
-Every picture is kept as it comes: a run that was stopped goes on where it stopped.
+Every picture is kept as it comes: a run that was stopped resumes there.
 """
 
 import json

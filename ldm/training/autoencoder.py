@@ -23,7 +23,7 @@ class AutoencoderTrainer(TrainingModule):
     """Trains an `AutoencoderKL` (under `first_stage_model`) to reproduce its images.
 
     From the step `discriminator_start` on, a `PatchDiscriminator` (under `discriminator`) is trained along, and the
-    autoencoder to deceive it (Esser et al. 2021). Both take one step from the same batch, by one optimiser with a
+    autoencoder to fool it (Esser et al. 2021). Both take one step from the same batch, by one optimiser with a
     group of parameters each: so Lightning's loop counts steps, clips, scales and resumes as in any other training.
 
     Args:
@@ -36,7 +36,7 @@ class AutoencoderTrainer(TrainingModule):
         train_encoder: false trains the decoder alone: latents stay what they are, and denoisers of them valid.
         discriminator_start: None is without. After 0, several processes need the strategy
             `ddp_find_unused_parameters_true`, since the discriminator waits for its step.
-        discriminator_weight: strength of the pull to deceive it, as a part of the other losses' (`adaptive_weight`).
+        discriminator_weight: strength of the adversarial gradient, relative to the other losses' (`adaptive_weight`).
         discriminator: arguments of `PatchDiscriminator`.
     """
 
@@ -97,16 +97,16 @@ class AutoencoderTrainer(TrainingModule):
         """The autoencoder's adversarial loss, weighted against `loss`, and the discriminator's own."""
         # The one reaches the autoencoder alone, through a discriminator that is held still ...
         still = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        deceit = -torch.func.functional_call(self.discriminator, still, recon).mean()
+        adversarial = -torch.func.functional_call(self.discriminator, still, recon).mean()
         last_layer = self.first_stage_model.decoder.conv_out.weight
-        weight = self.hparams.discriminator_weight * adaptive_weight(loss, deceit, last_layer)
+        weight = self.hparams.discriminator_weight * adaptive_weight(loss, adversarial, last_layer)
         # ... and the other the discriminator alone.
         real, fake = self.discriminator(torch.cat([x, recon.detach()])).chunk(2)
         discrimination = hinge_loss(real, fake)
-        self.log("train/deceit", deceit.detach())
+        self.log("train/adversarial", adversarial.detach())
         self.log("train/discrimination", discrimination.detach(), prog_bar=True)  # 1: it cannot tell them apart
         self.log("train/adaptive_weight", weight)
-        return weight * deceit + discrimination
+        return weight * adversarial + discrimination
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         x = batch["image"]

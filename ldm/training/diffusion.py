@@ -116,7 +116,7 @@ class DiffusionTrainer(TrainingModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        """Also with the captions rotated by one sample: the gap between both tells whether the text is heard.
+        """Also with the captions rotated by one sample: the gap between both tells how closely the text is followed.
 
         Where the batch has captions that say another material ("missaid") beside those that say all ("said"), also by
         what part of itself they raise the loss: how well the model knows how each material looks.
@@ -133,7 +133,7 @@ class DiffusionTrainer(TrainingModule):
                 self.loss({**picked, "tokens": picked[name]}, torch.Generator().manual_seed(index)).mean()
                 for name in ("said", "missaid")
             )
-            self.log("val/material_heard", missaid / said - 1, prog_bar=True, sync_dist=True)
+            self.log("val/material_sensitivity", missaid / said - 1, prog_bar=True, sync_dist=True)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Lightning refuses to clip for a fused optimiser in mixed precision; bfloat16's gradients are not scaled."""

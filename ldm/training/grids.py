@@ -21,7 +21,7 @@ class ImageGrid(pl.Callback):
     In a validation the module is in eval mode, without gradients, and has the averaged weights where a
     `WeightAveraging` callback swaps them in. The grid is `grids/<step>.png` in the run's folder, and the image `grid`
     in TensorBoard where that is logged. One process draws, and nothing is drawn from the global generator, so that
-    the training goes on as it would without.
+    the training is what it would be without.
     """
 
     def __init__(self, every: int = 1000, columns: int = 8):

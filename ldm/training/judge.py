@@ -43,7 +43,7 @@ def draw_square(generator: Generator, box: list[int], height: int, width: int) -
     return window(x, y, side, height, width)
 
 
-def weather(generator: Generator, x: Tensor, pixels: int) -> Tensor:
+def degrade(generator: Generator, x: Tensor, pixels: int) -> Tensor:
     """`x` (1, 3, S, S) in [0, 1] as a painted picture may look: softer, of a slightly other tint, with noise.
 
     pixels: the side that `x` had in the picture, whose detail goes down to half.
@@ -100,7 +100,7 @@ class JudgePictures(Dataset):
             square = draw_square(generator, known["box"], *x.shape[2:])
         x = cut_square(x, square, (self.size, self.size), "bilinear")
         if self.augment:
-            x = weather(generator, x, square[2])
+            x = degrade(generator, x, square[2])
         return {"image": (x.flip(-1) if chance(generator, 0.5) else x)[0], "labels": torch.tensor(encode(known))}
 
     def _read(self, row: int) -> Tensor:

@@ -102,7 +102,7 @@ def draw_regions(generator: Generator, boxes: Tensor, size: int, grow: tuple[flo
     return (x[:, None, :] & y[:, :, None])[:, None].float()
 
 
-def weather(generator: Generator, z: Tensor) -> Tensor:
+def degrade(generator: Generator, z: Tensor) -> Tensor:
     """Latents (b, c, h, w) as a denoiser's estimates of them may be: some softer, some noisy."""
     soft = torch.rand(len(z), 1, 1, 1, generator=generator).sub(0.4).clamp(min=0).to(z)
     z = torch.lerp(z, F.avg_pool2d(z, 3, stride=1, padding=1, count_include_pad=False), soft)
@@ -116,7 +116,7 @@ class ReaderTrainer(TrainingModule):
     Args:
         model: the reader's parameters.
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
-        seed: of regions and weather, together with the step that the process starts from.
+        seed: of regions and degradations, together with the step that the process starts from.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ReaderTrainer(TrainingModule):
         self.reader = LatentReader(**(model or {})).to(memory_format=torch.channels_last)
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
-        z = weather(self.generator, batch["z"].float())
+        z = degrade(self.generator, batch["z"].float())
         region = draw_regions(self.generator, batch["box"].cpu(), z.shape[-1], (-0.5, 2)).to(z)
         loss = self.reader.loss(z, region, batch["labels"].long()).mean()
         self.log("train/loss", loss, prog_bar=True)
