@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.files import atomic_file, write_error
+from ldm.files import atomic_file, file_sha256, write_error
 from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -200,17 +200,14 @@ def weights_hash(path: str | os.PathLike) -> str:
         with suppress(OSError, UnicodeDecodeError):
             if re.fullmatch("[0-9a-f]{64}", text := cached.read_text(encoding="ascii")):
                 return text
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(2**22))
-        with path.open("rb", buffering=0) as file:
-            while size := file.readinto(buffer):
-                digest.update(buffer[:size])
+        digest = file_sha256(path)
     except OSError as error:
         raise UserError(f'"{path}" cannot be read ({error.strerror}): check the path') from error
     with suppress(OSError, UserError):
         cached.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(cached) as file:
-            file.write(digest.hexdigest().encode())
-    return digest.hexdigest()
+            file.write(digest.encode())
+    return digest
 
 
 def _cache_dir() -> Path:

@@ -1,6 +1,7 @@
 """Writing files whole or not at all. Imports nothing heavy, so that every floor may use it."""
 
 import errno
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -39,3 +40,16 @@ def write_error(path: str | os.PathLike, error: OSError) -> UserError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     mend = "free some space or choose another folder" if full else "choose a folder that exists and can be written"
     return UserError(f'cannot write "{path}" ({error.strerror}): {mend}')
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's content in hexadecimal, read in pieces: weights may be larger than memory.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -63,7 +63,7 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # `meta` is a device too, which holds no numbers
+        torch.zeros(1, device=device).item()  # `meta` is a device too, whose tensors have no values
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise UserError(f'--device {name} cannot be used here ({reason}); try "--device auto"') from error
@@ -101,7 +101,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            # Ampere's and newer. `torch.cuda.is_bf16_supported` says yes of older ones too, which imitate it.
+            return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         if device.type == "cpu":
             return torch.bfloat16 if has_fast_bfloat16() else torch.float32
         return torch.float16

@@ -1,6 +1,6 @@
 """Render captioned scenes into shards: python scripts/make_scenes.py --out data/scenes/train --count 40000
 
-Shards that exist already are kept, so that a run that was stopped goes on where it stopped. Shard k holds the same
+Shards that exist already are kept, so that a run that was stopped resumes there. Shard k holds the same
 scenes for the same --seed and --shard_size, however many workers render it.
 """
 
@@ -55,8 +55,8 @@ def check_settings(folder: Path, args) -> None:
     """Note --seed and --shard_size in `folder`; raise UserError if its shards were rendered with others."""
     import json
 
-    from ldm.data.shards import replace_file
     from ldm.errors import UserError
+    from ldm.files import atomic_file
 
     wanted = {"seed": args.seed, "shard_size": args.shard_size}
     file = folder / SETTINGS
@@ -67,7 +67,8 @@ def check_settings(folder: Path, args) -> None:
             raise UserError(f'"{folder}" holds shards of {given}: give the same, or another --out')
         return
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(file, lambda stream: stream.write(json.dumps(wanted).encode()))
+    with atomic_file(file) as stream:
+        stream.write(json.dumps(wanted).encode())
 
 
 def missing_shards(folder: Path, args) -> list[tuple[int, int]]:

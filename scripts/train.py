@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a model from its config: autoencoder, diffusion or CLIP. Run it again to go on where it stopped."""
+"""Train a model from its config: autoencoder, diffusion or CLIP. Run it again to resume it."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -10,7 +10,7 @@ from ldm.checkpoint import save_safetensors
 from ldm.data.tokenizer import write_tokenizer
 from ldm.errors import UserError
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.training.optim import begin_from
+from ldm.training.begin import begin_from
 from tests.convert import randomise
 from tests.tiny import WORDS, normal, tiny_config, tiny_model
 

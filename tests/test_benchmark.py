@@ -167,7 +167,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_way_is_held_against_the_plain_one(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "QUICK", Sizes(batch=2, images=1, walk=2, tuning=1))
+    monkeypatch.setattr(module, "QUICK", Sizes(batch=2, images=1, steps=2, tuning=1))
     monkeypatch.setattr(module, "matrix_rate", lambda device, dtype: 1e12)
     names = ("text", "unet-2", "decoder", "encoder", "batch", "tuning")
     report = run_benchmark(Benchmark([str(folder)], names, "cpu", "bfloat16", compare=True, repeats=1, quick=True))

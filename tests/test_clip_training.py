@@ -9,13 +9,13 @@ import torch
 from torch import Generator
 
 from ldm.data.crops import cut_square, square_around, whole_picture
+from ldm.data.epochs import EpochSampler
 from ldm.data.object_crops import (
     NOTHING,
     UNSAID,
     VALUES,
     WORDS,
     ObjectCrops,
-    Tickets,
     contradict,
     draw_region,
     encode,
@@ -179,15 +179,16 @@ def test_crops_depend_on_epoch_and_index_alone(shards):
     assert first["said"].shape == (3, 4)
 
 
-def test_tickets_shuffle_anew_in_every_epoch():
-    tickets = Tickets(20, seed=0)
-    first = list(tickets)
-    tickets.set_epoch(1)
-    second = list(tickets)
+def test_items_are_shuffled_anew_in_every_epoch():
+    sampler = EpochSampler(20, seed=0)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
     assert sorted(index for _, index in second) == list(range(20))
     assert {epoch for epoch, _ in second} == {1}
     assert [i for _, i in first] != [i for _, i in second]
-    assert [index for _, index in Tickets(5, seed=None)] == [0, 1, 2, 3, 4]
+    assert first != list(EpochSampler(20, seed=0, step=500)), "a resumed run meets what it met at its beginning"
+    assert [index for _, index in EpochSampler(5, seed=None)] == [0, 1, 2, 3, 4]
 
 
 def test_only_contradicting_captions_are_negatives():

@@ -1,5 +1,6 @@
 """Scenes as a model paints them: the pictures, their files, and the ranker's training on them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from tiny import save_tiny_model, tiny_model
 from torch import Generator
 
+from ldm.checkpoint import read_state_dict, save_safetensors
 from ldm.data.object_crops import ObjectCrops
 from ldm.data.scenes.scenes import render_scenes
 from ldm.data.shards import SceneShards, write_shard
@@ -15,7 +17,7 @@ from ldm.errors import UserError
 from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.training import painted
 from ldm.training.clip import CLIPTrainer, CropData, export
-from ldm.training.painted import PaintedScenes, paint, paint_batch
+from ldm.training.painted import PaintedScenes, paint_batch
 
 NETWORK = {
     "embed_dim": 16,
@@ -58,7 +60,7 @@ def test_a_denoiser_that_knows_the_noise_gives_the_scene_back(monkeypatch):
     monkeypatch.setattr(painted, "noised", spy)
     monkeypatch.setattr(painted, "model_denoiser", lambda model, context: lambda z, t: starts[-1][1])
     with torch.no_grad():
-        # The walk arrives at alphas_cumprod[0], not at 1.
+        # Sampling arrives at alphas_cumprod[0], not at 1.
         alpha = model.alphas_cumprod[0].item()
         z = model.encode_first_stage(x)
         got = paint_batch(model, x, ["a red ball"] * 12, Generator().manual_seed(0))
@@ -73,12 +75,17 @@ def test_a_denoiser_that_knows_the_noise_gives_the_scene_back(monkeypatch):
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
+def painted_scenes(scenes: SceneShards, rows: list[int], painter: str, folder: Path) -> PaintedScenes:
+    pictures = PaintedScenes(scenes, rows, painter, folder)
+    pictures.paint(lambda row: scenes.captions[row])
+    return pictures
+
+
 def test_painted_scenes_are_found_by_number_and_kept(shards, painter, tmp_path):
     scenes = SceneShards(shards)
     assert scenes.starts == [0, 8]
     rows = [1, 4, 9, 15]
-    paint(scenes, rows, lambda row: scenes.captions[row], painter, tmp_path)
-    pictures = PaintedScenes(tmp_path, scenes)
+    pictures = painted_scenes(scenes, rows, painter, tmp_path)
     assert sorted(pictures) == rows and 2 not in pictures and pictures.get(2) is None
     for row in rows:
         assert pictures[row].shape == scenes.images(row).shape and pictures[row].dtype == np.uint8
@@ -86,15 +93,35 @@ def test_painted_scenes_are_found_by_number_and_kept(shards, painter, tmp_path):
     assert not np.array_equal(pictures[1], pictures[4])
 
     first = pictures[1].copy()
-    (tmp_path / "00001.rows.npy").unlink()  # as a run that died while it painted the second shard leaves it
-    paint(scenes, rows, lambda row: pytest.fail("shard 0 is painted") if row < 8 else "a ball", painter, tmp_path)
-    again = PaintedScenes(tmp_path, scenes)
+    (path,) = tmp_path.glob("00001.*")
+    path.unlink()  # as a run that died while it painted the second shard leaves it
+    again = PaintedScenes(scenes, rows, painter, tmp_path)
+    assert sorted(again) == [1, 4]
+    again.paint(lambda row: pytest.fail("shard 0 is painted") if row < 8 else "a ball")
     assert sorted(again) == rows and np.array_equal(again[1], first)
+    assert np.array_equal(painted_scenes(scenes, rows, painter, tmp_path / "other")[1], first)
 
-    paint(scenes, rows, lambda row: scenes.captions[row], painter, tmp_path / "other")
-    assert np.array_equal(PaintedScenes(tmp_path / "other", scenes)[1], first)
-    paint(scenes, rows, lambda row: scenes.captions[row], painter, tmp_path / "seed", seed=1)
-    assert not np.array_equal(PaintedScenes(tmp_path / "seed", scenes)[1], first)
+
+@pytest.mark.parametrize("change", ["painter", "scenes", "rows", "seed"])
+def test_what_was_painted_with_anything_else_is_not_used(shards, painter, tmp_path, change):
+    """Model, scenes and seed decide how a picture looks; which rows, what a place in the file means."""
+    scenes, rows, folder, seed, other_painter = SceneShards(shards), [1, 4], tmp_path / "painted", 0, painter
+    before = painted_scenes(scenes, rows, painter, folder)[1].copy()
+    other, other_rows = scenes, rows
+    if change == "painter":
+        other_painter = str(shutil.copytree(painter, tmp_path / "model"))
+        file = tmp_path / "model/model.safetensors"
+        save_safetensors({name: value * 1.5 for name, value in read_state_dict(file).items()}, file)
+    elif change == "scenes":
+        for index in (0, 1):
+            write_shard(tmp_path / "scenes", index, render_scenes(8, seed=2 + index))
+        other = SceneShards(tmp_path / "scenes")
+    elif change == "rows":
+        other_rows = [0, 1]
+    else:
+        seed = 1
+    assert 1 not in PaintedScenes(other, other_rows, other_painter, folder, seed)
+    assert np.array_equal(PaintedScenes(scenes, rows, painter, folder)[1], before)
 
 
 def test_a_painted_picture_takes_the_place_of_the_render(shards):

@@ -10,7 +10,7 @@ from ldm.data.scenes.captions import vocabulary
 from ldm.data.tokenizer import write_tokenizer
 from ldm.errors import UserError
 from ldm.training.diffusion import DiffusionTrainer
-from ldm.training.reader import READ, LatentReader, ReaderTrainer, draw_regions, look_closer, weather
+from ldm.training.reader import READ, LatentReader, ReaderTrainer, draw_regions, look_closer, degrade
 from ldm.training.reward import Reward
 from tests.tiny import tiny_config, tiny_model
 
@@ -129,7 +129,7 @@ def test_the_reader_learns_and_looks_at_its_region():
             z, region, material = scenes(32)
             labels = torch.full((32, 3), UNSAID)
             labels[:, 1] = material
-            loss = reader.loss(weather(draws, z), region, labels).mean()
+            loss = reader.loss(degrade(draws, z), region, labels).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -138,9 +138,9 @@ def test_the_reader_learns_and_looks_at_its_region():
     assert right.float().mean() > 0.9
 
 
-def test_weather_leaves_some_latents_as_they_are():
+def test_some_latents_are_not_degraded():
     z = torch.randn(64, 4, 8, 8, generator=generator())
-    same = (weather(generator(1), z) == z).flatten(1).all(1)
+    same = (degrade(generator(1), z) == z).flatten(1).all(1)
     assert 2 < same.sum() < 32
 
 

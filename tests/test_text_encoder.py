@@ -150,3 +150,17 @@ def test_embedder_without_a_tokenizer_takes_ids():
     embedder = BERTEmbedder(16, 1, vocab_size=10, max_seq_len=8, use_tokenizer=False)
     assert embedder(torch.zeros(2, 8, dtype=torch.long)).shape == (2, 8, 16)
     assert "transformer.to_logits.weight" in embedder.state_dict()
+
+
+def test_embedding_dropout_acts_in_training_alone(folder: Path):
+    """Also on ids, as the training of the denoiser gives them to the transformer itself."""
+    encoder = BERTEmbedder(16, 1, vocab_size=10, max_seq_len=8, tokenizer=str(folder), embedding_dropout=0.5)
+    plain = BERTEmbedder(16, 1, vocab_size=10, max_seq_len=8, tokenizer=str(folder))
+    plain.load_state_dict(encoder.state_dict())
+    tokens = encoder.tokenize(["a pink ball"])
+    expected = plain.eval()(["a pink ball"])
+    torch.testing.assert_close(encoder.eval()(["a pink ball"]), expected)
+    torch.testing.assert_close(plain.train()(["a pink ball"]), expected)
+    encoder.train()
+    assert not torch.equal(encoder.transformer(tokens), encoder.transformer(tokens))
+    assert encoder(["a pink ball"]).ne(0).all()  # of the embeddings that go in, not of what comes out

@@ -4,9 +4,9 @@ import csv
 import importlib.util
 import json
 import math
-import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -16,17 +16,18 @@ from ldm.backbones import zoo
 from ldm.backbones.defaults import Defaults
 from ldm.cli import run
 from ldm.data.scenes.scenes import render_scenes
-from ldm.data.shards import write_shard
+from ldm.data.shards import SceneShards, write_shard
 from ldm.editing.edit import edit_image
 from ldm.editing.request import EditRequest
 from ldm.errors import UserError
 from ldm.models.autoencoder import DiagonalGaussian
 from ldm.models.diffusion.ddim import noised
-from ldm.training.autoencoder import psnr
-from ldm.training.data import LatentScenes
+from ldm.training.autoencoder import AutoencoderTrainer, psnr
+from ldm.training.base import adamw_with_cosine
+from ldm.training.data import LatentScenes, RandomCrops, SceneImages
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.losses import reconstruction_loss
-from ldm.training.optim import adamw_with_cosine
+from tests.tiny import save_tiny_model, tiny_config, tiny_model
 
 ROOT = Path(__file__).parents[1]
 SMALL_AE = ["params.ddconfig.ch=32", "params.ddconfig.ch_mult=[1,1]"]
@@ -82,7 +83,7 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     assert train("diffusion", work, *small, *files, *steps, *half) == 0
     assert step_of(work / "diffusion/last.ckpt") == 4 and clipped == [1.0, 1.0]
     logs = [csv.DictReader(path.open()) for path in sorted((work / "diffusion/csv").glob("*/metrics.csv"))]
-    assert all(any(row["val/material_heard"] for row in log) for log in logs) and len(logs) == 2
+    assert all(any(row["val/material_sensitivity"] for row in log) for log in logs) and len(logs) == 2
 
     # A reader of these latents, and its word as a reward.
     readers = ["module.params.model.widths=[8,8]", "trainer.max_steps=2", "trainer.val_check_interval=2"]
@@ -119,7 +120,7 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     data.setup("fit")
     for key, value in exported.first_stage_model.state_dict().items():
         torch.testing.assert_close(data.first_stage_state[key], value)
-    assert data.scale_factor == pytest.approx(exported.scale_factor, rel=1e-2)  # in half precision on disk
+    assert data.scale_factor == exported.scale_factor  # as its denoiser knows it, not measured anew
 
 
 DIFFUSION_FILES = {"first_stage": "autoencoder/last.ckpt", "tokenizer": "tokenizer", "cache": "latents"}
@@ -160,8 +161,6 @@ def test_learning_rate_warms_up_and_decays():
 @pytest.mark.parametrize("parameterization", ["v", "eps"])
 def test_a_denoiser_that_knows_the_answer_has_no_loss(parameterization, monkeypatch):
     """The target of the training and `predict_eps` of the sampling are two sides of one definition."""
-    from tests.tiny import tiny_config, tiny_model
-
     tokenizer = tiny_model().cond_stage_model.tokenize.name
     config = tiny_config(tokenizer)["model"]
     config["params"]["parameterization"] = parameterization
@@ -186,7 +185,6 @@ def test_a_denoiser_that_knows_the_answer_has_no_loss(parameterization, monkeypa
 
 def test_validation_tells_how_much_worse_a_wrong_material_is(monkeypatch):
     from ldm.training.data import material_captions
-    from tests.tiny import tiny_config, tiny_model
 
     ball = {"shape": "ball", "material": "plastic", "color": "red", "background": "grass"}
     assert material_captions(ball) == ("a red plastic ball on grass", "a red metal ball on grass")
@@ -199,15 +197,13 @@ def test_validation_tells_how_much_worse_a_wrong_material_is(monkeypatch):
     monkeypatch.setattr(trainer, "loss", lambda batch, _: batch["z"] * (1 + batch["tokens"][:, 0] / 4))
     batch = {"z": torch.tensor([2.0, 4.0]), "tokens": torch.zeros(2, 1), "said": torch.zeros(2, 1)}
     trainer.validation_step({**batch, "missaid": torch.tensor([[0.0], [1.0]])}, 0)
-    assert logged["val/material_heard"] == pytest.approx(0.25) and logged["val/loss"] == 3
+    assert logged["val/material_sensitivity"] == pytest.approx(0.25) and logged["val/loss"] == 3
     logged.clear()
     trainer.validation_step(batch, 0)
-    assert "val/material_heard" not in logged
+    assert "val/material_sensitivity" not in logged
 
 
 def test_objects_weigh_more_than_background():
-    from tests.tiny import tiny_config, tiny_model
-
     trainer = DiffusionTrainer(tiny_config(tiny_model().cond_stage_model.tokenize.name)["model"])
     batch = {"z": torch.randn(2, 4, 8, 8), "tokens": trainer.empty_tokens.expand(2, -1)}
     losses = [
@@ -226,35 +222,77 @@ def test_captions_are_tokens_without_unknown_words(work):
     assert tokens.shape == (24, 32) and not (tokens == 1).any()  # 1 is [UNK]
 
 
+class FirstStage(torch.nn.Module):
+    """Encodes to means of 8x8 pixels times a weight, and counts what it is given."""
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__()
+        self.encoder = torch.nn.Conv2d(1, 4, 1, bias=False)
+        torch.nn.init.constant_(self.encoder.weight, weight)
+        self.encoded = 0
+
+    def encode(self, x: torch.Tensor) -> DiagonalGaussian:
+        self.encoded += len(x)
+        mean = self.encoder(F.avg_pool2d(x.mean(1, keepdim=True), 8))
+        return DiagonalGaussian(mean, torch.zeros_like(mean))
+
+
+def cached_latents(first_stage: FirstStage, scenes: Path, work: Path, cache: Path) -> torch.Tensor:
+    data = LatentScenes(str(scenes), str(work / "val"), "none", str(work / "words"), 128, str(cache), 4)
+    return data._latents(first_stage, "train")
+
+
 def test_scenes_rendered_since_are_added_to_the_cached_latents(work, tmp_path):
-    """Those that are known are not encoded again; a cache of more scenes than there are is an error."""
+    """Those that are known are not encoded again, and others of the same number are not taken for them."""
+    first_stage, scenes, cache = FirstStage(), tmp_path / "scenes", tmp_path / "cache"
+    write_shard(scenes, 0, render_scenes(6, 0))
+    one = cached_latents(first_stage, scenes, work, cache)
+    write_shard(scenes, 1, render_scenes(4, 1))
+    two = cached_latents(first_stage, scenes, work, cache)
+    assert len(one) == 6 and len(two) == 10 == first_stage.encoded
+    torch.testing.assert_close(two[:6], one)
+    torch.testing.assert_close(cached_latents(first_stage, scenes, work, cache), two)
+    assert first_stage.encoded == 10
 
-    class FirstStage(torch.nn.Module):
-        encoded = 0
+    write_shard(scenes, 0, render_scenes(6, 2))
+    other = cached_latents(first_stage, scenes, work, cache)
+    assert first_stage.encoded == 16 and not torch.equal(other[:6], one) and torch.equal(other[6:], two[6:])
 
-        def encode(self, x):
-            self.encoded += len(x)
-            mean = F.avg_pool2d(x.mean(1, keepdim=True), 8).repeat(1, 4, 1, 1)
-            return DiagonalGaussian(mean, torch.zeros_like(mean))
 
-    def latents(shards: int) -> torch.Tensor:
-        folder = tmp_path / f"{shards}"
-        for index in range(shards):
-            for file in (work / "train").glob("00000.*"):
-                (folder / file.name.replace("00000", f"{index:05d}")).parent.mkdir(exist_ok=True)
-                shutil.copy(file, folder / file.name.replace("00000", f"{index:05d}"))
-        cache = str(tmp_path / "latents")
-        data = LatentScenes(str(folder), str(work / "val"), "none", str(work / "words"), 128, cache, 4)
-        return data._latents(first_stage, "train")
+def test_latents_of_another_first_stage_are_not_used(work, tmp_path):
+    one, other = FirstStage(1.0), FirstStage(2.0)
+    z = cached_latents(one, work / "val", work, tmp_path)
+    torch.testing.assert_close(cached_latents(other, work / "val", work, tmp_path), 2 * z)
+    torch.testing.assert_close(cached_latents(FirstStage(1.0), work / "val", work, tmp_path), z)
+    assert (one.encoded, other.encoded) == (8, 8)
 
-    first_stage = FirstStage()
-    one, two = latents(1), latents(2)
-    assert len(one) == 24 and first_stage.encoded == 48
-    torch.testing.assert_close(two, torch.cat([one, one]))
-    torch.testing.assert_close(latents(2), two)
-    assert first_stage.encoded == 48
-    with pytest.raises(UserError, match="holds 48 scenes"):
-        latents(1)
+
+def epoch_of_crops(scenes: Path, epoch: int, workers: int = 0) -> torch.Tensor:
+    """The crops (n, 3, 16, 16) of one epoch of training, in the order they come."""
+    data = SceneImages(str(scenes), str(scenes), crop=16, batch_size=2, workers=workers)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return torch.cat([batch["image"] for batch in loader])
+
+
+def test_random_crops_depend_on_seed_epoch_and_scene_alone(work):
+    crops, other_seed = (RandomCrops(SceneShards(work / "val"), 16, seed) for seed in (0, 1))
+    for i in range(8):
+        assert torch.equal(crops[0, i]["image"], crops[0, i]["image"])
+        assert not torch.equal(crops[0, i]["image"], crops[1, i]["image"])
+        assert not torch.equal(crops[0, i]["image"], other_seed[0, i]["image"])
+    first = epoch_of_crops(work / "val", 0)
+    assert torch.equal(first, epoch_of_crops(work / "val", 0, workers=2))
+    assert not torch.equal(first, epoch_of_crops(work / "val", 1))
+
+
+def test_workers_cut_at_places_of_their_own(tmp_path):
+    """Of pictures that tell where they were cut: all workers had a generator in the same state."""
+    scenes = render_scenes(8, 0)
+    scenes.images[:] = np.arange(128, dtype=np.uint8)[:, None, None]
+    write_shard(tmp_path, 0, scenes)
+    tops = epoch_of_crops(tmp_path, 0, workers=2)[:, 0, 0, 0]
+    assert len(set(tops.tolist())) > 5
 
 
 def test_emphasised_materials_are_trained_on_more_often(work):
@@ -273,7 +311,7 @@ def test_emphasised_materials_are_trained_on_more_often(work):
     rows = torch.arange(len(attributes))
     data.data["train"] = CachedLatents(rows, rows, rows)
     torch.manual_seed(0)
-    drawn = torch.cat([batch["z"] for _ in range(20) for batch in data.train_dataloader()])
+    drawn = torch.cat([batch["z"].long() for _ in range(20) for batch in data.train_dataloader()])
     share = torch.tensor(weights)[drawn].eq(50).float().mean().item()
     assert share == pytest.approx(sum(w for w in weights if w > 1) / sum(weights), abs=0.05)
 
@@ -282,3 +320,97 @@ def test_emphasised_materials_are_trained_on_more_often(work):
 def test_emphasis_of_no_material_or_less_than_nothing_is_refused(work, emphasis, named):
     with pytest.raises(UserError, match=named):
         LatentScenes("train", "val", "none", str(work / "words"), 128, "none", 4, emphasis=emphasis)
+
+
+# --- training further what is there already --------------------------------------------------------------------------
+
+BARE = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+BARE |= {"accelerator": "cpu", "num_sanity_val_steps": 0, "limit_val_batches": 0}
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def first_stage_checkpoint(path: Path, change: float = 1.0) -> Path:
+    """A checkpoint of the autoencoder's training with the tiny model's weights; its encoder's times `change`."""
+    module = AutoencoderTrainer(tiny_config("none")["model"]["params"]["first_stage_config"])
+    module.first_stage_model.load_state_dict(tiny_model().first_stage_model.state_dict())
+    with torch.no_grad():
+        for parameter in module.first_stage_model.encoder.parameters():
+            parameter.mul_(change)
+    trainer = pl.Trainer(**BARE)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture
+def train_further(work, tiny_folder, tmp_path):
+    """Train the tiny denoiser for some steps; returns the checkpoint."""
+
+    def call(first_stage: Path, begin: Path | None, steps: int = 1, **resume) -> Path:
+        scenes, cache = (str(work / name) for name in ("val", "tiny-latents"))
+        tokenizer = str(tiny_folder / "tokenizer")
+        data = LatentScenes(scenes, scenes, str(first_stage), tokenizer, 128, cache, 4, max_length=77)
+        module = DiffusionTrainer(tiny_config(tokenizer)["model"], warmup=1, begin=begin and str(begin))
+        trainer = pl.Trainer(max_steps=steps, **BARE)
+        trainer.fit(module, datamodule=data, weights_only=True, **resume)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return tmp_path / f"{steps}.ckpt"
+
+    return call
+
+
+def scale_of(checkpoint: Path) -> float:
+    return torch.load(checkpoint, weights_only=True)["scale_factor"]
+
+
+def test_what_begins_from_a_model_keeps_its_scale_and_has_an_average(train_further, tiny_folder, tmp_path, capsys):
+    """Also where the first stage is named by its own training, which knows no scale: one with a new decoder, say."""
+    own = first_stage_checkpoint(tmp_path / "autoencoder.ckpt")
+    one, other = train_further(tiny_folder, tiny_folder), train_further(own, tiny_folder, steps=2)
+    assert scale_of(one) == scale_of(other) == 0.18215
+    export = script("export_model").main
+    assert run(export, [str(one), str(tmp_path / "mean"), "--average", str(other)]) == 0
+    mean = zoo.load(zoo.resolve(str(tmp_path / "mean")), torch.device("cpu"), torch.float32)
+    key = "model.diffusion_model.out.2.weight"
+    both = [torch.load(path, weights_only=True)["state_dict"][f"ldm.{key}"] for path in (one, other)]
+    torch.testing.assert_close(mean.state_dict()[key], torch.stack(both).mean(0), atol=1e-3, rtol=1e-3)
+    assert mean.scale_factor == 0.18215
+
+    # So does what begins from such a checkpoint, and from a file of weights beside its config.
+    for begin in (one, tiny_folder / "model.safetensors"):
+        assert scale_of(train_further(own, begin, steps=3)) == 0.18215
+    fresh = train_further(own, None, steps=4)
+    assert scale_of(fresh) != 0.18215
+    capsys.readouterr()
+    assert run(export, [str(one), str(tmp_path / "none"), "--average", str(fresh)]) == 2
+    assert "they have no average" in capsys.readouterr().err
+
+
+def test_a_denoiser_is_not_trained_on_another_encoder_s_latents(train_further, tiny_folder, tmp_path):
+    other = first_stage_checkpoint(tmp_path / "other.ckpt", change=1.1)
+    with pytest.raises(UserError, match=r"another encoder than that of .*data\.params\.first_stage"):
+        train_further(other, tiny_folder)
+
+
+def test_a_resumed_training_has_its_own_weights_and_draws(train_further, tiny_folder, monkeypatch):
+    """Not those that it began with, nor the noise and the scale of its beginning."""
+    path = train_further(tiny_folder, tiny_folder, steps=2)
+    kept = torch.load(path, weights_only=True)
+    kept["scale_factor"] = 0.2
+    torch.save(kept, path)
+    begun, draws = [], []
+
+    def spy(self, *_):
+        begun.append({name: value.clone() for name, value in self.state_dict().items()})
+        draws.append(torch.rand(1, generator=self.generator).item())
+
+    monkeypatch.setattr(DiffusionTrainer, "on_train_batch_start", spy, raising=False)
+    assert scale_of(train_further(tiny_folder, tiny_folder, steps=3, ckpt_path=path)) == 0.2
+    for name, value in begun[0].items():
+        assert torch.equal(value, kept["state_dict"][name]), name
+    train_further(tiny_folder, tiny_folder)
+    assert draws[0] != draws[1]

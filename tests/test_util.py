@@ -108,9 +108,17 @@ def test_auto_precision_is_the_device_s(monkeypatch):
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
         assert choose_precision("auto", CPU) == expected
-    for has_bfloat16, expected in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bfloat16: has)
-        assert choose_precision("auto", torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+)
+def test_auto_takes_bfloat16_of_those_gpus_alone_that_compute_in_it(capability, expected, monkeypatch):
+    """Volta (7.0) and Turing (7.5) imitate it, slower than float32, and torch calls that supported."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert choose_precision("auto", torch.device("cuda", 1)) == expected
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])

@@ -23,7 +23,7 @@ from ldm.util import PRECISIONS, choose_device
 logger = logging.getLogger(__name__)
 
 PROCESS = "process"  # the part that needs no model in this process
-QUICK = Sizes(batch=4, images=4, walk=3, tuning=3)
+QUICK = Sizes(batch=4, images=4, steps=3, tuning=3)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ Call = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work the parts are: predictions of both kinds of edits, pictures that CLIP looks at, and steps."""
+    """How much work the parts are: predictions of both kinds of edits, pictures that CLIP looks at, steps of sampling and of tuning."""
 
     batch: int = 24
     single: int = 1
     images: int = 24
-    walk: int = 50
+    steps: int = 50
     tuning: int = 75
 
 
@@ -87,7 +87,7 @@ def parts(sizes: Sizes) -> dict[str, Part]:
     """All parts by name, in the order of the table."""
 
     def edits(samples: int) -> Callable[[Subject, Scene], Call]:
-        return lambda subject, scene: lambda: subject.edit(scene.x, scene.mask, samples, sizes.walk)
+        return lambda subject, scene: lambda: subject.edit(scene.x, scene.mask, samples, sizes.steps)
 
     def tuning(subject: Subject, scene: Scene) -> Call:
         z0 = subject.encode(scene.x).float().cpu() + 0.1 * scene.z[:1]  # a picture near the input
@@ -97,7 +97,7 @@ def parts(sizes: Sizes) -> dict[str, Part]:
         x = scene.x.repeat(sizes.images, 1, 1, 1)
         return lambda: subject.rank(x, scene.mask)
 
-    walk = {"uses_unet": True, "same": False, "long": True}
+    sampling = {"uses_unet": True, "same": False, "long": True}
     every = [
         Part("text", "text encoder, 2 prompts", lambda subject, scene: subject.text),
         _unet(2, long=False),
@@ -106,8 +106,8 @@ def parts(sizes: Sizes) -> dict[str, Part]:
         Part("decoder", "decoder, 1 picture", lambda subject, scene: lambda: subject.decode(scene.z[:1])),
         Part("encoder", "encoder, 1 picture", lambda subject, scene: lambda: subject.encode(scene.x)),
         Part("clip", f"CLIP ranking, {sizes.images} pictures, float32", clip, once=True),
-        Part("batch", f"ranked batch of {sizes.batch}, {sizes.walk} steps", edits(sizes.batch), **walk),
-        Part("edit", f"ranked edit of {sizes.single}, {sizes.walk} steps", edits(sizes.single), **walk),
+        Part("batch", f"ranked batch of {sizes.batch}, {sizes.steps} steps", edits(sizes.batch), **sampling),
+        Part("edit", f"ranked edit of {sizes.single}, {sizes.steps} steps", edits(sizes.single), **sampling),
         Part("tuning", f"fine-tuning of {sizes.tuning} steps", tuning, theirs=False, long=True),
     ]
     return {part.name: part for part in every}

@@ -165,7 +165,7 @@ class Subject:
         return self.theirs.context(prompts) if self.theirs else self.model.get_learned_conditioning(prompts)
 
     def step(self, z: Tensor) -> "functools.partial[Tensor]":
-        """One call of the network under guidance, for z (2b, c, h, w): all that a walk does once is done."""
+        """One call of the network under guidance, for z (2b, c, h, w): what sampling does once is done before."""
         t = torch.full((len(z),), 500, device=self.device)
         context = self.text()
         if self.theirs:

@@ -4,16 +4,17 @@ A crop is framed as `ldm.editing.ranking` frames a prediction: the square around
 regions are like the masks of users: wider than the object, boxes, ellipses or blobs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from ldm.data.crops import cut_square, square_around
+from ldm.data.epochs import seeded
 from ldm.data.scenes.backgrounds import KINDS
 from ldm.data.scenes.captions import caption, full_caption
 from ldm.data.scenes.colors import COLORS
@@ -143,14 +144,14 @@ class ObjectCrops(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, ticket: tuple[int, int]) -> dict[str, Tensor | list[str]]:
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Tensor | list[str]]:
         """The crop of an (epoch, index).
 
         "image" (3,size,size) in [0,1]; "attributes" (4,) numbers of `encode_picture`; "texts", the true caption first;
         "said" (1 + false, 4), numbers of `encode` for what each caption names.
         """
-        epoch, index = ticket
-        generator = Generator().manual_seed(hash((self.seed, epoch, index)) % 2**63)
+        epoch, index = place
+        generator = seeded(self.seed, epoch, index)
         row = self.rows[index]
         attributes = self.shards.attributes[row]
         texts, named = write_captions(generator, attributes, self.false_captions)
@@ -183,23 +184,3 @@ class ObjectCrops(Dataset):
         x = cut_square(image, square_around(region, self.margin), (side, side), "bilinear")
         x = F.interpolate(x, (self.size, self.size), mode="bilinear") if side != self.size else x
         return x[0].flip(-1) if chance(generator, 0.5) else x[0]
-
-
-class Tickets(Sampler[tuple[int, int]]):
-    """(epoch, index) for `count` items; shuffled, unless `seed` is None. Lightning sets the epoch, also on resuming."""
-
-    def __init__(self, count: int, seed: int | None):
-        self.count, self.seed, self.epoch = count, seed, 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = torch.arange(self.count)
-        if self.seed is not None:
-            order = torch.randperm(self.count, generator=Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63))
-        for index in order.tolist():
-            yield self.epoch, index

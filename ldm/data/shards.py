@@ -5,18 +5,20 @@ the captions and attributes. The JSON is written last: a shard that has one is c
 """
 
 import bisect
+import hashlib
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.data.scenes.scenes import Scenes
 from ldm.errors import UserError
+from ldm.files import atomic_file
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -37,21 +39,11 @@ def write_shard(folder: Path, index: int, scenes: Scenes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = shard_path(folder, index)
     for name, array in (("images", scenes.images), ("coverage", scenes.coverage)):
-        replace_file(target.with_suffix(f".{name}.npy"), lambda file, array=array: np.save(file, array))
-    text = json.dumps({"captions": scenes.captions, "attributes": scenes.attributes})
-    replace_file(target, lambda file: file.write(text.encode()))
+        with atomic_file(target.with_suffix(f".{name}.npy")) as file:
+            np.save(file, array)
+    with atomic_file(target) as file:
+        file.write(json.dumps({"captions": scenes.captions, "attributes": scenes.attributes}).encode())
     return target
-
-
-def replace_file(path: Path, write: Callable) -> None:
-    """Let `write(stream)` fill a temporary file beside `path`, then put it in the place of `path`."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class SceneShards(Dataset):
@@ -80,6 +72,16 @@ class SceneShards(Dataset):
         """The number of the first scene of each of `files`."""
         return [0, *self._ends[:-1]]
 
+    def rows(self, shard: int) -> range:
+        """The numbers of the scenes of a shard, by its number among `files`."""
+        return range(self.starts[shard], self._ends[shard])
+
+    def digest(self, shard: int) -> str:
+        """A hash of what a shard shows and says: what was made of it belongs to this content alone."""
+        content = hashlib.blake2b(self.files[shard].read_bytes(), digest_size=16)
+        content.update(np.ascontiguousarray(self._map(shard, "images")))
+        return content.hexdigest()
+
     def __getstate__(self) -> dict:
         # memory maps are opened anew in each worker process
         return {key: value for key, value in self.__dict__.items() if key != "_map"}
@@ -103,10 +105,9 @@ class SceneShards(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         """ "image": float32 (3, 128, 128) in [-1, 1]; "caption": str; "coverage": float32 (1, 16, 16) in [0, 1]."""
-        image = torch.from_numpy(np.array(self._row(index, "images"))).permute(2, 0, 1)
         coverage = torch.from_numpy(np.array(self._row(index, "coverage"), dtype=np.float32))
         return {
-            "image": image.float() / 127.5 - 1,
+            "image": self.stack([index])[0],
             "caption": self.captions[index],
             "coverage": coverage[None],
         }
@@ -114,6 +115,11 @@ class SceneShards(Dataset):
     def images(self, index: int) -> np.ndarray:
         """The image (128, 128, 3) uint8, a view of the file that is read only when used."""
         return self._row(index, "images")
+
+    def stack(self, rows: Iterable[int]) -> Tensor:
+        """The images x (n, 3, 128, 128), float32 in [-1, 1], of the scenes with these numbers."""
+        pixels = torch.from_numpy(np.stack([self.images(row) for row in rows]))
+        return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def coverage(self, index: int) -> np.ndarray:
         """The coverage (16, 16) float16, a view of the file."""

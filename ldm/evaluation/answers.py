@@ -1,4 +1,4 @@
-"""What an evaluation has found so far, on disk: a run that was stopped goes on where it stopped."""
+"""What an evaluation has found so far, on disk: a run that was stopped resumes there."""
 
 import json
 from pathlib import Path

@@ -1,9 +1,8 @@
 """The evaluation of a model of scenes: what it must reach, measured by an independent judge.
 
-Every picture is kept as it comes: a run that was stopped goes on where it stopped.
+Every picture is kept as it comes: a run that was stopped resumes there.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -37,7 +36,7 @@ from ldm.evaluation.judging import judge_folder, judge_renders, load_judge, verd
 from ldm.evaluation.paintings import Painter, Paintings, paint_all
 from ldm.evaluation.report import OBJECT, Answer, Row
 from ldm.evaluation.triples import Triple, background_triples, held_out_windows, object_triples, scribble_triples
-from ldm.files import atomic_file
+from ldm.files import atomic_file, file_sha256
 from ldm.imaging.images import load_image, save_png, to_pil
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import choose_device, choose_precision, peak_memory
@@ -126,7 +125,7 @@ class _Session:
         context = defaults.context if self.job.context is None else self.job.context
         how = {"region": self.job.region} | asdict(defaults) | {"context": context}
         how["precision"] = str(choose_precision("auto", self.device)).removeprefix("torch.")
-        what = {"model": self.files.name, "model_sha256": _sha256(self.files.weights)}
+        what = {"model": self.files.name, "model_sha256": file_sha256(self.files.weights)}
         return what | {"seed": self.job.seed, "ddim_steps": self.job.ddim_steps} | how
 
     def _read_by(self) -> dict[str, str]:
@@ -136,7 +135,7 @@ class _Session:
             weights["judge"] = self.judge_folder / "model.safetensors"
         if isinstance(self.files.clip, Path):
             weights["clip"] = self.files.clip / "open_clip_model.safetensors"
-        return {f"{name}_sha256": _sha256(path) for name, path in weights.items()}
+        return {f"{name}_sha256": file_sha256(path) for name, path in weights.items()}
 
     def ask_all(
         self, part: str, series: Callable[[], Iterator[Triple]], count: int, n_iter: int = 1, skip_steps: int = 0
@@ -368,7 +367,3 @@ def _write(session: _Session, rows: list[Row]) -> None:
     pictures: list[Image.Image] = [load_image(path).rgb for path in drawn if path.exists()]
     if pictures:
         save_png(report.contact_sheet(pictures), outdir / "contact_sheet.png")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

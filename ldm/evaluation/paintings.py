@@ -1,6 +1,6 @@
 """What a model paints for the questions of an evaluation, on disk: it takes an hour, and judging it a minute.
 
-A run that was stopped goes on where it stopped, and another judge or ranker is asked about the same pictures.
+A run that was stopped resumes there, and another judge or ranker is asked about the same pictures.
 """
 
 import json

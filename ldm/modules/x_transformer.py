@@ -81,16 +81,26 @@ class TransformerWrapper(nn.Module):
     Args:
         with_logits: build `to_logits`, which the public checkpoint holds and nothing reads. A model of our own
             leaves it out.
+        emb_dropout: of the sum of both embeddings, in training.
     """
 
-    def __init__(self, num_tokens: int, max_seq_len: int, dim: int, depth: int, with_logits: bool = True):
+    def __init__(
+        self,
+        num_tokens: int,
+        max_seq_len: int,
+        dim: int,
+        depth: int,
+        with_logits: bool = True,
+        emb_dropout: float = 0.0,
+    ):
         super().__init__()
         self.token_emb = embedding(num_tokens, dim)
         self.pos_emb = AbsolutePositionalEmbedding(dim, max_seq_len)
+        self.emb_dropout = nn.Dropout(emb_dropout)
         self.attn_layers = Encoder(dim, depth)
         self.norm = nn.LayerNorm(dim)
         if with_logits:
             self.to_logits = nn.Linear(dim, num_tokens)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.norm(self.attn_layers(self.token_emb(tokens) + self.pos_emb(tokens)))
+        return self.norm(self.attn_layers(self.emb_dropout(self.token_emb(tokens) + self.pos_emb(tokens))))

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.training.base import TrainingModule
+from ldm.training.begin import begin_from
 from ldm.training.losses import PatchDiscriminator, TextureLoss, adaptive_weight, hinge_loss, reconstruction_loss
-from ldm.training.optim import adamw_with_cosine, begin_from
 from ldm.util import instantiate_from_config
 
 
@@ -19,11 +19,11 @@ def psnr(x: Tensor, target: Tensor) -> Tensor:
     return (10 * torch.log10(4 / mse)).mean()
 
 
-class AutoencoderTrainer(pl.LightningModule):
+class AutoencoderTrainer(TrainingModule):
     """Trains an `AutoencoderKL` (under `first_stage_model`) to reproduce its images.
 
     From the step `discriminator_start` on, a `PatchDiscriminator` (under `discriminator`) is trained along, and the
-    autoencoder to deceive it (Esser et al. 2021). Both take one step from the same batch, by one optimiser with a
+    autoencoder to fool it (Esser et al. 2021). Both take one step from the same batch, by one optimiser with a
     group of parameters each: so Lightning's loop counts steps, clips, scales and resumes as in any other training.
 
     Args:
@@ -36,7 +36,7 @@ class AutoencoderTrainer(pl.LightningModule):
         train_encoder: false trains the decoder alone: latents stay what they are, and denoisers of them valid.
         discriminator_start: None is without. After 0, several processes need the strategy
             `ddp_find_unused_parameters_true`, since the discriminator waits for its step.
-        discriminator_weight: strength of the pull to deceive it, as a part of the other losses' (`adaptive_weight`).
+        discriminator_weight: strength of the adversarial gradient, relative to the other losses' (`adaptive_weight`).
         discriminator: arguments of `PatchDiscriminator`.
     """
 
@@ -66,9 +66,9 @@ class AutoencoderTrainer(pl.LightningModule):
         if discriminator_start is not None:
             self.discriminator = PatchDiscriminator(**(discriminator or {})).to(memory_format=torch.channels_last)
 
-    def on_fit_start(self) -> None:
-        if self.hparams.begin and self.global_step == 0:
-            begin_from(self.first_stage_model, self.hparams.begin, "first_stage_model.")
+    def begin_with_model(self, path: str) -> None:
+        """See `begin_from`."""
+        begin_from(self.first_stage_model, path, "first_stage_model.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises UserError where the checkpoint has a discriminator and this training none, or the other way round."""
@@ -97,16 +97,16 @@ class AutoencoderTrainer(pl.LightningModule):
         """The autoencoder's adversarial loss, weighted against `loss`, and the discriminator's own."""
         # The one reaches the autoencoder alone, through a discriminator that is held still ...
         still = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        deceit = -torch.func.functional_call(self.discriminator, still, recon).mean()
+        adversarial = -torch.func.functional_call(self.discriminator, still, recon).mean()
         last_layer = self.first_stage_model.decoder.conv_out.weight
-        weight = self.hparams.discriminator_weight * adaptive_weight(loss, deceit, last_layer)
+        weight = self.hparams.discriminator_weight * adaptive_weight(loss, adversarial, last_layer)
         # ... and the other the discriminator alone.
         real, fake = self.discriminator(torch.cat([x, recon.detach()])).chunk(2)
         discrimination = hinge_loss(real, fake)
-        self.log("train/deceit", deceit.detach())
+        self.log("train/adversarial", adversarial.detach())
         self.log("train/discrimination", discrimination.detach(), prog_bar=True)  # 1: it cannot tell them apart
         self.log("train/adaptive_weight", weight)
-        return weight * deceit + discrimination
+        return weight * adversarial + discrimination
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         x = batch["image"]
@@ -124,8 +124,7 @@ class AutoencoderTrainer(pl.LightningModule):
             torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
     def configure_optimizers(self):
-        h = self.hparams
         groups = [{"params": [p for p in self.first_stage_model.parameters() if p.requires_grad]}]
         if self.discriminator is not None:
             groups.append({"params": [*self.discriminator.parameters()], "betas": (0.5, 0.9)})
-        return adamw_with_cosine(groups, h.learning_rate, h.warmup, self.trainer.max_steps)
+        return self.adamw(groups)

@@ -13,19 +13,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ldm.checkpoint import save_safetensors
-from ldm.data.object_crops import NOTHING, UNSAID, VALUES, ObjectCrops, Tickets
+from ldm.data.epochs import EpochSampler
+from ldm.data.object_crops import NOTHING, UNSAID, VALUES, ObjectCrops
 from ldm.data.scenes.captions import article, noun_phrase, vocabulary
 from ldm.data.tokenizer import SPECIAL, write_tokenizer
 from ldm.errors import UserError
-from ldm.training.optim import adamw_with_cosine, begin_from
-from ldm.training.painted import PaintedScenes, paint
+from ldm.training.base import EpochData, TrainingModule
+from ldm.training.begin import begin_from
+from ldm.training.painted import PaintedScenes
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]  # of pixels in [0,1], written into the exported config
 MAX_SCALE = 100.0  # of the logits, as CLIP clamps it
@@ -96,7 +97,7 @@ class AttributeHeads(nn.ModuleDict):
         return torch.stack(losses).mean() if losses else image.sum() * 0
 
 
-class CLIPTrainer(pl.LightningModule):
+class CLIPTrainer(TrainingModule):
     """Trains open_clip's `CLIP` (under `clip`) on crops of objects.
 
     Args:
@@ -133,9 +134,9 @@ class CLIPTrainer(pl.LightningModule):
         self.pairwise_bias = nn.Parameter(torch.tensor(PAIRWISE_BIAS)) if pairwise_weight else None
         self._tokenizer = None
 
-    def on_fit_start(self) -> None:
-        if self.hparams.begin and self.global_step == 0:
-            begin_from(self.clip, self.hparams.begin)
+    def begin_with_model(self, path: str) -> None:
+        """See `begin_from`."""
+        begin_from(self.clip, path)
 
     def model_config(self) -> dict[str, Any]:
         """The `model_cfg` of open_clip."""
@@ -227,11 +228,10 @@ class CLIPTrainer(pl.LightningModule):
             self.log(name, hit.float().mean(), prog_bar=True, batch_size=len(truth), add_dataloader_idx=False)
 
     def configure_optimizers(self):
-        h = self.hparams
-        return adamw_with_cosine(self.parameters(), h.learning_rate, h.warmup, self.trainer.max_steps)
+        return self.adamw(self.parameters())
 
 
-class CropData(pl.LightningDataModule):
+class CropData(EpochData):
     """Crops of rendered objects with captions; see `ldm.data.object_crops.ObjectCrops`.
 
     Args:
@@ -242,7 +242,7 @@ class CropData(pl.LightningDataModule):
         limit: only so many shards of `train`.
         painter: name or folder of the model whose predictions are to be ranked. Before the training it paints every
             `painted_every`th scene of `train`, and all of `val`; see `ldm.training.painted`. None leaves renders alone.
-        painted: folder for what it paints. Delete it when the model has changed.
+        painted: folder for what it paints. What another model painted there is not used.
     """
 
     def __init__(
@@ -270,27 +270,32 @@ class CropData(pl.LightningDataModule):
         h = self.hparams
         if not h.painter:
             return
-        for name, every in (("train", h.painted_every), ("val", 1)):
+        for name in ("train", "val"):
             crops = self._crops(name)
-            paint(crops.shards, crops.rows[::every], crops.full_caption, h.painter, Path(h.painted) / name, h.seed)
+            self._painted(name, crops).paint(crops.full_caption)
+
+    def _painted(self, name: str, crops: ObjectCrops) -> PaintedScenes:
+        h = self.hparams
+        rows = crops.rows[:: h.painted_every if name == "train" else 1]
+        return PaintedScenes(crops.shards, rows, h.painter, Path(h.painted) / name, h.seed)
 
     def _crops(self, name: str, painted: bool = False) -> ObjectCrops:
         h = self.hparams
         limit = h.limit if name == "train" else None
         crops = ObjectCrops(h[name], h.size, h.margin, h.false_captions, h.seed, limit)
         if painted and h.painter:
-            crops.painted = PaintedScenes(Path(h.painted) / name, crops.shards)
+            crops.painted = self._painted(name, crops)
         return crops
 
     def train_dataloader(self) -> DataLoader:
         crops = self._crops("train", painted=True)
-        return self._loader(crops, Tickets(len(crops), self.hparams.seed), drop_last=True)
+        return self._loader(crops, self.sampler(len(crops)), drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader]:
         sets = [self._crops("val")] + ([self._crops("val", painted=True)] if self.hparams.painter else [])
-        return [self._loader(crops, Tickets(len(crops), None), drop_last=False) for crops in sets]
+        return [self._loader(crops, EpochSampler(len(crops), None), drop_last=False) for crops in sets]
 
-    def _loader(self, crops: ObjectCrops, sampler: Tickets, drop_last: bool) -> DataLoader:
+    def _loader(self, crops: ObjectCrops, sampler: EpochSampler, drop_last: bool) -> DataLoader:
         h = self.hparams
         return DataLoader(crops, h.batch_size, sampler=sampler, drop_last=drop_last, num_workers=h.workers)
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,72 +14,88 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from tqdm import tqdm
 
 from ldm.backbones import zoo
+from ldm.data.epochs import seeded
 from ldm.data.object_crops import VALUES, encode
+from ldm.data.scenes.captions import full_caption, vocabulary
 from ldm.data.scenes.materials import MATERIALS
 from ldm.data.shards import SceneShards
 from ldm.data.tokenizer import write_tokenizer
 from ldm.errors import UserError
+from ldm.files import atomic_file
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.modules.encoders.modules import BERTTokenizer
+from ldm.training.autoencoder import AutoencoderTrainer
+from ldm.training.base import EpochData
+from ldm.training.begin import encoder_digest
 from ldm.util import has_fast_bfloat16
 
 logger = logging.getLogger(__name__)
 
 
 class RandomCrops(Dataset):
-    """Square crops of `size` pixels at random places of the scenes, mirrored half of the time."""
+    """Square crops of `size` pixels at random places of the scenes, mirrored half of the time.
+
+    The item of (epoch, index) depends on these and on `seed` alone, whichever process reads it.
+    """
 
     def __init__(self, shards: SceneShards, size: int, seed: int = 0):
-        self.shards, self.size = shards, size
-        self.generator = torch.Generator().manual_seed(seed)
+        self.shards, self.size, self.seed = shards, size, seed
 
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, index = place
         image = self.shards.images(index)
         room = image.shape[0] - self.size
-        top, left, mirror = torch.randint(0, 1 << 30, (3,), generator=self.generator).tolist()
+        top, left, mirror = torch.randint(0, 1 << 30, (3,), generator=seeded(self.seed, epoch, index)).tolist()
         top, left = top % (room + 1), left % (room + 1)
         crop = np.array(image[top : top + self.size, left : left + self.size])
         x = torch.from_numpy(crop).permute(2, 0, 1).float() / 127.5 - 1
         return {"image": x.flip(-1) if mirror % 2 else x}
 
 
-class SceneImages(pl.LightningDataModule):
+class SceneImages(EpochData):
     """Crops of rendered scenes for training, whole ones for validation.
 
     Args:
         train, val: folders of shards (`scripts/make_scenes.py`).
         crop: side of the training crops in pixels.
+        seed: of their places and order, together with the epoch.
     """
 
-    def __init__(self, train: str, val: str, crop: int, batch_size: int, workers: int = 0):
+    def __init__(self, train: str, val: str, crop: int, batch_size: int, workers: int = 0, seed: int = 0):
         super().__init__()
         self.save_hyperparameters()
 
     def train_dataloader(self) -> DataLoader:
+        """Batches of {"image": (b, 3, crop, crop) in [-1, 1]}, other crops in every epoch."""
         h = self.hparams
-        crops = RandomCrops(SceneShards(h.train), h.crop)
-        return DataLoader(crops, h.batch_size, shuffle=True, drop_last=True, num_workers=h.workers)
+        crops = RandomCrops(SceneShards(h.train), h.crop, h.seed)
+        return DataLoader(crops, h.batch_size, sampler=self.sampler(len(crops)), drop_last=True, num_workers=h.workers)
 
     def val_dataloader(self) -> DataLoader:
+        """Batches of whole scenes, as `SceneShards` has them."""
         return DataLoader(SceneShards(self.hparams.val), self.hparams.batch_size)
 
 
 class CachedLatents(Dataset):
     """Latents (n, c, h, w) float16, token ids (n, m) int16 and coverage (n, 1, h, w) float16, all in memory.
 
-    more: other columns of n rows, by name.
+    more: other columns of n rows, by name. scale: what latents are multiplied by as they are read, in float32.
     """
 
-    def __init__(self, z: Tensor, tokens: Tensor, coverage: Tensor, **more: Tensor):
+    def __init__(self, z: Tensor, tokens: Tensor, coverage: Tensor, scale: float = 1.0, **more: Tensor):
         self.columns = {"z": z, "tokens": tokens, "coverage": coverage, **more}
+        self.scale = scale
 
     def __len__(self) -> int:
         return len(self.columns["z"])
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         rows = torch.tensor(indices)
-        return {name: column[rows] for name, column in self.columns.items()}
+        batch = {name: column[rows] for name, column in self.columns.items()}
+        return batch | {"z": batch["z"].float() * self.scale}
 
 
 class LatentScenes(pl.LightningDataModule):
@@ -90,18 +105,23 @@ class LatentScenes(pl.LightningDataModule):
 
     Args:
         train, val: folders of shards.
-        first_stage: a checkpoint of `AutoencoderTrainer`, or the `model.safetensors` of a model that has shipped: its
-            denoiser can then be trained further.
+        first_stage: a checkpoint of `AutoencoderTrainer`; or a model that has shipped, its folder or its
+            `model.safetensors`, whose denoiser can then be trained further.
         tokenizer: folder of the tokenizer; vocab_size: the text encoder's, at least as large as its vocabulary.
-        cache: folder of the encoded shards; scenes that were rendered since are added. Delete it when the first stage
-            has changed.
+        cache: folder of the encoded shards. A file there belongs to one encoder and to what one shard holds: scenes
+            rendered since are added, and what another encoder made is not used.
         emphasis: material -> how many times as often its scenes are trained on as others. For what is hard to learn;
             scenes are then drawn with replacement, as many an epoch as there are.
 
     Attributes:
         first_stage_state: the first stage's weights.
-        scale_factor: one over the standard deviation of the training latents.
+        scale_factor: what the latents are multiplied by: as in the model of `first_stage`, or in the one that a
+            training begins with (`scale_by`); else one over the standard deviation of the training latents.
     """
+
+    hparams: Any
+    first_stage_state: dict[str, Tensor]
+    scale_factor: float
 
     def __init__(
         self,
@@ -122,8 +142,6 @@ class LatentScenes(pl.LightningDataModule):
         self.data: dict[str, CachedLatents] = {}
 
     def _write_tokenizer(self) -> None:
-        from ldm.data.scenes.captions import vocabulary
-
         folder = Path(self.hparams.tokenizer)
         if not (folder / "tokenizer.json").exists():
             known = write_tokenizer(vocabulary(), folder, self.hparams.max_length)
@@ -132,28 +150,28 @@ class LatentScenes(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Encode what no cache holds yet: in one process alone, while others wait."""
-        trained = self._first_stage()
+        trained, _ = self._first_stage()
         for name in ("train", "val"):
             self._latents(trained, name)
 
-    def _first_stage(self) -> torch.nn.Module:
-        from ldm.training.autoencoder import AutoencoderTrainer
-
+    def _first_stage(self) -> tuple[AutoencoderKL, float | None]:
+        """The first stage, and what its latents are multiplied by where a denoiser knows them already."""
         path = Path(self.hparams.first_stage)
         if not path.exists():
             raise UserError(f"there is no first stage at {path}: train configs/scenes/autoencoder.yaml first")
-        if path.suffix == ".safetensors":
-            return zoo.load(zoo.resolve(str(path.parent)), torch.device("cpu"), torch.float32).first_stage_model
-        return AutoencoderTrainer.load_from_checkpoint(path, map_location="cpu").first_stage_model.eval()
+        if path.is_dir() or path.suffix == ".safetensors":
+            folder = path if path.is_dir() else path.parent
+            model = zoo.load(zoo.resolve(str(folder)), torch.device("cpu"), torch.float32)
+            return model.first_stage_model, model.scale_factor
+        return AutoencoderTrainer.load_from_checkpoint(path, map_location="cpu").first_stage_model.eval(), None
 
     def setup(self, stage: str) -> None:
+        """Read the latents and all that belongs to them."""
         if self.data:
             return
-        trained = self._first_stage()
+        trained, scale_factor = self._first_stage()
         self.first_stage_state = trained.state_dict()
         z = {name: self._latents(trained, name) for name in ("train", "val")}
-        self.scale_factor = round(1 / z["train"].float().std().item(), 5)
-        logger.info("latents are scaled by %g", self.scale_factor)
         for name, latents in z.items():
             shards = SceneShards(self.hparams[name])
             coverage = np.stack([shards.coverage(i) for i in range(len(shards))])
@@ -164,36 +182,31 @@ class LatentScenes(pl.LightningDataModule):
             if name == "val":
                 captions = zip(*map(material_captions, shards.attributes), strict=True)
                 more |= dict(zip(("said", "missaid"), map(self._tokens, captions), strict=True))
-            self.data[name] = CachedLatents(
-                latents * self.scale_factor, self._tokens(shards.captions), torch.from_numpy(coverage)[:, None], **more
-            )
+            tokens = self._tokens(shards.captions)
+            self.data[name] = CachedLatents(latents, tokens, torch.from_numpy(coverage)[:, None], **more)
+        self.scale_by(scale_factor or round(1 / z["train"].float().std().item(), 5))
 
-    @torch.no_grad()
-    def _latents(self, first_stage: torch.nn.Module, name: str) -> Tensor:
-        """The unscaled latents of a folder of shards: from the cache as far as it goes, the others encoded."""
-        cache = Path(self.hparams.cache) / f"{name}.pt"
+    def scale_by(self, factor: float) -> None:
+        """Multiply the latents by `factor` from now on: what a denoiser is trained with, it is trained further with."""
+        self.scale_factor = factor
+        for latents in self.data.values():
+            latents.scale = factor
+        logger.info("latents are scaled by %g", factor)
+
+    def _latents(self, first_stage: AutoencoderKL, name: str) -> Tensor:
+        """The unscaled latents (n, c, h, w), float16, of a folder of shards: from the cache where they are known."""
         shards = SceneShards(self.hparams[name])
-        z = [torch.load(cache, weights_only=True)] if cache.exists() else []
-        known = sum(map(len, z))
-        if known > len(shards):
-            raise UserError(f"{cache} holds {known} scenes, and {self.hparams[name]} {len(shards)}: delete it")
-        if known == len(shards):
-            return z[0]
-        for rows in tqdm(DataLoader(range(known, len(shards)), 64), desc=f"encoding {name}"):
-            x = torch.from_numpy(np.stack([shards.images(int(i)) for i in rows])).permute(0, 3, 1, 2)
-            x = (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
-                z.append(first_stage.encode(x).mode().half().contiguous())
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        part = cache.with_suffix(".part")
-        z = torch.cat(z)
-        torch.save(z, part)
-        os.replace(part, cache)
-        return z
+        folder = Path(self.hparams.cache) / encoder_digest(first_stage.state_dict())
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{shards.digest(shard)}.pt" for shard in range(len(shards.files))]
+        unknown = [shard for shard, file in enumerate(files) if not file.exists()]
+        for shard in tqdm(unknown, desc=f"encoding {name}", unit="shard", disable=None if unknown else True):
+            if not files[shard].exists():  # two shards may hold the same
+                with atomic_file(files[shard]) as file:
+                    torch.save(_encode(first_stage, shards, shards.rows(shard)), file)
+        return torch.cat([torch.load(file, weights_only=True) for file in files])
 
     def _tokens(self, captions: Sequence[str]) -> Tensor:
-        from ldm.modules.encoders.modules import BERTTokenizer
-
         tokenize = BERTTokenizer(self.hparams.tokenizer, self.hparams.vocab_size, self.hparams.max_length)
         return tokenize(list(captions)).short()
 
@@ -212,13 +225,21 @@ class LatentScenes(pl.LightningDataModule):
         return self._loader("val", shuffle=False)
 
 
+@torch.no_grad()
+def _encode(first_stage: AutoencoderKL, shards: SceneShards, rows: range, batch: int = 64) -> Tensor:
+    z = []
+    for i in range(0, len(rows), batch):
+        x = shards.stack(rows[i : i + batch]).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
+            z.append(first_stage.encode(x).mode().half().contiguous())
+    return torch.cat(z)
+
+
 def material_captions(attributes: Mapping[str, Any]) -> tuple[str, str]:
     """The full caption of a scene of one object, and the same with the material that `MATERIALS` has next.
 
     Of any other scene, twice the empty prompt: nothing in it is missaid.
     """
-    from ldm.data.scenes.captions import full_caption
-
     if attributes["shape"] is None or "second" in attributes:
         return ("", "")
     names = list(MATERIALS)

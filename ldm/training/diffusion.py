@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldm.training.optim import adamw_with_cosine, begin_from
+from ldm.errors import UserError
+from ldm.training.base import TrainingModule
+from ldm.training.begin import begin_with, read_trained, same_encoder
 from ldm.training.reward import Reward
 from ldm.util import instantiate_from_config
 
 
-class DiffusionTrainer(pl.LightningModule):
+class DiffusionTrainer(TrainingModule):
     """Trains a `LatentDiffusion` (under `ldm`) to predict v or eps at a random timestep.
 
     The batch comes from `LatentScenes`: latents already scaled, token ids, and how much of each latent position an
@@ -27,7 +27,8 @@ class DiffusionTrainer(pl.LightningModule):
         empty_prompt: how often the prompt is left out, for classifier-free guidance (Ho & Salimans 2021).
         background_weight: the loss's weight where no object is; with an object it is 1 more. Objects are what the
             prompt speaks of, and they are the smaller part of the picture.
-        begin: a file of weights to begin with, that of a shipped model; the first stage is the data's all the same.
+        begin: the model to begin with: its folder, its weights beside their config, or a checkpoint of this training.
+            The latents keep the scale that it has for them. The first stage is the data's, with the same encoder.
         reward: the parameters of a `Reward` for what the prompt says, to be trained beside; None is without.
         seed: of timesteps, noise and left-out prompts, together with the process and the step that it starts from.
     """
@@ -50,20 +51,40 @@ class DiffusionTrainer(pl.LightningModule):
         self.reward = Reward(**reward) if reward else None  # no submodule: it is not trained, averaged or saved
         self.register_buffer("empty_tokens", self.ldm.cond_stage_model.tokenize([""]), persistent=False)
 
+    def begin_with_model(self, path: str) -> None:
+        """See `read_trained` and `begin_with`."""
+        model = read_trained(path)
+        begin_with(self.ldm, model.weights, path)
+        self.ldm.scale_factor = model.scale_factor
+
     def on_fit_start(self) -> None:
-        # Each process draws its own; a resumed run does not draw again what it drew at its beginning.
-        words = (self.hparams.seed, self.global_rank, self.global_step)
-        self.generator = torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+        """Agree with the data on the first stage and on the scale of its latents.
+
+        Raises:
+            UserError: the model to begin with, or the checkpoint, has another encoder than the data's latents.
+        """
+        super().on_fit_start()
         if self.device.type == "cuda":  # on a CPU the group norm is slow in this layout
             self.ldm.to(memory_format=torch.channels_last)
-        data = self.trainer.datamodule
-        if self.hparams.begin and self.global_step == 0:
-            begin_from(self.ldm, self.hparams.begin)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.resumed or self.hparams.begin:
+            if not same_encoder(self.ldm.first_stage_model.state_dict(), data.first_stage_state):
+                known = self.trainer.ckpt_path or self.hparams.begin
+                raise UserError(
+                    f"the latents are of another encoder than that of {known}, whose denoiser knows no others: set "
+                    "data.params.first_stage to the first stage that it was trained with"
+                )
+            data.scale_by(self.ldm.scale_factor)
         self.ldm.first_stage_model.load_state_dict(data.first_stage_state)
         self.ldm.scale_factor = data.scale_factor
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the scale of the latents, which is no weight."""
         checkpoint["scale_factor"] = self.ldm.scale_factor
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the scale of the latents as it was kept."""
+        self.ldm.scale_factor = checkpoint["scale_factor"]
 
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """The weighted squared error (b,) of one random timestep a sample."""
@@ -95,7 +116,7 @@ class DiffusionTrainer(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        """Also with the captions rotated by one sample: the gap between both tells whether the text is heard.
+        """Also with the captions rotated by one sample: the gap between both tells how closely the text is followed.
 
         Where the batch has captions that say another material ("missaid") beside those that say all ("said"), also by
         what part of itself they raise the loss: how well the model knows how each material looks.
@@ -112,7 +133,7 @@ class DiffusionTrainer(pl.LightningModule):
                 self.loss({**picked, "tokens": picked[name]}, torch.Generator().manual_seed(index)).mean()
                 for name in ("said", "missaid")
             )
-            self.log("val/material_heard", missaid / said - 1, prog_bar=True, sync_dist=True)
+            self.log("val/material_sensitivity", missaid / said - 1, prog_bar=True, sync_dist=True)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Lightning refuses to clip for a fused optimiser in mixed precision; bfloat16's gradients are not scaled."""
@@ -122,4 +143,4 @@ class DiffusionTrainer(pl.LightningModule):
 
     def configure_optimizers(self):
         trained = [*self.ldm.model.parameters(), *self.ldm.cond_stage_model.parameters()]
-        return adamw_with_cosine(trained, self.hparams.learning_rate, self.hparams.warmup, self.trainer.max_steps)
+        return self.adamw(trained)

@@ -18,6 +18,7 @@ from ldm.data.scenes.materials import MATERIALS
 from ldm.data.scenes.shapes import SHAPES
 from ldm.errors import UserError
 from ldm.modules.encoders.modules import BERTTokenizer
+from ldm.training.begin import same_encoder
 from ldm.training.clip import CLIPTrainer
 from ldm.training.clip import export as export_clip
 from ldm.training.judge import JudgeTrainer
@@ -78,7 +79,8 @@ def _average(path: Path, checkpoint: dict[str, Any], others: Sequence[Path]) -> 
     for other in others:
         more = _read(other)
         shapes = {key: value.shape for key, value in more["state_dict"].items() if key.startswith(PARTS)}
-        if shapes != own or more.get("scale_factor") != checkpoint.get("scale_factor"):
+        same = shapes == own and same_encoder(more["state_dict"], state, "ldm.first_stage_model.")
+        if not same or more.get("scale_factor") != checkpoint.get("scale_factor"):
             raise UserError(f"{other} is of another model than {path}: they have no average")
         states.append(more["state_dict"])
     for key in own:

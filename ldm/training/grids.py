@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ldm.data.shards import replace_file
+from ldm.files import atomic_file
 from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, guided_denoiser
 from ldm.models.diffusion.schedule import make_sampling_schedule
 
@@ -21,7 +21,7 @@ class ImageGrid(pl.Callback):
     In a validation the module is in eval mode, without gradients, and has the averaged weights where a
     `WeightAveraging` callback swaps them in. The grid is `grids/<step>.png` in the run's folder, and the image `grid`
     in TensorBoard where that is logged. One process draws, and nothing is drawn from the global generator, so that
-    the training goes on as it would without.
+    the training is what it would be without.
     """
 
     def __init__(self, every: int = 1000, columns: int = 8):
@@ -41,7 +41,8 @@ class ImageGrid(pl.Callback):
         pixels = (grid * 255).round().to(torch.uint8)  # (3, H, W)
         path = Path(trainer.default_root_dir) / "grids" / f"{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda file: Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG"))
+        with atomic_file(path) as file:
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("grid", pixels, step)

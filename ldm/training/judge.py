@@ -19,11 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.checkpoint import save_safetensors
 from ldm.data.crops import Square, cut_square
-from ldm.data.object_crops import UNSAID, VALUES, Tickets, encode
+from ldm.data.epochs import EpochSampler, seeded
+from ldm.data.object_crops import UNSAID, VALUES, encode
 from ldm.data.scenes.draw import chance, integer, uniform
 from ldm.data.shards import SceneShards
 from ldm.models.judge import window
-from ldm.training.optim import adamw_with_cosine, begin_from
+from ldm.training.base import EpochData, TrainingModule
+from ldm.training.begin import begin_from
 from ldm.util import instantiate_from_config
 
 NOTHING = {"shape": None, "material": None, "color": None, "background": None}
@@ -41,7 +43,7 @@ def draw_square(generator: Generator, box: list[int], height: int, width: int) -
     return window(x, y, side, height, width)
 
 
-def weather(generator: Generator, x: Tensor, pixels: int) -> Tensor:
+def degrade(generator: Generator, x: Tensor, pixels: int) -> Tensor:
     """`x` (1, 3, S, S) in [0, 1] as a painted picture may look: softer, of a slightly other tint, with noise.
 
     pixels: the side that `x` had in the picture, whose detail goes down to half.
@@ -78,13 +80,13 @@ class JudgePictures(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, ticket: tuple[int, int]) -> dict[str, Tensor]:
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Tensor]:
         """The picture of an (epoch, index): "image" (3, size, size) in [0, 1]; "labels" (4,) numbers of `encode`.
 
         A crop has no label for its background, a whole picture none for its object.
         """
-        epoch, index = ticket
-        generator = Generator().manual_seed(hash((self.seed, epoch, index)) % 2**63)
+        epoch, index = place
+        generator = seeded(self.seed, epoch, index)
         row = self.rows[index]
         known = self.shards.attributes[row]
         x = self._read(row)
@@ -98,7 +100,7 @@ class JudgePictures(Dataset):
             square = draw_square(generator, known["box"], *x.shape[2:])
         x = cut_square(x, square, (self.size, self.size), "bilinear")
         if self.augment:
-            x = weather(generator, x, square[2])
+            x = degrade(generator, x, square[2])
         return {"image": (x.flip(-1) if chance(generator, 0.5) else x)[0], "labels": torch.tensor(encode(known))}
 
     def _read(self, row: int) -> Tensor:
@@ -128,7 +130,7 @@ def log_right(module: pl.LightningModule, logits: Mapping[str, Tensor], labels: 
             module.log(f"val/{name}", right, prog_bar=True, batch_size=int(known.sum()))
 
 
-class JudgeTrainer(pl.LightningModule):
+class JudgeTrainer(TrainingModule):
     """Trains an `ldm.models.judge.Judge` (under `judge`).
 
     Args:
@@ -145,9 +147,9 @@ class JudgeTrainer(pl.LightningModule):
         self.save_hyperparameters()
         self.judge = instantiate_from_config(model).to(memory_format=torch.channels_last)
 
-    def on_fit_start(self) -> None:
-        if self.hparams.begin and self.global_step == 0:
-            begin_from(self.judge, self.hparams.begin)
+    def begin_with_model(self, path: str) -> None:
+        """See `begin_from`."""
+        begin_from(self.judge, path)
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
         logits = self.judge(batch["image"])
@@ -165,8 +167,7 @@ class JudgeTrainer(pl.LightningModule):
         log_right(self, self.judge(batch["image"]), batch["labels"])
 
     def configure_optimizers(self):
-        h = self.hparams
-        return adamw_with_cosine(self.judge.parameters(), h.learning_rate, h.warmup, self.trainer.max_steps)
+        return self.adamw(self.judge.parameters())
 
 
 def export(module: JudgeTrainer, folder: Path | str) -> Path:
@@ -184,7 +185,7 @@ def export(module: JudgeTrainer, folder: Path | str) -> Path:
     return folder
 
 
-class JudgeData(pl.LightningDataModule):
+class JudgeData(EpochData):
     """`JudgePictures` of two folders of shards; those of `val` are never altered.
 
     Args:
@@ -200,10 +201,11 @@ class JudgeData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         h = self.hparams
         pictures = JudgePictures(h.train, h.size, seed=h.seed)
-        tickets = Tickets(len(pictures), h.seed)
-        return DataLoader(pictures, h.batch_size, sampler=tickets, drop_last=True, num_workers=h.workers)
+        return DataLoader(
+            pictures, h.batch_size, sampler=self.sampler(len(pictures)), drop_last=True, num_workers=h.workers
+        )
 
     def val_dataloader(self) -> DataLoader:
         h = self.hparams
         pictures = JudgePictures(h.val, h.size, augment=False, seed=h.seed)
-        return DataLoader(pictures, h.batch_size, sampler=Tickets(len(pictures), None), num_workers=h.workers)
+        return DataLoader(pictures, h.batch_size, sampler=EpochSampler(len(pictures), None), num_workers=h.workers)

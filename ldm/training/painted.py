@@ -5,6 +5,8 @@ encoded, noised to a random level, denoised with their caption (SDEdit, Meng et 
 stays, and is known; how it looks is the model's.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -15,31 +17,57 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.backbones import zoo
-from ldm.data.shards import SceneShards, replace_file
+from ldm.data.epochs import seeded
+from ldm.data.shards import SceneShards
+from ldm.files import atomic_file, file_sha256
 from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, model_denoiser, noised
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.util import choose_device, choose_precision
 
-STEPS = 10  # of a whole walk
+STEPS = 10  # from pure noise to the picture
 MOST = 5  # of them: beyond, the picture is the caption's more than the render's
 BATCH = 60
 
 
 class PaintedScenes(Mapping[int, np.ndarray]):
-    """The pictures (H, W, 3) uint8 of the scenes that were painted, by the number of the scene, read when used.
+    """Scenes as a model paints them, (H, W, 3) uint8 by their number, read when used; a file for each shard.
+
+    A file belongs to all that its pictures depend on: the model's weights and config, what the shard holds, which of
+    its scenes are painted, and the seed. What was painted with others stays where it is and is not used.
 
     Args:
-        folder: of `paint`, for these shards.
+        shards: the scenes. rows: the numbers of those to be painted.
+        painter: name or folder of a model, as `--model` has it.
+        folder: of the files.
+        seed: of levels and noise, together with the number of the shard.
+
+    Raises:
+        UserError: there is no such model.
     """
 
-    def __init__(self, folder: Path | str, shards: SceneShards):
-        self._places: dict[int, tuple[Path, int]] = {}
-        for shard, start in zip(shards.files, shards.starts, strict=True):
-            rows = Path(folder) / f"{shard.stem}.rows.npy"
-            if rows.exists():
-                images = Path(folder) / f"{shard.stem}.images.npy"
-                self._places |= {start + int(row): (images, i) for i, row in enumerate(np.load(rows))}
+    def __init__(self, shards: SceneShards, rows: list[int], painter: str, folder: Path | str, seed: int = 0):
+        self.shards, self.painter, self.seed = shards, zoo.resolve(painter), seed
+        model = [file_sha256(path) for path in (self.painter.config, self.painter.weights)]
+        self._files: list[tuple[Path, list[int]]] = []
+        for shard, file in enumerate(shards.files):
+            own = [row for row in rows if row in shards.rows(shard)]
+            about = [
+                *model,
+                shards.digest(shard),
+                [row - shards.starts[shard] for row in own],
+                seed,
+                shard,
+                STEPS,
+                MOST,
+            ]
+            key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+            self._files.append((Path(folder) / f"{file.stem}.{key}.npy", own))
+        self._find()
+
+    def _find(self) -> None:
+        found = [(path, rows) for path, rows in self._files if path.exists()]
+        self._places = {row: (path, i) for path, rows in found for i, row in enumerate(rows)}
 
     def __getitem__(self, row: int) -> np.ndarray:
         path, index = self._places[row]
@@ -51,47 +79,30 @@ class PaintedScenes(Mapping[int, np.ndarray]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def paint(self, caption: Callable[[int], str]) -> None:
+        """Paint the shards that have no file yet. caption: of a scene by its number."""
+        left = [shard for shard, (path, _) in enumerate(self._files) if not path.exists()]
+        if not left:
+            return
+        device = choose_device("auto")
+        model = zoo.load(self.painter, device, choose_precision("auto", device))
+        for shard in tqdm(left, desc=f"painting {self.shards.folder.name}", unit="shard"):
+            path, rows = self._files[shard]
+            generator = seeded(self.seed, shard)
+            images = np.empty((len(rows), *self.shards.images(self.shards.starts[shard]).shape), np.uint8)
+            for i in range(0, len(rows), BATCH):
+                some = rows[i : i + BATCH]
+                painted = paint_batch(model, self.shards.stack(some), [caption(row) for row in some], generator)
+                images[i : i + len(some)] = ((painted + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as file:
+                np.save(file, images)
+        self._find()
+
 
 @cache
 def _mapped(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
-
-
-def paint(
-    shards: SceneShards, rows: list[int], caption: Callable[[int], str], painter: str, folder: Path | str, seed: int = 0
-) -> None:
-    """Paint the scenes `rows`, a file of pictures for each shard. What an earlier call has finished is kept.
-
-    Args:
-        caption: of a scene by its number.
-        painter: name or folder of a model, as `--model` has it.
-        seed: of levels and noise, together with the number of the shard.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    left = [i for i, file in enumerate(shards.files) if not (folder / f"{file.stem}.rows.npy").exists()]
-    if not left:
-        return
-    device = choose_device("auto")
-    model = zoo.load(zoo.resolve(painter), device, choose_precision("auto", device))
-    for shard in tqdm(left, desc=f"painting {shards.folder.name}", unit="shard"):
-        start = shards.starts[shard]
-        end = shards.starts[shard + 1] if shard + 1 < len(shards.files) else len(shards)
-        own = [row for row in rows if start <= row < end]
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, shard)).generate_state(1)[0]))
-        images = np.empty((len(own), *shards.images(start).shape), np.uint8)
-        for i in range(0, len(own), BATCH):
-            some = own[i : i + BATCH]
-            x = torch.from_numpy(np.stack([shards.images(row) for row in some])).permute(0, 3, 1, 2).float() / 127.5 - 1
-            painted = paint_batch(model, x, [caption(row) for row in some], generator)
-            images[i : i + len(some)] = ((painted + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        # The rows come last: where they are, all is.
-        for name, array in (("images", images), ("rows", np.array(own, np.int64) - start)):
-            path = folder / f"{shards.files[shard].stem}.{name}.npy"
-            replace_file(path, lambda file, array=array: np.save(file, array))
 
 
 @torch.no_grad()

@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ldm.data.object_crops import UNSAID, VALUES
 from ldm.models.judge import Stage
+from ldm.training.base import TrainingModule
 from ldm.training.judge import log_right
-from ldm.training.optim import adamw_with_cosine
 
 READ = ("shape", "material", "color")
 CELL = 8  # pixels of a scene for a latent position
@@ -103,7 +102,7 @@ def draw_regions(generator: Generator, boxes: Tensor, size: int, grow: tuple[flo
     return (x[:, None, :] & y[:, :, None])[:, None].float()
 
 
-def weather(generator: Generator, z: Tensor) -> Tensor:
+def degrade(generator: Generator, z: Tensor) -> Tensor:
     """Latents (b, c, h, w) as a denoiser's estimates of them may be: some softer, some noisy."""
     soft = torch.rand(len(z), 1, 1, 1, generator=generator).sub(0.4).clamp(min=0).to(z)
     z = torch.lerp(z, F.avg_pool2d(z, 3, stride=1, padding=1, count_include_pad=False), soft)
@@ -111,13 +110,13 @@ def weather(generator: Generator, z: Tensor) -> Tensor:
     return z + spread * torch.randn(z.shape, generator=generator).to(z)
 
 
-class ReaderTrainer(pl.LightningModule):
+class ReaderTrainer(TrainingModule):
     """Trains a `LatentReader` (under `reader`) on the latents, boxes and labels of `LatentScenes`.
 
     Args:
         model: the reader's parameters.
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
-        seed: of regions and weather, together with the step that the process starts from.
+        seed: of regions and degradations, together with the step that the process starts from.
     """
 
     def __init__(
@@ -127,11 +126,8 @@ class ReaderTrainer(pl.LightningModule):
         self.save_hyperparameters()
         self.reader = LatentReader(**(model or {})).to(memory_format=torch.channels_last)
 
-    def on_fit_start(self) -> None:
-        self.generator = Generator().manual_seed(self.hparams.seed + 1_000_003 * self.global_step)
-
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
-        z = weather(self.generator, batch["z"].float())
+        z = degrade(self.generator, batch["z"].float())
         region = draw_regions(self.generator, batch["box"].cpu(), z.shape[-1], (-0.5, 2)).to(z)
         loss = self.reader.loss(z, region, batch["labels"].long()).mean()
         self.log("train/loss", loss, prog_bar=True)
@@ -144,5 +140,4 @@ class ReaderTrainer(pl.LightningModule):
         log_right(self, self.reader(z, region), batch["labels"].long())
 
     def configure_optimizers(self):
-        h = self.hparams
-        return adamw_with_cosine(self.reader.parameters(), h.learning_rate, h.warmup, self.trainer.max_steps)
+        return self.adamw(self.reader.parameters())

@@ -3,7 +3,7 @@
 The squared error counts every detail of a texture alike, and a small denoiser spends itself on them; whether the wood
 looks like wood is a small part of it. So some scenes are edited as `BlendedDDIMSampler` does it, in few steps and with
 guidance, and at some of those steps the estimate z0 is read by a `LatentReader`. The gradient of its cross-entropy goes
-through that one step (ReFL, Xu et al. 2023, algorithm 1; DRaFT-1, Clark et al. 2024), not through the walk before it.
+through that one step (ReFL, Xu et al. 2023, algorithm 1; DRaFT-1, Clark et al. 2024), not through the steps before it.
 """
 
 import math
@@ -66,8 +66,8 @@ class Reward:
     def loss(self, ldm: LatentDiffusion, batch: Mapping[str, Tensor], generator: Generator) -> Tensor:
         """The mean cross-entropy, a scalar, of what the reader is to see in edits of the first scenes of a batch.
 
-        The parameters' gradient comes from the half with the prompt alone: the other half could make any prompt look
-        well heard by forgetting how pictures look without one.
+        The parameters' gradient comes from the half with the prompt alone: the other half could make any prompt seem
+        well followed by forgetting how pictures look without one.
 
         Args:
             ldm: the model in training.
@@ -84,7 +84,7 @@ class Reward:
         reader, labels, encoder = self.reader.to(z_source.device), labels.to(z_source.device), ldm.cond_stage_model
         context, empty = (encoder.transformer(encoder.tokenize(some).to(z_source.device)) for some in (texts, [""]))
         with torch.no_grad():
-            walk = guided_denoiser(ldm, context, empty, self.scale)
+            denoise = guided_denoiser(ldm, context, empty, self.scale)
             unprompted = ldm.prepare_context(empty)
         prompted = ldm.prepare_context(context)
         schedule = make_sampling_schedule(ldm.alphas_cumprod, self.steps)
@@ -106,7 +106,7 @@ class Reward:
                 eps = eps + self.scale * (ldm.predict_eps(z, t, prompted) - eps)
             else:
                 with torch.no_grad():
-                    eps = walk(z, t)
+                    eps = denoise(z, t)
             z, z0 = ddim_step(z, eps, schedule.alphas[i], alpha_prev, 0.0, None)
             if i in read:
                 losses.append(reader.loss(torch.where(region.bool(), z0, z_source), region, labels).mean())

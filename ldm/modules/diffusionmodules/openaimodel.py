@@ -18,7 +18,7 @@ from ldm.modules.diffusionmodules.util import normalization, timestep_embedding,
 
 @dataclass(frozen=True)
 class PreparedContext:
-    """What `UNetModel.prepare_context` makes of a context (r, m, context_dim), once for all steps of a walk.
+    """What `UNetModel.prepare_context` makes of a context (r, m, context_dim), once for all steps of sampling.
 
     keys_values: for each stage of the network, in the order in which it runs, those of its transformer; empty where
     it has none. pooled: (r, e), what the context adds to the time embedding, or None.
@@ -153,7 +153,7 @@ class UNetModel(nn.Module):
         conv_resample: resample by convolutions, not by means.
         use_checkpoint: recompute the residual blocks' activations in training.
         pooled_context: ours. Adds a projection of the context's first token, [CLS], to the time embedding, so that
-            the levels without attention hear the prompt too; needs `context_dim`. False is the original.
+            the levels without attention depend on the prompt too; needs `context_dim`. False is the original.
         dims, num_classes, use_fp16, use_spatial_transformer, legacy: keys of the original configs. Only the values
             of the text-to-image models are supported: 2, None, False, True and any.
 

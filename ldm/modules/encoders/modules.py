@@ -113,7 +113,7 @@ class BERTEmbedder(nn.Module):
         vocab_size, max_seq_len: as the checkpoint has them.
         device: a key of the original configs. The module lives where `.to(...)` puts it.
         use_tokenizer: a key of the original configs: without it, `forward` takes ids.
-        embedding_dropout: dropout on the embeddings in training.
+        embedding_dropout: dropout of the embeddings of tokens and places, in training alone.
         tokenizer: ours. A folder or a name on the hub.
         with_logits: ours. The public checkpoint holds `transformer.to_logits`, which nothing reads.
     """
@@ -132,9 +132,10 @@ class BERTEmbedder(nn.Module):
     ):
         super().__init__()
         self.tokenize = BERTTokenizer(tokenizer, vocab_size, max_seq_len) if use_tokenizer else None
-        self.transformer = TransformerWrapper(vocab_size, max_seq_len, n_embed, n_layer, with_logits)
-        self.dropout = nn.Dropout(embedding_dropout)
+        self.transformer = TransformerWrapper(
+            vocab_size, max_seq_len, n_embed, n_layer, with_logits, emb_dropout=embedding_dropout
+        )
 
     def forward(self, prompts: list[str] | Tensor) -> Tensor:
         tokens = self.tokenize(prompts) if self.tokenize is not None else prompts
-        return self.dropout(self.transformer(tokens.to(self.transformer.token_emb.weight.device)))
+        return self.transformer(tokens.to(self.transformer.token_emb.weight.device))
