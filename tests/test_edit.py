@@ -6,7 +6,7 @@ import torch
 from ldm.editing.edit import EditRequest, edit_image
 from ldm.errors import UserError
 from ldm.imaging.images import to_pil
-from ldm.models.diffusion.ddim import StepInfo
+from ldm.models.diffusion.sampling import StepInfo
 from tests.tiny import tiny_model
 
 

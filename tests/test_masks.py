@@ -22,7 +22,7 @@ from ldm.editing.latent_masks import (
 )
 from ldm.errors import UserError
 from ldm.imaging.masks import load_mask, mask_from, mask_levels, resize_mask, thickness, thin_parts
-from ldm.models.diffusion.blended_ddim import mask_parts
+from ldm.models.diffusion.schedule import mask_parts
 
 INPUTS = Path(__file__).parent.parent / "inputs"
 

@@ -20,7 +20,7 @@ from ldm.data.shards import write_shard
 from ldm.editing.edit import EditRequest, edit_image
 from ldm.errors import UserError
 from ldm.models.autoencoder import DiagonalGaussian
-from ldm.models.diffusion.ddim import noised
+from ldm.models.diffusion.sampling import noised
 from ldm.training.autoencoder import psnr
 from ldm.training.data import LatentScenes
 from ldm.training.diffusion import DiffusionTrainer

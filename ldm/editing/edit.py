@@ -11,10 +11,11 @@ from ldm.backbones.defaults import Defaults
 from ldm.editing.latent_masks import DOWNSAMPLING, auto_dilation, latent_masks, soft_latent_masks
 from ldm.editing.ranking import CLIPRanker, rank
 from ldm.errors import UserError
-from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending, parts_of
-from ldm.models.diffusion.ddim import NoiseSource, StepInfo, check_guidance_interval, guided_denoiser
+from ldm.models.diffusion.blending import PixelBlending, blended_sample
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.schedule import SamplingSchedule, make_sampling_schedule
+from ldm.models.diffusion.guidance import check_guidance_interval, guided_denoiser
+from ldm.models.diffusion.sampling import NoiseSource, StepInfo
+from ldm.models.diffusion.schedule import SamplingSchedule, make_sampling_schedule, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -281,8 +282,10 @@ class _Rows:
         denoiser = guided_denoiser(self.model, context, self.contexts[""], scale, request.guidance_interval)
         # (steps, b, 1, h, w): walks of different numbers of masks may share a batch.
         fixed = None if request.background_noise is None else request.background_noise == "one"
-        sampler = BlendedDDIMSampler(denoiser, self.schedule, torch.stack(parts, dim=1), pixels, fixed)
-        return sampler.sample(torch.cat([self.z_source[i] for i in rows]), noise, see)
+        z_source, masks = torch.cat([self.z_source[i] for i in rows]), torch.stack(parts, dim=1)
+        return blended_sample(
+            denoiser, self.schedule, z_source, masks, noise, shared_noise=fixed, pixels=pixels, callback=see
+        )
 
 
 def _ranked(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ldm.imaging.masks import dilate, shown, thickness, thin_parts
-from ldm.models.diffusion.blended_ddim import mask_parts
+from ldm.models.diffusion.schedule import mask_parts
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,9 @@ from ldm.editing.edit import check_size
 from ldm.editing.ranking import CLIPRanker, find_ranker, rank
 from ldm.errors import UserError
 from ldm.imaging.images import make_grid, save_png, to_pil, write_error
-from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, StepInfo, guided_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.guidance import guided_denoiser
+from ldm.models.diffusion.sampling import NoiseSource, StepInfo, sample
 from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.runs.folder import check_writable, prompt_slug
 from ldm.util import choose_device, choose_precision
@@ -99,13 +100,13 @@ def generate_images(
     schedule = make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta)
     context, empty = (model.get_learned_conditioning([prompt]) for prompt in (request.prompt, ""))
     scale = Defaults().fill(request).scale
-    sampler = DDIMSampler(guided_denoiser(model, context, empty, scale), schedule)
+    denoiser = guided_denoiser(model, context, empty, scale)
     shape = (model.channels, height // model.factor, width // model.factor)
     z0 = []
     for start in range(0, len(request.seeds), request.n_samples):
         noise = NoiseSource(request.seeds[start : start + request.n_samples])
         z_start = noise.draw(shape, torch.empty(0, device=model.device))  # float32, whatever the networks' precision
-        z0.append(sampler.sample(z_start, noise, on_step).cpu())
+        z0.append(sample(denoiser, schedule, z_start, noise, callback=on_step).cpu())
     z0 = torch.cat(z0)
     # One at a time: the decoder needs far more memory a sample than the denoiser.
     x = torch.cat([model.decode_first_stage(one.to(model.device)).cpu() for one in z0.split(1)])
