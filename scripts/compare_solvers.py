@@ -13,14 +13,18 @@ def build_parser() -> Parser:
         "--solvers",
         nargs="+",
         metavar="NAME",
-        help='such as ddim "ddim, one noise" dpmpp_2m; the variants are in docs/solvers.md (default: all)',
+        help='such as ddim "ddim, shared noise" dpmpp_2m; the variants are in docs/solvers.md (default: all)',
     )
     parser.add_argument("--model", default="scenes", help="scenes, or a folder of a model trained on scenes")
     parser.add_argument(
         "--n_triples", type=bounded(int, 1), default=16, help="photographs, masks and prompts (default 16)"
     )
     parser.add_argument(
-        "--steps", type=bounded(int, 1, 1000), nargs="+", default=[5, 8, 10, 15, 20, 30, 50, 100], help="of the walks"
+        "--steps",
+        type=bounded(int, 1, 1000),
+        nargs="+",
+        default=[5, 8, 10, 15, 20, 30, 50, 100],
+        help="how many to compare",
     )
     parser.add_argument(
         "--reference_steps", type=bounded(int, 1, 1000), default=200, help="of what they are held against (default 200)"

@@ -1,4 +1,4 @@
-"""The comparison of solvers: what it measures, that it goes on where it stopped, and what it refuses."""
+"""The comparison of solvers: what it measures, that it resumes where it stopped, and what it refuses."""
 
 import json
 import math
@@ -28,19 +28,19 @@ def numbers(outdir: Path) -> dict:
 
 
 def test_tables_numbers_and_plot(model: Path, tmp_path: Path, capsys):
-    solvers = ("--solvers", "ddim", "ddim, one noise", "dpmpp_2m")
+    solvers = ("--solvers", "ddim", "ddim, shared noise", "dpmpp_2m")
     assert compare(model, tmp_path, "--n_triples", "1", *solvers) == 0
     printed = capsys.readouterr().out
     assert (tmp_path / "solvers.md").read_text() in printed and (tmp_path / "solvers.png").stat().st_size > 1000
-    assert "| steps | ddim | ddim, one noise | dpmpp_2m |" in printed and "CLIP" not in printed
+    assert "| steps | ddim | ddim, shared noise | dpmpp_2m |" in printed and "CLIP" not in printed
     means = numbers(tmp_path)
-    assert [list(walks) for walks in means.values()] == [["2", "4", "8"]] * 3
-    for name, walks in means.items():
-        assert walks["8"]["to_own"] == 0 and min(walks[n]["to_own"] for n in ("2", "4")) > 0
-        assert (walks["8"]["to_reference"] == 0) == (name == "ddim, one noise")
-    assert means["ddim"]["4"] != means["ddim, one noise"]["4"], "fresh noise is another walk"
+    assert [list(by_steps) for by_steps in means.values()] == [["2", "4", "8"]] * 3
+    for name, by_steps in means.items():
+        assert by_steps["8"]["to_own"] == 0 and min(by_steps[n]["to_own"] for n in ("2", "4")) > 0
+        assert (by_steps["8"]["to_reference"] == 0) == (name == "ddim, shared noise")
+    assert means["ddim"]["4"] != means["ddim, shared noise"]["4"], "fresh noise gives another picture"
 
-    # A second triple joins the first, which is not walked again.
+    # A second triple joins the first, which is not edited again.
     first, _ = (tmp_path / "answers.jsonl").read_text().splitlines()[1:], capsys.readouterr()
     assert compare(model, tmp_path, "--n_triples", "2", *solvers) == 0
     lines = (tmp_path / "answers.jsonl").read_text().splitlines()[1:]

@@ -11,8 +11,9 @@ from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBe
 from torch import Tensor, nn
 
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, guided_denoiser
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.guidance import guided_denoiser
+from ldm.models.diffusion.sampling import NoiseSource, sample
 from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.x_transformer import TransformerWrapper
@@ -153,7 +154,9 @@ class Toy(LatentDiffusion):
 def test_ten_guided_ddim_steps(eta: float, parameterization: str, scale: float = 5.0):
     ours, theirs = both_unets(num_heads=4)
     for last in (ours.out[2], theirs.conv_out):
-        last.weight.mul_(0.5)  # else guidance makes the walk chaotic: rounding alone would grow to 1e-2 in ten steps
+        last.weight.mul_(
+            0.5
+        )  # else guidance makes the trajectory chaotic: rounding alone would grow to 1e-2 in ten steps
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -175,8 +178,8 @@ def test_ten_guided_ddim_steps(eta: float, parameterization: str, scale: float =
     model = Toy(ours, parameterization)
     schedule = make_sampling_schedule(model.alphas_cumprod, steps=10, eta=eta)
     assert schedule.timesteps == tuple(scheduler.timesteps.tolist())
-    sampler, seen = DDIMSampler(guided_denoiser(model, context, empty, scale), schedule), []
-    z0 = sampler.sample(start, NoiseSource([3, 4]), lambda info: seen.append(info.z))
+    denoiser, seen = guided_denoiser(model, context, empty, scale), []
+    z0 = sample(denoiser, schedule, start, NoiseSource([3, 4]), callback=lambda info: seen.append(info.z))
     assert len(seen) == 10 and torch.equal(z0, seen[-1])
     for ours_z, their_z in zip(seen, expected, strict=True):
         assert_same(ours_z, their_z)

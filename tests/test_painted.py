@@ -14,7 +14,7 @@ from ldm.data.object_crops import ObjectCrops
 from ldm.data.scenes.scenes import render_scenes
 from ldm.data.shards import SceneShards, write_shard
 from ldm.errors import UserError
-from ldm.models.diffusion.schedule import make_sampling_schedule
+from ldm.models.diffusion.schedule import NoiseLevel, make_sampling_schedule
 from ldm.training import painted
 from ldm.training.clip import CLIPTrainer, CropData, export
 from ldm.training.painted import PaintedScenes, paint_batch
@@ -50,12 +50,12 @@ def test_without_a_step_a_scene_is_what_the_first_stage_makes_of_it(monkeypatch)
 def test_a_denoiser_that_knows_the_noise_gives_the_scene_back(monkeypatch):
     """However many steps a sample takes: z_t = sqrt(a) z_0 + sqrt(1 - a) eps is undone by the same eps."""
     model, x = tiny_model(), torch.rand(12, 3, 32, 32, generator=Generator().manual_seed(0)) * 2 - 1
-    starts, alphas, noised = [], [], painted.noised
+    starts, levels, noised = [], [], painted.noised
 
-    def spy(z0: torch.Tensor, alpha: float, eps: torch.Tensor) -> torch.Tensor:
+    def spy(z0: torch.Tensor, level: NoiseLevel, eps: torch.Tensor) -> torch.Tensor:
         starts.append((z0, eps))
-        alphas.append(alpha)
-        return noised(z0, alpha, eps)
+        levels.append(level.a)
+        return noised(z0, level, eps)
 
     monkeypatch.setattr(painted, "noised", spy)
     monkeypatch.setattr(painted, "model_denoiser", lambda model, context: lambda z, t: starts[-1][1])
@@ -70,8 +70,8 @@ def test_a_denoiser_that_knows_the_noise_gives_the_scene_back(monkeypatch):
             z_end[which] = alpha**0.5 * z0 + (1 - alpha) ** 0.5 * eps
         expected = model.decode_first_stage(z_end).clamp(-1, 1)
     assert 1 < sum(len(z0) for z0, _ in starts) < 12
-    most = make_sampling_schedule(model.alphas_cumprod, painted.STEPS).alphas[painted.STEPS - painted.MOST]
-    assert sorted(set(alphas), reverse=True) == alphas and alphas[-1] >= most, "each by its own number of steps"
+    most = make_sampling_schedule(model.alphas_cumprod, painted.STEPS).levels[painted.STEPS - painted.MOST].a
+    assert sorted(set(levels), reverse=True) == levels and levels[-1] >= most, "each by its own number of steps"
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""DDIM and blended DDIM: what is exact stays exact, each step lands on its level, and a seed is one prediction."""
+"""Sampling and blending: what is exact stays exact, each step lands on its level, and a seed is one prediction."""
 
 import pytest
 import torch
@@ -8,10 +8,18 @@ from torch import Tensor
 from ldm.editing.edit import edit_image
 from ldm.editing.request import EditRequest
 from ldm.editing.result import EditResult
-from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, PixelBlending, mask_parts
-from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, StepInfo, guided_denoiser, model_denoiser
+from ldm.models.diffusion.blending import PixelBlending, blended_sample
 from ldm.models.diffusion.ddpm import LatentDiffusion, schedule_buffers
-from ldm.models.diffusion.schedule import make_beta_schedule, make_sampling_schedule
+from ldm.models.diffusion.guidance import guided_denoiser, model_denoiser
+from ldm.models.diffusion.sampling import NoiseSource, StepInfo, ddim_step, sample
+from ldm.models.diffusion.schedule import (
+    NoiseLevel,
+    SamplingSchedule,
+    make_beta_schedule,
+    make_sampling_schedule,
+    mask_parts,
+    parts_of,
+)
 from tests.tiny import normal, squares, tiny_model
 
 LEVELS = schedule_buffers(make_beta_schedule("linear", 1000, 0.00085, 0.012))["alphas_cumprod"]
@@ -36,6 +44,11 @@ def noised(z0: Tensor, level: Tensor | float, noise: Tensor) -> Tensor:
     return (level.sqrt() * z0 + (1 - level).sqrt() * noise).float()
 
 
+def per_step(masks: Tensor, schedule: SamplingSchedule) -> Tensor:
+    """(K, 1, h, w), widest first -> (steps, 1, 1, h, w)."""
+    return masks[list(parts_of(schedule, len(masks)))][:, None]
+
+
 def same(ours: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
@@ -45,7 +58,7 @@ def same(ours: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_denoiser_that_knows_the_answer_is_led_to_it(eta: float):
-    """With the true eps every estimate of z_0 is the true one, and the walk ends at the level alphas_cumprod[0]."""
+    """With the true eps every estimate of z_0 is the true one, and the trajectory ends at the level alphas_cumprod[0]."""
     truth = normal(2, 4, 5, 5)
 
     def oracle(z: Tensor, t: Tensor) -> Tensor:
@@ -53,7 +66,8 @@ def test_a_denoiser_that_knows_the_answer_is_led_to_it(eta: float):
         return (z - level.sqrt() * truth) / (1 - level).sqrt()
 
     schedule, estimates = make_sampling_schedule(LEVELS, 7, eta), []
-    z = DDIMSampler(oracle, schedule).sample(normal(2, 4, 5, 5, seed=2), NoiseSource([1, 2]), estimates.append)
+    start = normal(2, 4, 5, 5, seed=2)
+    z = sample(oracle, schedule, start, NoiseSource([1, 2]), callback=estimates.append)
     for info in estimates:
         torch.testing.assert_close(info.z0, truth, rtol=1e-3, atol=1e-3)
     residue = (z - LEVELS[0].sqrt() * truth) / (1 - LEVELS[0]).sqrt()
@@ -64,7 +78,7 @@ def test_a_denoiser_that_knows_the_answer_is_led_to_it(eta: float):
 def test_a_step_is_equation_12(eta: float):
     noise, seen, z = Recorder([5]), [], normal(1, 4, 6, 6)
     schedule = make_sampling_schedule(LEVELS, 4, eta)
-    DDIMSampler(wavy, schedule).sample(z, noise, seen.append)
+    sample(wavy, schedule, z, noise, callback=seen.append)
     assert [info.timestep for info in seen] == [751, 501, 251, 1]
     assert [(info.step, info.total) for info in seen] == [(0, 4), (1, 4), (2, 4), (3, 4)]
     for i, (info, after) in enumerate(zip(seen, [501, 251, 1, 0], strict=True)):
@@ -87,12 +101,12 @@ def test_steps_asked_are_steps_taken(steps: int):
         told.append(t.tolist())
         return torch.zeros_like(z)
 
-    DDIMSampler(denoiser, schedule).sample(normal(2, 1, 1, 1), NoiseSource([1, 2]))
+    sample(denoiser, schedule, normal(2, 1, 1, 1), NoiseSource([1, 2]))
     assert told == [[t, t] for t in schedule.timesteps] and len(told) == steps
     told.clear()
-    blended = BlendedDDIMSampler(denoiser, schedule, torch.ones(4, 1, 1, 1))
     seen: list[StepInfo] = []
-    blended.sample(normal(1, 1, 1, 1), NoiseSource([1, 2]), seen.append)
+    masks = torch.ones(steps, 1, 1, 1, 1)
+    blended_sample(denoiser, schedule, normal(1, 1, 1, 1), masks, NoiseSource([1, 2]), callback=seen.append)
     assert told == [[t, t] for t in schedule.timesteps] and len(seen) == steps
 
 
@@ -134,7 +148,7 @@ def test_at_scale_one_the_empty_prompt_is_not_computed():
         assert [len(z) for z, _, _ in spy.calls] == [3]
 
 
-# --- the masks' parts of the walk ------------------------------------------------------------------------------------
+# --- the masks of the steps ------------------------------------------------------------------------------------------
 
 
 def test_parts_are_as_equal_as_steps_allow_widest_first_tight_last():
@@ -153,8 +167,8 @@ def test_parts_are_as_equal_as_steps_allow_widest_first_tight_last():
 @pytest.mark.parametrize(("steps", "parts"), [(4, "0123"), (8, "00112233"), (2, "13"), (1, "3"), (6, "011233")])
 def test_each_step_blends_with_the_mask_of_its_part(steps: int, parts: str):
     masks, z_source, seen = squares(12, 8, 4, 2), normal(1, 4, SIZE, SIZE), []
-    noise = Recorder([1, 2])
-    BlendedDDIMSampler(wavy, make_sampling_schedule(LEVELS, steps), masks).sample(z_source, noise, seen.append)
+    noise, schedule = Recorder([1, 2]), make_sampling_schedule(LEVELS, steps)
+    blended_sample(wavy, schedule, z_source, per_step(masks, schedule), noise, callback=seen.append)
     for info, part in zip(seen, map(int, parts), strict=True):
         level = 1.0 if info.step == steps - 1 else LEVELS[seen[info.step + 1].timestep]
         fresh = noise.drawn[info.step + 1] if info.step < steps - 1 else torch.zeros(2, 4, SIZE, SIZE)
@@ -162,7 +176,28 @@ def test_each_step_blends_with_the_mask_of_its_part(steps: int, parts: str):
         assert torch.equal(~outside, masks[part, 0].bool())
 
 
-# --- blended DDIM ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "shape",
+    [(4, 1, SIZE, SIZE), (3, 1, 1, SIZE, SIZE), (4, 3, 1, SIZE, SIZE), (4, 1, 4, SIZE, SIZE), (4, 1, 1, 2, SIZE)],
+)
+def test_masks_are_one_for_each_step(shape: tuple[int, ...]):
+    schedule, z_source = make_sampling_schedule(LEVELS, 4), normal(1, 4, SIZE, SIZE)
+    with pytest.raises(ValueError, match=r"masks are \(4, 1 or 2, 1, 12, 12\), one for each step"):
+        blended_sample(wavy, schedule, z_source, torch.ones(shape), NoiseSource([1, 2]))
+
+
+def test_each_sample_has_its_own_masks_where_they_differ():
+    schedule, z_source = make_sampling_schedule(LEVELS, 4), normal(1, 4, SIZE, SIZE)
+    wide, tight = (per_step(squares(side), schedule) for side in (8, 4))
+
+    def edit(masks: Tensor, *seeds: int) -> Tensor:
+        return blended_sample(wavy, schedule, z_source, masks, NoiseSource(seeds))
+
+    both = edit(torch.cat([wide, tight], dim=1), 1, 2)
+    assert torch.equal(both, torch.cat([edit(wide, 1), edit(tight, 2)]))
+
+
+# --- blending --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -170,7 +205,7 @@ def test_each_step_blends_with_the_mask_of_its_part(steps: int, parts: str):
 def test_background_at_the_end_is_the_source_bit_for_bit(eta: float, steps: int, skip: int):
     masks, z_source = squares(10, 8, 6, 4), normal(1, 4, SIZE, SIZE)
     schedule = make_sampling_schedule(LEVELS, steps, eta, skip)
-    z = BlendedDDIMSampler(wavy, schedule, masks).sample(z_source, NoiseSource([1, 2, 3]))
+    z = blended_sample(wavy, schedule, z_source, per_step(masks, schedule), NoiseSource([1, 2, 3]))
     assert z.shape == (3, 4, SIZE, SIZE)
     inside = masks[-1, 0].bool()
     assert torch.equal(z[..., ~inside], z_source.expand(3, -1, -1, -1)[..., ~inside])
@@ -178,7 +213,7 @@ def test_background_at_the_end_is_the_source_bit_for_bit(eta: float, steps: int,
 
 
 @pytest.mark.parametrize("skip", [0, 3])
-def test_the_walk_starts_from_the_source_at_the_first_step_s_level(skip: int):
+def test_sampling_starts_from_the_source_at_the_first_step_s_level(skip: int):
     z_source, starts = normal(1, 4, SIZE, SIZE), []
 
     def denoiser(z: Tensor, t: Tensor) -> Tensor:
@@ -186,7 +221,7 @@ def test_the_walk_starts_from_the_source_at_the_first_step_s_level(skip: int):
         return wavy(z, t)
 
     schedule = make_sampling_schedule(LEVELS, 10, skip_steps=skip)
-    BlendedDDIMSampler(denoiser, schedule, squares(4)).sample(z_source, noise := Recorder([1, 2]))
+    blended_sample(denoiser, schedule, z_source, per_step(squares(4), schedule), noise := Recorder([1, 2]))
     timestep, z = starts[0]
     assert timestep == 901 - 100 * skip
     same(z, noised(z_source, LEVELS[timestep], noise.drawn[0]))
@@ -196,7 +231,7 @@ def test_the_walk_starts_from_the_source_at_the_first_step_s_level(skip: int):
 def test_background_on_the_way_has_the_level_after_the_step(eta: float):
     z_source, seen, noise = normal(1, 4, SIZE, SIZE), [], Recorder([1, 2])
     schedule = make_sampling_schedule(LEVELS, 10, eta)
-    BlendedDDIMSampler(wavy, schedule, squares(4)).sample(z_source, noise, seen.append)
+    blended_sample(wavy, schedule, z_source, per_step(squares(4), schedule), noise, callback=seen.append)
     outside = squares(4)[0, 0] == 0
     draws = noise.drawn[1:]  # after the start: for each step its own noise where there is eta, then the background's
     for info, after in zip(seen[:-1], [801, 701, 601, 501, 401, 301, 201, 101, 1], strict=True):
@@ -207,9 +242,9 @@ def test_background_on_the_way_has_the_level_after_the_step(eta: float):
 
 def test_with_a_white_mask_it_is_plain_ddim_from_the_same_start():
     z_source, schedule = normal(1, 4, SIZE, SIZE), make_sampling_schedule(LEVELS, 10, skip_steps=2)
-    z = BlendedDDIMSampler(wavy, schedule, torch.ones(4, 1, SIZE, SIZE)).sample(z_source, NoiseSource([1, 2]))
+    z = blended_sample(wavy, schedule, z_source, torch.ones(8, 1, 1, SIZE, SIZE), NoiseSource([1, 2]))
     start = noised(z_source, LEVELS[701], NoiseSource([1, 2]).draw((4, SIZE, SIZE), z_source))
-    plain = DDIMSampler(wavy, schedule).sample(start, NoiseSource([1, 2]))
+    plain = sample(wavy, schedule, start, NoiseSource([1, 2]))
     torch.testing.assert_close(z, plain, rtol=1e-4, atol=1e-4)
 
 
@@ -221,9 +256,8 @@ def test_callbacks_see_the_estimate_of_the_clean_latents():
         return asked[-1][1]
 
     schedule = make_sampling_schedule(LEVELS, 5, eta=0.5)
-    z_end = BlendedDDIMSampler(denoiser, schedule, squares(8, 4)).sample(
-        normal(1, 4, SIZE, SIZE), NoiseSource([1]), seen.append
-    )
+    masks, z_source = per_step(squares(8, 4), schedule), normal(1, 4, SIZE, SIZE)
+    z_end = blended_sample(denoiser, schedule, z_source, masks, NoiseSource([1]), callback=seen.append)
     assert [info.step for info in seen] == [0, 1, 2, 3, 4] and {info.total for info in seen} == {5}
     assert torch.equal(seen[-1].z, z_end)
     for info, (z, eps) in zip(seen, asked, strict=True):
@@ -239,49 +273,75 @@ class Folding:
 
     factor = 2
 
+    gain = 1.0
+
     def __init__(self):
-        self.encoded = 0
+        self.decoded: list[int] = []
 
     def encode_first_stage(self, x: Tensor) -> Tensor:
-        self.encoded += 1
         return F.pixel_unshuffle(x, 2) / 2
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
-        return F.pixel_shuffle(z * 2, 2)
+        self.decoded.append(len(z))
+        return F.pixel_shuffle(z * 2, 2) * self.gain
 
 
-def pixel_walk(fraction: float, steps: int = 10, eta: float = 0.0):
-    model, x_source = Folding(), normal(1, 3, 2 * SIZE, 2 * SIZE).clamp(-1, 1)
+class Sharpening(Folding):
+    """One whose decoder adds a fifth to every contrast, which an encoder does not undo."""
+
+    gain = 1.2
+
+
+def pixel_edit(fraction: float, steps: int = 10, eta: float = 0.0, sampler: str = "ddim", first_stage=Folding):
+    model, x_source = first_stage(), normal(1, 3, 2 * SIZE, 2 * SIZE).clamp(-1, 1)
     mask = torch.zeros(1, 1, 2 * SIZE, 2 * SIZE)
     mask[..., 7:15, 8:17] = 1  # odd edges: the border runs through latent positions
-    z_source = model.encode_first_stage(x_source)
-    model.encoded = 0
-    noise, seen = Recorder([1, 2]), []
-    sampler = BlendedDDIMSampler(
-        wavy, make_sampling_schedule(LEVELS, steps, eta), squares(10, 6), PixelBlending(model, x_source, mask, fraction)
+    noise, seen, schedule = Recorder([1, 2]), [], make_sampling_schedule(LEVELS, steps, eta, sampler=sampler)
+    z = blended_sample(
+        wavy,
+        schedule,
+        model.encode_first_stage(x_source),
+        per_step(squares(10, 6), schedule),
+        noise,
+        pixels=PixelBlending(model, x_source, mask, fraction),
+        callback=seen.append,
     )
-    z = sampler.sample(z_source, noise, seen.append)
     return model, x_source, mask, z, noise, seen
 
 
 @pytest.mark.parametrize(
     ("fraction", "steps", "expected"), [(0.0, 10, 0), (0.3, 10, 3), (1.0, 10, 10), (0.25, 30, 8), (1.0, 1, 1)]
 )
-def test_pixels_are_blended_in_the_last_part_of_the_walk(fraction: float, steps: int, expected: int):
-    assert pixel_walk(fraction, steps)[0].encoded == expected
+def test_pixels_are_blended_in_the_last_steps_one_sample_at_a_time(fraction: float, steps: int, expected: int):
+    assert pixel_edit(fraction, steps)[0].decoded == [1] * 2 * expected
 
 
-def test_pixel_blending_noises_to_the_level_after_the_step():
-    model, x_source, mask, _, noise, seen = pixel_walk(fraction=0.5)
-    draws = noise.drawn[1:]
-    for info, after in zip(seen[5:-1], [401 - 100, 201, 101, 1], strict=True):
-        blended = model.decode_first_stage(info.z0) * mask + x_source * (1 - mask)
-        clean = model.encode_first_stage(blended)
-        same(info.z, noised(clean, LEVELS[after], draws[info.step]))
+def test_pixel_blending_changes_the_estimate_and_keeps_the_noise_of_the_step():
+    model, x_source, mask, _, noise, seen = pixel_edit(fraction=0.5)
+    source, touched = model.encode_first_stage(x_source), F.max_pool2d(mask, 2)
+    for before, info, after in zip(seen[4:], seen[5:-1], [301, 201, 101, 1], strict=False):
+        start, end = (
+            NoiseLevel(LEVELS[t].sqrt().item(), (1 - LEVELS[t]).sqrt().item()) for t in (info.timestep, after)
+        )
+        z, z0 = ddim_step(before.z, wavy(before.z, torch.tensor([info.timestep] * 2)), start, end)
+        change = model.encode_first_stage(model.decode_first_stage(z0) * mask + x_source * (1 - mask)) - z0
+        background = noised(source, LEVELS[after], noise.drawn[1 + info.step])
+        same(info.z, torch.where(touched > 0, z + end.a * change, background))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("first_stage", [Folding, Sharpening])
+def test_inside_the_mask_pixel_blending_changes_nothing_whatever_the_autoencoder_loses(sampler: str, first_stage):
+    """Each step would add its loss, and noise that is not the trajectory's: contrast burnt in."""
+    seen = [pixel_edit(fraction, sampler=sampler, first_stage=first_stage)[-1] for fraction in (0.0, 0.2)]
+    blended, plain = seen[1][8], seen[0][8]  # the first step that blends: later ones also hear of the border
+    inside = F.max_pool2d(1 - pixel_edit(0.0)[2], 2)[0, 0] == 0
+    assert inside.sum() > 4
+    same(blended.z[..., inside], plain.z[..., inside])
 
 
 def test_pixel_blending_ends_with_the_very_pixels_of_the_source():
-    model, x_source, mask, z, _, seen = pixel_walk(fraction=0.5, eta=1.0)
+    model, x_source, mask, z, _, seen = pixel_edit(fraction=0.5, eta=1.0)
     x, outside = model.decode_first_stage(z), mask[0, 0] == 0
     same(x[..., outside], x_source.expand(2, -1, -1, -1)[..., outside])
     same(x[..., ~outside], model.decode_first_stage(seen[-1].z0)[..., ~outside])
@@ -352,9 +412,13 @@ def test_no_gradients_are_tracked():
     z_source = normal(1, 4, SIZE, SIZE).requires_grad_()
     schedule = make_sampling_schedule(LEVELS, 3)
     seen: list[StepInfo] = []
-    blended = BlendedDDIMSampler(lambda z, t: weight * wavy(z, t), schedule, squares(8, 4))
-    z = blended.sample(z_source, NoiseSource([1]), seen.append)
-    plain = DDIMSampler(lambda z, t: weight * wavy(z, t), schedule).sample(z_source, NoiseSource([1]), seen.append)
+    masks = per_step(squares(8, 4), schedule)
+
+    def denoiser(z: Tensor, t: Tensor) -> Tensor:
+        return weight * wavy(z, t)
+
+    z = blended_sample(denoiser, schedule, z_source, masks, NoiseSource([1]), callback=seen.append)
+    plain = sample(denoiser, schedule, z_source, NoiseSource([1]), callback=seen.append)
     assert not any(t.requires_grad for info in seen for t in (info.z, info.z0, z, plain))
 
 

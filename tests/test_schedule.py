@@ -10,10 +10,12 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.models.diffusion.ddpm import schedule_buffers
 from ldm.models.diffusion.schedule import (
+    NoiseLevel,
+    SamplingSchedule,
     ddim_timesteps,
     make_beta_schedule,
     make_sampling_schedule,
-    second_order_slopes,
+    second_order_coefficients,
 )
 
 PUBLIC = dict(linear_start=0.00085, linear_end=0.012)
@@ -23,6 +25,11 @@ PUBLIC = dict(linear_start=0.00085, linear_end=0.012)
 def levels() -> Tensor:
     """alphas_cumprod of the public model, as its buffer holds it."""
     return schedule_buffers(make_beta_schedule("linear", 1000, **PUBLIC))["alphas_cumprod"]
+
+
+def alphas(schedule: SamplingSchedule) -> list[float]:
+    """alphas_cumprod at each level of a schedule."""
+    return [level.a**2 for level in schedule.levels]
 
 
 # --- the model's side ------------------------------------------------------------------------------------------------
@@ -82,7 +89,7 @@ def test_buffers_equal_their_closed_forms(by_hand):
         assert torch.allclose(buffers[name], torch.tensor(expected), rtol=1e-5, atol=1e-9), name
 
 
-def test_the_posterior_of_a_walk_is_its_own_mean(by_hand):
+def test_the_posterior_without_noise_is_its_own_mean(by_hand):
     """Where x_t carries no noise, the posterior mean of x_{t-1} carries none: c1 + c2 sqrt(a_t) = sqrt(a_{t-1})."""
     for t in (1, 10, 999):
         mean = (
@@ -112,7 +119,7 @@ def test_any_count_is_exact_distinct_in_range_and_even():
         assert timesteps[0] >= 0 and timesteps[-1] <= 999
         gaps = {b - a for a, b in pairwise(timesteps)}
         assert gaps <= {1000 // steps, 1000 // steps + 1}
-        assert 1000 - timesteps[-1] <= 1000 / steps + 1, "the walk begins too far down"
+        assert 1000 - timesteps[-1] <= 1000 / steps + 1, "the trajectory begins too far down"
 
 
 def test_counts_of_a_model_with_fewer_levels():
@@ -124,11 +131,10 @@ def test_counts_of_a_model_with_fewer_levels():
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 9, 27, 30, 36, 50, 101, 111, 251, 333, 501, 750, 999, 1000])
 def test_each_step_arrives_where_the_next_one_starts(levels: Tensor, steps: int):
     schedule = make_sampling_schedule(levels, steps)
-    assert len(schedule) == steps == len(schedule.alphas) == len(schedule.alphas_prev) == len(schedule.sigmas)
+    assert len(schedule) == steps == len(schedule.levels) - 1 == len(schedule.sigmas) == len(schedule.progress)
     assert list(schedule.timesteps) == sorted(schedule.timesteps, reverse=True)
-    assert schedule.alphas == tuple(levels[t].item() for t in schedule.timesteps)
-    assert schedule.alphas_prev[:-1] == schedule.alphas[1:]
-    assert schedule.alphas_prev[-1] == levels[0].item() < 1
+    assert alphas(schedule) == pytest.approx([*(levels[t].item() for t in schedule.timesteps), levels[0].item()])
+    assert all(level.a**2 + level.s**2 == pytest.approx(1) for level in schedule.levels)
     assert set(schedule.sigmas) == {0.0}
 
 
@@ -136,7 +142,7 @@ def test_each_step_arrives_where_the_next_one_starts(levels: Tensor, steps: int)
 @pytest.mark.parametrize("steps", [1, 10, 333, 1000])
 def test_sigmas_are_eta_times_the_ancestral_sampler_s(levels: Tensor, steps: int, eta: float):
     schedule = make_sampling_schedule(levels, steps, eta)
-    for a, before, sigma in zip(schedule.alphas, schedule.alphas_prev, schedule.sigmas, strict=True):
+    for (a, before), sigma in zip(pairwise(alphas(schedule)), schedule.sigmas, strict=True):
         expected = eta * math.sqrt((1 - before) / (1 - a)) * math.sqrt(1 - a / before)  # Song et al. 2021, eq. 16
         assert sigma == pytest.approx(expected, rel=1e-9)
         assert sigma**2 <= 1 - before, "more noise than the level holds"
@@ -155,7 +161,7 @@ def test_at_every_level_sigma_squared_is_the_posterior_variance(levels: Tensor):
 def test_skipped_steps_are_the_noisiest(levels: Tensor, skip: int):
     whole, rest = make_sampling_schedule(levels, 50, 0.5), make_sampling_schedule(levels, 50, 0.5, skip_steps=skip)
     assert len(rest) == 50 - skip
-    for name in ("timesteps", "alphas", "alphas_prev", "sigmas"):
+    for name in ("timesteps", "levels", "sigmas"):
         assert getattr(rest, name) == getattr(whole, name)[skip:]
     assert rest.timesteps[0] == 981 - 20 * skip and rest.timesteps[-1] == 1
 
@@ -189,11 +195,10 @@ def test_steps_of_the_second_order_solver(levels: Tensor):
     """Distinct, from the noisiest level down to where DDIM ends, and denser towards the clean end."""
     for steps in [*range(1, 60), 99, 333, 500, 501, 999, 1000]:
         schedule = make_sampling_schedule(levels, steps, sampler="dpmpp_2m")
-        assert len(schedule) == len(set(schedule.timesteps)) == steps == len(schedule.slopes)
+        assert len(schedule) == len(set(schedule.timesteps)) == steps == len(schedule.second_order)
         assert list(schedule.timesteps) == sorted(schedule.timesteps, reverse=True)
         assert schedule.timesteps[0] == 999 and (schedule.timesteps[-1] > 0 or steps == 1000)
-        assert schedule.alphas == tuple(levels[t].item() for t in schedule.timesteps)
-        assert schedule.alphas_prev == (*schedule.alphas[1:], levels[0].item())
+        assert alphas(schedule) == pytest.approx([*(levels[t].item() for t in schedule.timesteps), levels[0].item()])
         assert set(schedule.sigmas) == {0.0}
     assert make_sampling_schedule(levels, 4, sampler="dpmpp_2m").timesteps == (999, 649, 353, 125)
 
@@ -207,12 +212,12 @@ def test_skipped_steps_of_the_second_order_solver_start_where_those_of_ddim_do(l
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 20, 100])
 def test_the_first_step_and_the_last_are_first_order(levels: Tensor, steps: int):
-    slopes = make_sampling_schedule(levels, steps, sampler="dpmpp_2m").slopes
-    assert [slope > 0 for slope in slopes] == [0 < i < steps - 1 for i in range(steps)]
-    assert set(make_sampling_schedule(levels, steps, eta=0.5).slopes) == {0.0}
+    coefficients = make_sampling_schedule(levels, steps, sampler="dpmpp_2m").second_order
+    assert [c > 0 for c in coefficients] == [0 < i < steps - 1 for i in range(steps)]
+    assert set(make_sampling_schedule(levels, steps, eta=0.5).second_order) == {0.0}
 
 
-def test_slopes_integrate_a_line_exactly():
+def test_the_second_order_part_integrates_a_line_exactly():
     """Where z0 is a line in lambda, the second-order step is the exact integral, up to what is O(h^3) of it.
 
     z_t / sigma_t = z_s / sigma_s + integral of exp(lambda) z0(lambda) (Lu et al. 2022, eq. 8).
@@ -221,8 +226,47 @@ def test_slopes_integrate_a_line_exactly():
     for h in (0.2, 0.1, 0.05):
         low, high = 0.3, 0.3 + h
         before, start, end = (1 / (1 + math.exp(-2 * lam)) for lam in (low - h, low, high))
-        _, slope, _ = second_order_slopes((before, start, end), (start, end, 0.99))
-        ours = math.sqrt(end) * -math.expm1(-h) * low + slope * h  # z0 = lambda, whose change since before is h
+        levels = [NoiseLevel(math.sqrt(a), math.sqrt(1 - a)) for a in (before, start, end, 0.99)]
+        _, coefficient, _ = second_order_coefficients(levels)
+        ours = math.sqrt(end) * -math.expm1(-h) * low + coefficient * h  # z0 = lambda, whose change since before is h
         exact = math.sqrt(1 - end) * (math.exp(high) * (high - 1) - math.exp(low) * (low - 1))
         errors.append(abs(ours - exact))
     assert errors[0] / errors[1] == pytest.approx(8, rel=0.15) and errors[1] / errors[2] == pytest.approx(8, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "levels", [[(0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)], [(0.0, 1.0), (1.0, 0.0)]]
+)
+def test_levels_from_pure_noise_to_none_have_finite_coefficients(levels: list[tuple[float, float]]):
+    """As flow matching has them, a = 1 - s; where the step before is infinite in lambda, nothing is extrapolated."""
+    coefficients = second_order_coefficients([NoiseLevel(*level) for level in levels])
+    assert coefficients[:2] == (0.0, 0.0)[: len(coefficients)] and coefficients[-1] == 0
+    assert all(math.isfinite(c) for c in coefficients) and (len(coefficients) < 3 or coefficients[2] > 0)
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "skip"), [(1, 0), (10, 0), (50, 0), (50, 20), (1000, 0)])
+def test_progress_of_ddim_is_the_middle_of_each_step(levels: Tensor, steps: int, skip: int):
+    n = steps - skip
+    progress = make_sampling_schedule(levels, steps, skip_steps=skip).progress
+    assert progress == tuple((i + 0.5) / n for i in range(n))
+
+
+@pytest.mark.parametrize(("steps", "skip"), [(1, 0), (2, 0), (20, 0), (50, 20), (1000, 0), (1000, 999)])
+def test_progress_rises_between_0_and_1(levels: Tensor, steps: int, skip: int):
+    schedule = make_sampling_schedule(levels, steps, skip_steps=skip, sampler="dpmpp_2m")
+    assert len(schedule.progress) == steps - skip and schedule.progress[0] > 0 and schedule.progress[-1] < 1
+    assert all(a < b for a, b in pairwise(schedule.progress))
+
+
+@pytest.mark.parametrize("skip", [0, 30])
+def test_a_progress_is_reached_at_one_noise_level_with_every_sampler(levels: Tensor, skip: int):
+    """So that a grey of a soft mask joins there: the timesteps differ by no more than a step of either."""
+    ddim, other = (make_sampling_schedule(levels, 100, 0, skip, sampler) for sampler in ("ddim", "dpmpp_2m"))
+    for share in (0.1, 0.25, 0.5, 0.75, 0.9):
+        i, j = (next(i for i, p in enumerate(one.progress) if p >= share) for one in (ddim, other))
+        assert abs(ddim.timesteps[i] - other.timesteps[j]) <= 20
+    assert 40 < sum(p < 0.5 for p in ddim.progress) / len(ddim) * 100 < 60
+    assert sum(p < 0.5 for p in other.progress) / len(other) < 0.45, "it spends more steps at the clean end"

@@ -8,14 +8,18 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler, mask_parts, parts_of
-from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, guided_denoiser
+from ldm.models.diffusion.blending import blended_sample
 from ldm.models.diffusion.ddpm import LatentDiffusion, schedule_buffers
+from ldm.models.diffusion.guidance import guided_denoiser
+from ldm.models.diffusion.sampling import NoiseSource, sample
 from ldm.models.diffusion.schedule import (
+    NoiseLevel,
     SamplingSchedule,
     make_beta_schedule,
     make_sampling_schedule,
-    second_order_slopes,
+    mask_parts,
+    parts_of,
+    second_order_coefficients,
 )
 from tests.tiny import normal, squares, tiny_model
 
@@ -29,7 +33,7 @@ def model() -> LatentDiffusion:
 
 
 class Gaussian:
-    """Data of one normal distribution: the exact denoiser, and the exact end of a walk (probability-flow ODE)."""
+    """Data of one normal distribution: the exact denoiser, and the exact end of a trajectory (probability-flow ODE)."""
 
     levels = torch.sigmoid(2 * torch.linspace(3.5, -2.7, 1281, dtype=torch.float64))  # even in log-SNR
     mean, spread = 0.7, 0.4
@@ -48,15 +52,14 @@ class Gaussian:
         return end.sqrt() * self.mean + grow * (z - start.sqrt() * self.mean)
 
     def error(self, sampler: str, steps: int) -> float:
-        """Of a walk of so many even steps in log-SNR."""
+        """Of so many even steps in log-SNR."""
         timesteps = tuple(range(1280, -1, -1280 // steps))
-        levels = tuple(self.levels[list(timesteps)].tolist())
-        walk = levels[:-1], levels[1:]
+        levels = tuple(NoiseLevel(a**0.5, (1 - a) ** 0.5) for a in self.levels[list(timesteps)].tolist())
         none = (0.0,) * steps
-        slopes = none if sampler == "ddim" else second_order_slopes(*walk)
-        schedule = SamplingSchedule(timesteps[:-1], *walk, sigmas=none, slopes=slopes, sampler=sampler)
+        second_order = none if sampler == "ddim" else second_order_coefficients(levels)
+        schedule = SamplingSchedule(timesteps[:-1], levels, none, second_order, none, sampler)
         start = normal(1, 4, 4, 4).double()
-        return (DDIMSampler(self, schedule).sample(start, NoiseSource([1])) - self.end(start)).abs().max().item()
+        return (sample(self, schedule, start, NoiseSource([1])) - self.end(start)).abs().max().item()
 
 
 # --- the solver ------------------------------------------------------------------------------------------------------
@@ -80,7 +83,7 @@ def test_it_is_the_solver_of_diffusers(model: LatentDiffusion, steps: int):
     for t in scheduler.timesteps:
         z = scheduler.step(denoiser(z, t.expand(2)), t, z).prev_sample
         expected.append(z)
-    DDIMSampler(denoiser, schedule).sample(start, NoiseSource([1, 2]), seen.append)
+    sample(denoiser, schedule, start, NoiseSource([1, 2]), callback=seen.append)
     assert expected[-1].std() > 0.1
     for info, their_z in zip(seen, expected, strict=True):
         torch.testing.assert_close(info.z, their_z, rtol=1e-4, atol=1e-4)
@@ -105,9 +108,9 @@ def wavy(z: Tensor, t: Tensor) -> Tensor:
     return torch.sin(3 * z + z.flip(-1) + z.flip(-2) + 0.01 * t.view(-1, 1, 1, 1))
 
 
-def noised(z0: Tensor, level: Tensor | float, noise: Tensor) -> Tensor:
-    level = torch.as_tensor(level, dtype=torch.float64)
-    return (level.sqrt() * z0 + (1 - level).sqrt() * noise).float()
+def per_step(masks: Tensor, schedule: SamplingSchedule) -> Tensor:
+    """(K, 1, h, w), widest first -> (steps, 1, 1, h, w)."""
+    return masks[list(parts_of(schedule, len(masks)))][:, None]
 
 
 class Recorder(NoiseSource):
@@ -119,30 +122,31 @@ class Recorder(NoiseSource):
 
 
 @pytest.mark.parametrize("skip", [0, 4])
-def test_the_background_keeps_its_one_noise_and_ends_as_the_source(skip: int):
+def test_the_background_shares_the_start_s_noise_and_ends_as_the_source(skip: int):
     z_source, seen, noise = normal(1, 4, SIZE, SIZE), [], Recorder([1, 2])
     schedule = make_sampling_schedule(LEVELS, 10, skip_steps=skip, sampler="dpmpp_2m")
-    z = BlendedDDIMSampler(wavy, schedule, squares(4)).sample(z_source, noise, seen.append)
+    z = blended_sample(wavy, schedule, z_source, per_step(squares(4), schedule), noise, callback=seen.append)
     (start,) = noise.drawn
     outside = squares(4)[0, 0] == 0
-    for info, level in zip(seen, [*schedule.alphas[1:], 1.0], strict=True):
-        torch.testing.assert_close(info.z[..., outside], noised(z_source, level, start)[..., outside])
+    for info, level in zip(seen, [*schedule.levels[1:-1], NoiseLevel(1.0, 0.0)], strict=True):
+        expected = level.a * z_source + level.s * start
+        torch.testing.assert_close(info.z[..., outside], expected[..., outside])
     assert torch.equal(z[..., outside], z_source.expand(2, -1, -1, -1)[..., outside])
 
 
 def test_ddim_draws_afresh_unless_it_is_told_not_to():
     z_source, schedule = normal(1, 4, SIZE, SIZE), make_sampling_schedule(LEVELS, 10)
-    for fixed, draws in ((None, 10), (False, 10), (True, 1)):
+    for shared, draws in ((None, 10), (False, 10), (True, 1)):
         noise = Recorder([1])
-        BlendedDDIMSampler(wavy, schedule, squares(4), fixed_noise=fixed).sample(z_source, noise)
+        blended_sample(wavy, schedule, z_source, per_step(squares(4), schedule), noise, shared_noise=shared)
         assert len(noise.drawn) == draws
 
 
 def test_with_a_white_mask_it_is_plain_sampling_from_the_same_start():
     z_source, schedule = normal(1, 4, SIZE, SIZE), make_sampling_schedule(LEVELS, 10, sampler="dpmpp_2m")
-    z = BlendedDDIMSampler(wavy, schedule, torch.ones(1, 1, SIZE, SIZE)).sample(z_source, NoiseSource([1, 2]))
-    start = noised(z_source, schedule.alphas[0], NoiseSource([1, 2]).draw((4, SIZE, SIZE), z_source))
-    plain = DDIMSampler(wavy, schedule).sample(start, NoiseSource([1, 2]))
+    z = blended_sample(wavy, schedule, z_source, torch.ones(10, 1, 1, SIZE, SIZE), NoiseSource([1, 2]))
+    start, level = NoiseSource([1, 2]).draw((4, SIZE, SIZE), z_source), schedule.levels[0]
+    plain = sample(wavy, schedule, level.a * z_source + level.s * start, NoiseSource([1, 2]))
     torch.testing.assert_close(z, plain, rtol=1e-4, atol=1e-4)
 
 
@@ -158,45 +162,17 @@ def test_masks_change_at_the_noise_levels_of_ddim():
                 assert part == masks - 1 - int(arrival / 1000 * masks)
 
 
-def first_order_steps(masks: Tensor, steps: int, restarts: bool) -> list[list[int]]:
-    """For each sample which steps added nothing to DDIM's."""
-    schedule, seen, asked = make_sampling_schedule(LEVELS, steps, sampler="dpmpp_2m"), [], []
-
-    def denoiser(z: Tensor, t: Tensor) -> Tensor:
-        asked.append(z)
-        return wavy(z, t)
-
-    z_source, inside = normal(1, 4, SIZE, SIZE), (..., SIZE // 2, SIZE // 2)
-    BlendedDDIMSampler(denoiser, schedule, masks, restarts=restarts).sample(z_source, NoiseSource([1, 2]), seen.append)
-    found = [[], []]
-    for i, (info, z) in enumerate(zip(seen, asked, strict=True)):
-        ddim = noised(info.z0, schedule.alphas_prev[i], wavy(z, torch.tensor([info.timestep])))
-        for row in range(2):
-            if torch.allclose(info.z[row][inside], ddim[row][inside], atol=1e-5):
-                found[row].append(i)
-    return found
-
-
-def test_restarts_are_each_sample_s_own():
-    wide, tight = squares(8, 4)
-    turns = [3, 5]  # sample 0 is blended with its tight mask from step 3 on, sample 1 from step 5 on
-    masks = torch.stack([torch.stack([wide if i < turn else tight for turn in turns]) for i in range(10)])
-    assert first_order_steps(masks, 10, restarts=False) == [[0, 9], [0, 9]]
-    assert first_order_steps(masks, 10, restarts=True) == [[0, 4, 9], [0, 6, 9]]
-    assert first_order_steps(masks[:2], 2, restarts=True) == [[0, 1], [0, 1]]
-
-
 def test_a_prediction_does_not_depend_on_its_batch(model: LatentDiffusion):
     denoiser = guided_denoiser(model, normal(1, 7, 32), normal(1, 7, 32, seed=2), 2.0)
     schedule, z_source = make_sampling_schedule(model.alphas_cumprod, 5, sampler="dpmpp_2m"), normal(1, 4, 8, 8)
-    masks = torch.ones(2, 1, 8, 8)
-    masks[1, :, 2:, 3:] = 0
+    masks = torch.ones(5, 1, 1, 8, 8)
+    masks[2:, ..., 2:, 3:] = 0
 
-    def sample(seeds: list[int]) -> Tensor:
-        return BlendedDDIMSampler(denoiser, schedule, masks).sample(z_source, NoiseSource(seeds))
+    def edit(seeds: list[int]) -> Tensor:
+        return blended_sample(denoiser, schedule, z_source, masks, NoiseSource(seeds))
 
-    batch = sample([7, 8, 9])
-    torch.testing.assert_close(batch[1:2], sample([8]), rtol=1e-5, atol=1e-4)
+    batch = edit([7, 8, 9])
+    torch.testing.assert_close(batch[1:2], edit([8]), rtol=1e-5, atol=1e-4)
     assert not torch.allclose(batch[0], batch[1], atol=1e-2)
 
 
@@ -222,7 +198,7 @@ CONTEXT, EMPTY = normal(1, 7, 32), normal(1, 7, 32, seed=2)
 def test_outside_the_interval_the_network_runs_for_the_prompt_alone(model: LatentDiffusion, sampler: str):
     spy, schedule = Counting(model), make_sampling_schedule(model.alphas_cumprod, 10, sampler=sampler)
     denoiser = guided_denoiser(spy, CONTEXT, EMPTY, 5.0, interval=(0.2, 0.6))
-    DDIMSampler(denoiser, schedule).sample(normal(3, 4, 8, 8), NoiseSource([1, 2, 3]))
+    sample(denoiser, schedule, normal(3, 4, 8, 8), NoiseSource([1, 2, 3]))
     assert spy.rows == {t: 6 if 0.2 <= t / 999 <= 0.6 else 3 for t in schedule.timesteps}
     assert 3 < list(spy.rows.values()).count(3) < 8
 

@@ -21,7 +21,7 @@ from ldm.editing.edit import edit_image
 from ldm.editing.request import EditRequest
 from ldm.errors import UserError
 from ldm.models.autoencoder import DiagonalGaussian
-from ldm.models.diffusion.ddim import noised
+from ldm.models.diffusion.sampling import noised
 from ldm.training.autoencoder import AutoencoderTrainer, psnr
 from ldm.training.base import adamw_with_cosine
 from ldm.training.data import LatentScenes, RandomCrops, SceneImages

@@ -1,8 +1,8 @@
 """How fast each solver converges with the number of steps, with blending: tables and a plot.
 
-With fresh background noise, walks of different lengths see different noise, and DDIM's pictures differ by that however
-many steps they have. So every walk is held against two long ones of its seed: DDIM's with one background noise, which
-all others share, and its own solver's.
+With fresh background noise, trajectories of different lengths see different noise, and DDIM's pictures differ by that
+however many steps they have. So every result is held against two of many steps and the same seed: DDIM's with shared
+background noise, which does not depend on the number of steps, and its own solver's.
 """
 
 import hashlib
@@ -27,10 +27,17 @@ from ldm.errors import MissingExtra, UserError
 from ldm.evaluation.answers import Answers
 from ldm.evaluation.triples import Triple, object_triples
 from ldm.files import atomic_file
-from ldm.models.diffusion.blended_ddim import BlendedDDIMSampler
-from ldm.models.diffusion.ddim import NoiseSource, StepInfo, guided_denoiser
+from ldm.models.diffusion.blending import blended_sample
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.schedule import SamplingSchedule, dpmpp_timesteps, make_sampling_schedule, walk_along
+from ldm.models.diffusion.guidance import guided_denoiser
+from ldm.models.diffusion.sampling import NoiseSource, StepInfo
+from ldm.models.diffusion.schedule import (
+    SamplingSchedule,
+    dpmpp_timesteps,
+    make_sampling_schedule,
+    parts_of,
+    schedule_along,
+)
 from ldm.util import choose_device
 
 PART = "solvers"
@@ -38,15 +45,14 @@ PART = "solvers"
 
 @dataclass(frozen=True)
 class Variant:
-    """A solver and how it walks.
+    """A solver and how it is used.
 
-    fixed_noise, restarts: see `BlendedDDIMSampler`. power: of the timesteps, see `dpmpp_timesteps`; None takes the
-    sampler's own. second_order: False leaves the second-order part out, which is DDIM on the same timesteps.
+    shared_noise: see `blended_sample`. power: of the timesteps, see `dpmpp_timesteps`; None takes the sampler's own.
+    second_order: False leaves the second-order part out, which is DDIM on the same timesteps.
     """
 
     sampler: str = "dpmpp_2m"
-    fixed_noise: bool = True
-    restarts: bool = False
+    shared_noise: bool = True
     power: float | None = None
     second_order: bool = True
 
@@ -55,20 +61,19 @@ class Variant:
             schedule = make_sampling_schedule(alphas_cumprod, steps, sampler=self.sampler)
         else:
             timesteps = dpmpp_timesteps(steps, len(alphas_cumprod), power=self.power)
-            schedule = walk_along(alphas_cumprod.double().cpu(), timesteps, self.sampler)
-        return schedule if self.second_order else replace(schedule, slopes=(0.0,) * steps)
+            schedule = schedule_along(alphas_cumprod.double().cpu(), timesteps, self.sampler)
+        return schedule if self.second_order else replace(schedule, second_order=(0.0,) * steps)
 
 
 VARIANTS = {
-    "ddim": Variant("ddim", fixed_noise=False),  # the paper's
-    "ddim, one noise": Variant("ddim"),
+    "ddim": Variant("ddim", shared_noise=False),  # the paper's
+    "ddim, shared noise": Variant("ddim"),
     "dpmpp_2m": Variant(),
     "dpmpp_2m, first order": Variant(second_order=False),
-    "dpmpp_2m, restarts": Variant(restarts=True),
     "dpmpp_2m, power 1": Variant(power=1.0),
     "dpmpp_2m, power 2": Variant(power=2.0),
 }
-REFERENCE = "ddim, one noise"
+REFERENCE = "ddim, shared noise"
 
 MEASURES = ("to_reference", "to_own", "clip_distance")
 """Mean squared differences inside the mask, of pictures in [-1, 1], and CLIP's distance, None without a ranker."""
@@ -79,7 +84,7 @@ class SolverComparison:
     """What to compare, and where to write it.
 
     solvers: names of `VARIANTS`. model, device: as `scripts/text_editing.py` has them. n_triples: photographs, masks
-    and prompts, one prediction of each; seed: of them. steps: the lengths of the walks; reference_steps: of those that
+    and prompts, one prediction of each; seed: of them. steps: how many to compare; reference_steps: of the results that
     they are held against. scale: of guidance. mask_dilation_iterations: None lets each mask's thickness decide.
     """
 
@@ -96,9 +101,9 @@ class SolverComparison:
 
 
 def compare_solvers(job: SolverComparison) -> str:
-    """Walk, and write `solvers.md`, `solvers.json` and `solvers.png` into `job.outdir`; returns the tables.
+    """Edit, and write `solvers.md`, `solvers.json` and `solvers.png` into `job.outdir`; returns the tables.
 
-    A run that was stopped goes on where it stopped.
+    A run that was stopped resumes where it stopped.
 
     Raises:
         UserError: no model, an unknown solver, steps out of range, or a folder that cannot be written or holds a
@@ -124,11 +129,11 @@ def compare_solvers(job: SolverComparison) -> str:
     answers = Answers(job.outdir / "answers.jsonl", settings)
     ranker = find_ranker(files.clip, device)
     triples = object_triples(job.seed, model.image_size * model.factor)
-    walks = len(job.solvers) * sum(job.steps) + len({REFERENCE, *job.solvers}) * job.reference_steps
-    with tqdm(total=walks * job.n_triples, desc="denoising", unit="step", disable=None) as bar:
+    evaluations = len(job.solvers) * sum(job.steps) + len({REFERENCE, *job.solvers}) * job.reference_steps
+    with tqdm(total=evaluations * job.n_triples, desc="denoising", unit="step", disable=None) as bar:
         for index, triple in enumerate(islice(triples, job.n_triples)):
             if index in answers.of(PART):
-                bar.update(walks)
+                bar.update(evaluations)
                 continue
             results = _measure(job, model, ranker, triple, index, bar)
             answers.add({"part": PART, "index": index, "prompt": triple.prompt, "results": results})
@@ -152,26 +157,26 @@ def _measure(
     denoiser = guided_denoiser(model, context, empty, job.scale)
     z_source = model.encode_first_stage(triple.x.to(model.device))
 
-    def see(_: StepInfo) -> None:
+    def on_step(_: StepInfo) -> None:
         bar.update()
 
-    def walk(variant: Variant, steps: int) -> Tensor:
+    def edit(variant: Variant, steps: int) -> Tensor:
         """x (1, 3, H, W) on the CPU."""
         schedule = variant.schedule(model.alphas_cumprod, steps)
-        sampler = BlendedDDIMSampler(
-            denoiser, schedule, masks, fixed_noise=variant.fixed_noise, restarts=variant.restarts
-        )
-        return model.decode_first_stage(sampler.sample(z_source, NoiseSource([index]), see)).cpu().clamp(-1, 1)
+        per_step = masks[list(parts_of(schedule, len(masks)))][:, None]
+        noise, shared = NoiseSource([index]), variant.shared_noise
+        z = blended_sample(denoiser, schedule, z_source, per_step, noise, shared_noise=shared, callback=on_step)
+        return model.decode_first_stage(z).cpu().clamp(-1, 1)
 
     def difference(x: Tensor, other: Tensor) -> float:
         return ((x - other).square().mean(1, keepdim=True) * triple.mask).sum().item() / triple.mask.sum().item()
 
-    ends = {name: walk(VARIANTS[name], job.reference_steps) for name in {REFERENCE, *job.solvers}}
+    ends = {name: edit(VARIANTS[name], job.reference_steps) for name in {REFERENCE, *job.solvers}}
     results: dict[str, dict[int, dict[str, float | None]]] = {}
     for name in job.solvers:
         results[name] = {}
         for steps in (*job.steps, job.reference_steps):
-            x = ends[name] if steps == job.reference_steps else walk(VARIANTS[name], steps)
+            x = ends[name] if steps == job.reference_steps else edit(VARIANTS[name], steps)
             distance = None if ranker is None else ranker.distances(x, triple.mask, triple.prompt).item()
             measured = difference(x, ends[REFERENCE]), difference(x, ends[name]), distance
             results[name][steps] = dict(zip(MEASURES, measured, strict=True))
@@ -188,8 +193,8 @@ def _means(found: Sequence[dict[str, Any]]) -> Means:
         return None if None in values else fmean(values)
 
     return {
-        name: {int(steps): {measure: mean(name, steps, measure) for measure in MEASURES} for steps in walks}
-        for name, walks in found[0].items()
+        name: {int(steps): {measure: mean(name, steps, measure) for measure in MEASURES} for steps in by_steps}
+        for name, by_steps in found[0].items()
     }
 
 
@@ -213,11 +218,11 @@ def markdown(means: Means, reference_steps: int) -> str:
     }
     blocks = []
     for measure, title in titles.items():
-        if any(cell[measure] is None for walks in means.values() for cell in walks.values()):
+        if any(cell[measure] is None for by_steps in means.values() for cell in by_steps.values()):
             continue
         rows = [["steps", *means]]
         for steps in next(iter(means.values())):
-            values = [walks[steps][measure] for walks in means.values()]
+            values = [by_steps[steps][measure] for by_steps in means.values()]
             if measure == "clip_distance":
                 cells = [f"{value:.4f}" for value in values]
             else:
@@ -254,9 +259,9 @@ def _plot(means: Means, job: SolverComparison, path: Path) -> None:
     measures = [key for key in MEASURES if all(cell[key] is not None for cell in next(iter(means.values())).values())]
     figure = Figure((4.6 * len(measures), 4.2), layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
-        for name, walks in means.items():
-            # A walk is not held against itself: its distance of 0 has no place on a logarithmic axis.
-            points = {steps: cell[measure] for steps, cell in walks.items() if cell[measure]}
+        for name, by_steps in means.items():
+            # Nothing is held against itself: a distance of 0 has no place on a logarithmic axis.
+            points = {steps: cell[measure] for steps, cell in by_steps.items() if cell[measure]}
             values = [value if measure == "clip_distance" else levels(value) for value in points.values()]
             axes.plot(list(points), values, marker="o", markersize=4, label=name)
         axes.set(xscale="log", xlabel="steps", title=titles[measure])

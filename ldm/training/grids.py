@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from ldm.files import atomic_file
-from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, guided_denoiser
+from ldm.models.diffusion.guidance import guided_denoiser
+from ldm.models.diffusion.sampling import NoiseSource, sample
 from ldm.models.diffusion.schedule import make_sampling_schedule
 
 
@@ -80,5 +81,5 @@ class SampleGrid(ImageGrid):
         denoiser = guided_denoiser(model, context, model.get_learned_conditioning([""]), self.scale)
         noise = NoiseSource(range(self.seed, self.seed + len(self.prompts)))
         z = noise.draw((model.channels, model.image_size, model.image_size), context)
-        sampler = DDIMSampler(denoiser, make_sampling_schedule(model.alphas_cumprod, self.steps))
-        return model.decode_first_stage(sampler.sample(z, noise))
+        schedule = make_sampling_schedule(model.alphas_cumprod, self.steps)
+        return model.decode_first_stage(sample(denoiser, schedule, z, noise))

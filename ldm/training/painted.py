@@ -20,8 +20,9 @@ from ldm.backbones import zoo
 from ldm.data.epochs import seeded
 from ldm.data.shards import SceneShards
 from ldm.files import atomic_file, file_sha256
-from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, model_denoiser, noised
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.guidance import model_denoiser
+from ldm.models.diffusion.sampling import NoiseSource, noised, sample
 from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.util import choose_device, choose_precision
 
@@ -121,6 +122,6 @@ def paint_batch(model: LatentDiffusion, x: Tensor, captions: list[str], generato
             continue
         schedule = make_sampling_schedule(model.alphas_cumprod, STEPS, skip_steps=STEPS - count)
         noise = NoiseSource(seeds[which].tolist())
-        start = noised(z[which], schedule.alphas[0], noise.draw(z.shape[1:], z))
-        z[which] = DDIMSampler(model_denoiser(model, context[which]), schedule).sample(start, noise)
+        start = noised(z[which], schedule.levels[0], noise.draw(z.shape[1:], z))
+        z[which] = sample(model_denoiser(model, context[which]), schedule, start, noise)
     return model.decode_first_stage(z).float().clamp(-1, 1).cpu()

@@ -1,7 +1,7 @@
 """A reward for what the prompt says, beside the denoising loss: the denoiser edits scenes, a reader says what it sees.
 
 The squared error counts every detail of a texture alike, and a small denoiser spends itself on them; whether the wood
-looks like wood is a small part of it. So some scenes are edited as `BlendedDDIMSampler` does it, in few steps and with
+looks like wood is a small part of it. So some scenes are edited as `blended_sample` does it, in few steps and with
 guidance, and at some of those steps the estimate z0 is read by a `LatentReader`. The gradient of its cross-entropy goes
 through that one step (ReFL, Xu et al. 2023, algorithm 1; DRaFT-1, Clark et al. 2024), not through the steps before it.
 """
@@ -17,8 +17,9 @@ from ldm.data.object_crops import VALUES, encode, said, write_caption
 from ldm.data.scenes.draw import chance
 from ldm.data.scenes.scenes import draw_look
 from ldm.errors import UserError
-from ldm.models.diffusion.ddim import ddim_step, guided_denoiser, noised
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.guidance import guided_denoiser
+from ldm.models.diffusion.sampling import ddim_step, noised
 from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.training.data import check_emphasis
 from ldm.training.reader import READ, LatentReader, ReaderTrainer, draw_regions
@@ -96,9 +97,9 @@ class Reward:
                 f"the noise levels {self.between[0]:g} and {self.between[1]:g}: give fewer, or more steps"
             )
         read = {readable[i] for i in torch.randperm(len(readable), generator=generator)[: self.read].tolist()}
-        losses, z = [], noised(z_source, schedule.alphas[0], noise)
+        losses, z = [], noised(z_source, schedule.levels[0], noise)
         for i, timestep in enumerate(schedule.timesteps[: max(read) + 1]):
-            t, alpha_prev = torch.full((len(z),), timestep), schedule.alphas_prev[i]
+            t, (begin, end) = torch.full((len(z),), timestep), schedule.levels[i : i + 2]
             if i in read:
                 t = t.to(z.device)
                 with torch.no_grad():
@@ -107,10 +108,10 @@ class Reward:
             else:
                 with torch.no_grad():
                     eps = denoise(z, t)
-            z, z0 = ddim_step(z, eps, schedule.alphas[i], alpha_prev, 0.0, None)
+            z, z0 = ddim_step(z, eps, begin, end)
             if i in read:
                 losses.append(reader.loss(torch.where(region.bool(), z0, z_source), region, labels).mean())
-            z = torch.where(region.bool(), z.detach(), noised(z_source, alpha_prev, noise))
+            z = torch.where(region.bool(), z.detach(), noised(z_source, end, noise))
         return torch.stack(losses).mean()
 
     def prompts(self, generator: Generator, count: int) -> tuple[list[str], Tensor]:

@@ -1,6 +1,11 @@
-"""Noise levels, computed before any loop starts: the model's betas, and the steps that a sampler takes."""
+"""Noise levels are data: the model's betas, and the levels of a trajectory, computed before any loop starts.
+
+At a level (a, s) the latents are z = a z_0 + s eps. The models of today are variance preserving, a^2 + s^2 = 1, with
+a = sqrt(alphas_cumprod); nothing in the samplers needs that but DDIM's sigma.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,32 +37,67 @@ def make_beta_schedule(
 
 
 @dataclass(frozen=True)
+class NoiseLevel:
+    """z = a z_0 + s eps, with a, s >= 0."""
+
+    a: float
+    s: float
+
+    @property
+    def log_snr(self) -> float:
+        """lambda = log(a / s), half of the logarithm of the signal-to-noise ratio; infinite at either end."""
+        if self.a == 0 or self.s == 0:
+            return math.inf if self.s == 0 else -math.inf
+        return math.log(self.a / self.s)
+
+
+@dataclass(frozen=True)
 class SamplingSchedule:
-    """The walk downhill, as numbers on the host. Entry i belongs to step i; the noisiest step comes first.
+    """The trajectory from noise to picture, as numbers on the host. Entry i belongs to step i, the noisiest first.
 
     timesteps: what the network is told at each step.
-    alphas: alphas_cumprod at the level that the step starts from.
-    alphas_prev: alphas_cumprod at the level that it arrives at.
-    sigmas: the standard deviation of the fresh noise that the step adds (0 for eta 0).
-    slopes: what DPM-Solver++(2M) multiplies the change of z0 since the step before by, see `second_order_slopes`; 0
-        where a step is first order, and so everywhere with DDIM.
+    levels: one more than steps: step i starts from `levels[i]` and arrives at `levels[i + 1]`.
+    sigmas: the standard deviation of the fresh noise that each step adds (0 for eta 0).
+    second_order: see `second_order_coefficients`; 0 where a step is first order, and so everywhere with DDIM.
+    progress: how far along the trajectory each step is, rising in (0, 1): with DDIM the middle of the step, counted in
+        steps; with another sampler about what DDIM has at the same noise level.
     sampler: one of `SAMPLERS`.
     """
 
     timesteps: tuple[int, ...]
-    alphas: tuple[float, ...]
-    alphas_prev: tuple[float, ...]
+    levels: tuple[NoiseLevel, ...]
     sigmas: tuple[float, ...]
-    slopes: tuple[float, ...]
+    second_order: tuple[float, ...]
+    progress: tuple[float, ...]
     sampler: str
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     @property
-    def one_trajectory(self) -> bool:
-        """Whether steps build on those before them: then the background's noise must be the same at every level."""
+    def multistep(self) -> bool:
+        """Whether steps build on those before them: then a background must have the same noise at every level."""
         return self.sampler != "ddim"
+
+
+def mask_parts(steps: int, masks: int) -> tuple[int, ...]:
+    """Which of `masks` masks each step uses: parts as equal as whole numbers allow, in order.
+
+    The last step always uses the last, tight mask. With fewer steps than masks some are left out, never that one.
+    """
+    return tuple(masks - 1 - (steps - 1 - i) * masks // steps for i in range(steps))
+
+
+def parts_of(schedule: SamplingSchedule, masks: int) -> tuple[int, ...]:
+    """Which of `masks` masks each step of a schedule uses; the last, tight one comes last in any case.
+
+    The range of timesteps is divided into equal parts. DDIM's are even, so that equal numbers of steps are the same;
+    with another sampler the masks change at the noise level at which they change with DDIM.
+    """
+    if schedule.sampler == "ddim":
+        return mask_parts(len(schedule), masks)
+    arrivals = [*schedule.timesteps[1:], 0]
+    return tuple(masks - 1 - t * masks // (schedule.timesteps[0] + 1) for t in arrivals)
 
 
 def ddim_timesteps(steps: int, train_steps: int = 1000) -> tuple[int, ...]:
@@ -79,8 +119,8 @@ def ddim_timesteps(steps: int, train_steps: int = 1000) -> tuple[int, ...]:
 def dpmpp_timesteps(steps: int, train_steps: int = 1000, skip_steps: int = 0, power: float = 1.5) -> tuple[int, ...]:
     """`steps - skip_steps` distinct timesteps, ascending: top * (j / n)^power, where DDIM's are even.
 
-    The walk begins at the noisiest level, or with `skip_steps` about where DDIM's would begin. The power takes steps
-    from the noisy end to the clean one, where log-SNR changes fast (docs/solvers.md).
+    The trajectory begins at the noisiest level, or with `skip_steps` about where DDIM's would begin. The power takes
+    steps from the noisy end to the clean one, where log-SNR changes fast (docs/solvers.md).
 
     Raises:
         UserError: as `ddim_timesteps`.
@@ -88,28 +128,23 @@ def dpmpp_timesteps(steps: int, train_steps: int = 1000, skip_steps: int = 0, po
     top = ddim_timesteps(steps, train_steps)[-1 - skip_steps] if skip_steps else train_steps - 1
     n, timesteps = steps - skip_steps, []
     for j in range(n):
-        least = timesteps[-1] + 1 if timesteps else 1  # from timestep 0, where the walk ends, a step would go nowhere
+        least = timesteps[-1] + 1 if timesteps else 1  # from timestep 0, the end, a step would go nowhere
         timesteps.append(min(max(round(top * ((j + 1) / n) ** power), least), top - (n - 1 - j)))
     return tuple(timesteps)
 
 
-def second_order_slopes(alphas: tuple[float, ...], alphas_prev: tuple[float, ...]) -> tuple[float, ...]:
-    """The second-order part of DPM-Solver++(2M), for each step (Lu et al. 2022, Algorithm 2).
+def second_order_coefficients(levels: Sequence[NoiseLevel]) -> tuple[float, ...]:
+    """What DPM-Solver++(2M) multiplies the change of z0 since the step before by, for each step; see `dpmpp_2m_step`.
 
-    With lambda = log(sqrt(a) / sqrt(1 - a)), a step h in lambda and the step h' before it, the update is DDIM's plus
-    sqrt(a_prev) (1 - exp(-h)) h / (2 h') times (z0 - z0'). The first step has none before it, and the last, the
-    longest jump in lambda of a walk of few steps, is first order for stability, as is usual.
+    With h the step in lambda = log(a / s) and h' the step before it, a (1 - exp(-h)) h / (2 h'), a being that of the
+    level arrived at (Lu et al. 2022, Algorithm 2). The first step has none before it, and the last, the longest jump
+    in lambda of a trajectory of few steps, is first order for stability, as is usual.
     """
-    slopes = [0.0] * len(alphas)
-    steps = [_log_snr(after) - _log_snr(before) for before, after in zip(alphas, alphas_prev, strict=True)]
-    for i, (h_before, h) in enumerate(pairwise(steps[:-1]), start=1):
-        slopes[i] = alphas_prev[i] ** 0.5 * -math.expm1(-h) * h / (2 * h_before)
-    return tuple(slopes)
-
-
-def _log_snr(alpha: float) -> float:
-    """lambda, half of the logarithm of the signal-to-noise ratio."""
-    return 0.5 * math.log(alpha / (1 - alpha))
+    coefficients = [0.0] * (len(levels) - 1)
+    steps = [after.log_snr - before.log_snr for before, after in pairwise(levels[:-1])]
+    for i, (h_before, h) in enumerate(pairwise(steps), start=1):
+        coefficients[i] = levels[i + 1].a * -math.expm1(-h) * h / (2 * h_before)
+    return tuple(coefficients)
 
 
 def make_sampling_schedule(
@@ -138,17 +173,38 @@ def make_sampling_schedule(
     if sampler not in SAMPLERS:
         raise UserError(f'sampler "{sampler}" is unknown: give one of {", ".join(SAMPLERS)}')
     if sampler == "ddim":
-        return walk_along(levels, ascending[: steps - skip_steps], sampler, eta)
+        return schedule_along(levels, ascending[: steps - skip_steps], sampler, eta)
     if eta > 0:
         raise UserError(f"eta {eta:g} needs the sampler ddim: {sampler} adds no noise, give eta 0 with it")
-    return walk_along(levels, dpmpp_timesteps(steps, len(levels), skip_steps), sampler)
+    return schedule_along(levels, dpmpp_timesteps(steps, len(levels), skip_steps), sampler)
 
 
-def walk_along(levels: Tensor, ascending: tuple[int, ...], sampler: str, eta: float = 0.0) -> SamplingSchedule:
-    """The schedule of given timesteps, for comparisons; see `make_sampling_schedule`, which chooses and checks them."""
-    alphas = levels[list(ascending)]
-    alphas_prev = torch.cat([levels[:1], alphas[:-1]])
-    sigmas = eta * torch.sqrt((1 - alphas_prev) / (1 - alphas) * (1 - alphas / alphas_prev).clamp(min=0))
-    alphas, alphas_prev, sigmas = (tuple(column.flip(0).tolist()) for column in (alphas, alphas_prev, sigmas))
-    slopes = (0.0,) * len(alphas) if sampler == "ddim" else second_order_slopes(alphas, alphas_prev)
-    return SamplingSchedule(ascending[::-1], alphas, alphas_prev, sigmas, slopes, sampler)
+def schedule_along(
+    alphas_cumprod: Tensor, ascending: tuple[int, ...], sampler: str, eta: float = 0.0
+) -> SamplingSchedule:
+    """The schedule of given timesteps, for comparisons; see `make_sampling_schedule`, which chooses and checks them.
+
+    Args:
+        alphas_cumprod: (T,) in float64.
+    """
+    alphas = alphas_cumprod[list(ascending)]
+    arrivals = torch.cat([alphas_cumprod[:1], alphas[:-1]])
+    sigmas = eta * torch.sqrt((1 - arrivals) / (1 - alphas) * (1 - alphas / arrivals).clamp(min=0))  # eq. 16
+    levels = tuple(
+        NoiseLevel(alpha**0.5, (1 - alpha) ** 0.5) for alpha in [*alphas.tolist()[::-1], alphas_cumprod[0].item()]
+    )
+    timesteps, steps = ascending[::-1], len(ascending)
+    if sampler == "ddim":
+        second_order, progress = (0.0,) * steps, tuple((i + 0.5) / steps for i in range(steps))
+    else:
+        second_order, progress = second_order_coefficients(levels), _progress(timesteps)
+    return SamplingSchedule(timesteps, levels, tuple(sigmas.tolist()[::-1]), second_order, progress, sampler)
+
+
+def _progress(timesteps: tuple[int, ...]) -> tuple[float, ...]:
+    """The middle of each step in timesteps, from 0 at the first timestep to 1 below the last.
+
+    DDIM's timesteps are even: at the middle of one of its steps this is what it has there, within one step.
+    """
+    middles = [(before + after) / 2 for before, after in pairwise([*timesteps, 0])]
+    return tuple(1 - (middle + 0.5) / (timesteps[0] + 1) for middle in middles)
