@@ -38,7 +38,7 @@ def instantiate_from_config(config: Mapping[str, Any], **overrides: Any) -> Any:
         UserError: there is no `target`, it does not exist, or it refuses a parameter or its value.
     """
     if "target" not in config:
-        raise UserError(f"a config needs the key `target`; this one has {sorted(config)}")
+        raise UserError(f"a config needs the key "target"; this one has {sorted(config)}")
     params = dict(config.get("params") or {}) | overrides
     cls = get_obj_from_str(config["target"])
     try:
@@ -66,7 +66,7 @@ def choose_device(name: str = "auto") -> torch.device:
         torch.zeros(1, device=device).item()  # `meta` is a device too, whose tensors have no values
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise UserError(f'--device {name} cannot be used here ({reason}); try "--device auto"') from error
+        raise UserError(f"`device={name}` cannot be used here ({reason}); try `device=auto`") from error
     return device
 
 
@@ -107,5 +107,5 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             return torch.bfloat16 if has_fast_bfloat16() else torch.float32
         return torch.float16
     if name not in PRECISIONS:
-        raise UserError(f'--precision {name} is unknown: choose "auto", {", ".join(PRECISIONS)}')
+        raise UserError(f"`precision={name}` is unknown: choose auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[name]

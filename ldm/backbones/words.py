@@ -34,7 +34,7 @@ def check_words(model: LatentDiffusion, files: zoo.ModelFiles | None, prompt: st
     unknown = tokenize.unknown_words(prompt)
     known = set(tokenize.words(prompt)) - set(unknown) - _SAY_NOTHING
     if tokenize.is_closed and not (known or force or tokenize.knows_all(prompt)):
-        raise UserError(f"the model knows no word of {_quoted(prompt)}{_known(files)} (--force paints all the same)")
+        raise UserError(f"the model knows no word of {_quoted(prompt)}{_known(files)} (`force` paints all the same)")
     if unknown:
         listed = ", ".join(_quoted(word) for word in unknown[:5])
         logger.warning(f"the model does not know {listed} and paints without{_known(files)}")
@@ -61,7 +61,7 @@ def known_words(files: zoo.ModelFiles) -> Mapping[str, list[str]]:
     words = zoo.read_config(files.config).get("words") or {}
     lists = words.values() if isinstance(words, dict) else [None]
     if not all(isinstance(listed, list) and all(isinstance(word, str) for word in listed) for listed in lists):
-        raise UserError(f"{files.config}: the section `words` must hold lists of words, such as shapes: [ball, cube]")
+        raise UserError(f"{files.config}: the section "words" must hold lists of words, such as shapes: [ball, cube]")
     return words
 
 

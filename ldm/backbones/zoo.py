@@ -142,13 +142,13 @@ def _own_name(files: ModelFiles) -> ModelFiles:
 def _from_files(model: str, config: str | Path | None, ckpt: str | Path | None) -> ModelFiles:
     if not (config and ckpt):
         given, lacking = ("config", "ckpt") if config else ("ckpt", "config")
-        raise UserError(f"{given} needs {lacking} beside it: a config and the weights that were made with it")
+        raise UserError(f"`{given}` needs `{lacking}` beside it: a config and the weights that were made with it")
     if model != "auto":
-        raise UserError(f"model {model} and config with ckpt name two models: give one of them")
+        raise UserError(f"`model={model}` and `config` with `ckpt` name two models: give one of them")
     paths = {"config": Path(config).expanduser().resolve(), "ckpt": Path(ckpt).expanduser().resolve()}
     for option, path in paths.items():
         if not path.is_file():
-            raise UserError(f'{option} "{path}": there is no such file')
+            raise UserError(f'`{option}` "{path}": there is no such file')
     given = Given(config=str(config), ckpt=str(ckpt))
     return ModelFiles(paths["ckpt"].stem, paths["config"], paths["ckpt"], OPENAI_CLIP, given)
 
@@ -255,7 +255,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read as a config: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise UserError(f"{path} is no config of a model: it has no part `model`")
+        raise UserError(f"{path} is no config of a model: it has no part "model"")
     encoder = (config["model"].get("params") or {}).get("cond_stage_config")
     params = (encoder.get("params") if isinstance(encoder, dict) else None) or {}
     for key, value in params.items():

@@ -17,7 +17,7 @@ def require_diffusers() -> None:
     try:
         import diffusers  # noqa: F401
     except ImportError as error:
-        raise MissingExtra("diffusers", "dev", "--compare diffusers") from error
+        raise MissingExtra("diffusers", "dev", "comparing with diffusers") from error
 
 
 class TheirModel:

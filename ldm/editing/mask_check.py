@@ -207,7 +207,7 @@ def _levels(codes: np.ndarray) -> Iterator[Finding]:
     if meant > 0.01 * (codes >= 128).sum():
         yield Finding(
             "grey",
-            f"{meant} pixels are grey: levels from 128 up are edited, the others not; --soft_mask blends by level",
+            f"{meant} pixels are grey: levels from 128 up are edited, the others not; `soft_mask` blends by level",
         )
     near = ((codes > 0) & (codes <= GREY[0])) | ((codes >= GREY[1]) & (codes < 255))
     middle = codes[1:-1, 1:-1].astype(int)

@@ -31,11 +31,11 @@ class Answers:
         except OSError as error:
             raise write_error(path, error) from error
         except ValueError as error:
-            raise UserError(f'"{path}" is damaged: give another --outdir, or remove it') from error
+            raise UserError(f'"{path}" is damaged: give another `outdir`, or remove it') from error
         changed = sorted(key for key in first.keys() | settings.keys() if first.get(key) != settings.get(key))
         if changed:
             what = ", ".join(changed)
-            raise UserError(f'"{path.parent}" is an evaluation of another {what}: give another --outdir, or remove it')
+            raise UserError(f'"{path.parent}" is an evaluation of another {what}: give another `outdir`, or remove it')
 
     def of(self, part: str) -> dict[int, dict[str, Any]]:
         """The answers to the triples of a part, by their numbers."""

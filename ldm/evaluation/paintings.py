@@ -61,13 +61,13 @@ class Paintings:
         except OSError as error:
             raise write_error(path, error) from error
         except ValueError as error:
-            raise UserError(f'"{path}" is damaged: give another --outdir, or remove "{folder}"') from error
+            raise UserError(f'"{path}" is damaged: give another `outdir`, or remove "{folder}"') from error
         if found is None:
             with atomic_file(path) as file:
                 file.write((json.dumps(settings, indent=2) + "\n").encode())
         elif changed := sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key)):
             what = ", ".join(changed)
-            raise UserError(f'"{folder}" was painted with another {what}: give another --outdir, or remove it')
+            raise UserError(f'"{folder}" was painted with another {what}: give another `outdir`, or remove it')
 
     def _path(self, part: str, index: int) -> Path:
         return self.folder / f"{part}-{index:04d}.png"

@@ -34,7 +34,7 @@ def seamless_clone(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> 
     try:
         import cv2
     except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "poisson", "--reconstruction_type poisson") from error
+        raise MissingExtra("opencv-python-headless", "poisson", "`reconstruction_type=poisson`") from error
 
     if mask.all():
         return source

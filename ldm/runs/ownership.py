@@ -139,4 +139,4 @@ def _about(text: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _refusal(path: Path, what: str) -> UserError:
-    return UserError(f'"{path}" {what}, so it stays: move it away or choose another "--outdir"')
+    return UserError(f'"{path}" {what}, so it stays: move it away or choose another `outdir`')

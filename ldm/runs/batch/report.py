@@ -96,9 +96,9 @@ def check_report(outdir: Path, source: Path) -> None:
         except OSError:  # a folder, or nothing that we may read
             ours = False
         if not ours:
-            raise UserError(f'"{path}" is no {name} of a batch, so it stays: move it away or choose another "--outdir"')
+            raise UserError(f'"{path}" is no {name} of a batch, so it stays: move it away or choose another `outdir`')
         if path.exists() and source.exists() and path.samefile(source):
-            raise UserError(f'"{path}" would be replaced while its rows are read: copy it or choose another "--outdir"')
+            raise UserError(f'"{path}" would be replaced while its rows are read: copy it or choose another `outdir`')
 
 
 def check_thumbnails(folder: Path) -> None:

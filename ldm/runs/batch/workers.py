@@ -103,7 +103,7 @@ class _Team:
         link.close()
         for row in rows.values():
             reason = f"its worker was killed (exit code {process.exitcode}), perhaps for want of memory"
-            self.report(failure(row, UserError(f"{reason}: start the batch again, with a smaller --batch_size")))
+            self.report(failure(row, UserError(f"{reason}: start the batch again, with a smaller `batch_size`")))
 
 
 def _work(link: Connection, device: str, batch_size: int, threads: int) -> None:
