@@ -25,6 +25,7 @@ setup(
         "open_clip_torch>=2.30",
         "safetensors>=0.4",
         "numpy",
+        "scipy",
         "pillow>=10.1",
         "tqdm",
         "einops",
