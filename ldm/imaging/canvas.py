@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.backbones.defaults import Defaults
 from ldm.errors import UserError
-from ldm.imaging.finish import Measures, auto_feather, deliver, finish
+from ldm.imaging.finish import Measures, auto_feather, deliver, finish, measure
 from ldm.imaging.images import ImageLike, Picture, as_picture, load_image, to_tensor
 from ldm.imaging.masks import mask_from
 from ldm.imaging.region import REGIONS, Window, choose_window, cut, cut_mask
@@ -78,7 +78,8 @@ class Canvas:
         """
         reference = self.x_source if x_reference is None else x_reference
         finished = finish(self.picture.rgb, self.window, self.mask, x, reference, self.feather)
-        return deliver(finished, self.picture), finished.measures
+        result = deliver(finished, self.picture)
+        return result, measure(result, self.picture, self.mask, finished.feather)
 
 
 def mask_source(mask: ImageLike) -> Picture | Image.Image | np.ndarray:
