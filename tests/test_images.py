@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
+from PIL.ExifTags import IFD, Base
 
 from ldm.errors import UserError
 from ldm.files import atomic_file
 from ldm.imaging import images
-from ldm.imaging.images import load_image, make_grid, read_png_text, save_png, to_pil, to_tensor
+from ldm.imaging.images import as_picture, load_image, make_grid, read_png_text, save_png, to_pil, to_tensor
 
 RED, GREEN, BLUE = (230, 20, 30), (20, 220, 40), (30, 40, 210)
 
@@ -174,6 +175,20 @@ def test_sixteen_bits_are_scaled_and_rounded(tmp_path, caplog):
     assert np.array_equal(np.array(load_image(tmp_path / "deep.tif").rgb)[..., 0], expected[..., 0])
 
 
+@pytest.mark.parametrize(("bits", "order"), [(8, "<"), (8, ">"), (16, "<")])  # Pillow reads none of 16 and ">"
+def test_tiffs_in_which_zero_is_white(tmp_path, bits, order):
+    codes = np.random.default_rng(0).integers(0, 2**bits, (24, 31))
+    tags = {256: 31, 257: 24, 258: bits, 259: 1, 262: 0, 273: 122, 277: 1, 278: 24, 279: codes.size * bits // 8}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack(f"{order}2sHIH", {"<": b"II", ">": b"MM"}[order], 42, 8, len(tags))
+    data = (head + entries + bytes(4)).ljust(122, b"\0") + codes.astype(f"{order}u{bits // 8}").tobytes()
+    (tmp_path / "white.tif").write_bytes(data)
+    expected = np.rint((2**bits - 1 - codes) / (257 if bits == 16 else 1))
+    assert np.array_equal(np.array(load_image(tmp_path / "white.tif").rgb)[..., 0], expected)
+    with Image.open(tmp_path / "white.tif") as opened:
+        assert np.array_equal(np.array(as_picture(opened).rgb)[..., 0], expected)
+
+
 def test_32_bits_are_refused(tmp_path):
     for name, image in (("float.tif", Image.new("F", (4, 4), 0.5)), ("long.tif", Image.new("I", (4, 4), 70000))):
         image.save(tmp_path / name)
@@ -210,6 +225,141 @@ def test_orientation_of_alpha_and_of_16_bits(tmp_path):
     assert loaded.rgb.size == loaded.alpha.size == (24, 40)
     Image.fromarray(np.zeros((24, 40), np.uint16)).save(path, exif=exif)
     assert load_image(path).rgb.size == (24, 40)
+
+
+GARBAGE = (b"Exif\0\0\0\1\2garbage", b"\0\1\2garbage", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\0\0\0\x08\xff")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's own, where the test opens the file
+@pytest.mark.parametrize("exif", GARBAGE)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_damaged_exif_is_ignored_with_a_notice(tmp_path, caplog, kind, exif):
+    path = tmp_path / "damaged"
+    exif = b"Exif\0\0" + exif if kind == "JPEG" and exif[0] == 0 else exif  # there, else it is no EXIF data at all
+    path.write_bytes(encoded(picture(), kind, exif=exif))
+    loaded = load_image(path)
+    with Image.open(path) as image:
+        assert np.array_equal(loaded.rgb, image.convert("RGB")) and "exif" not in loaded.metadata
+    assert "EXIF" in caplog.text and "damaged" in caplog.text and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_exif_with_damage_in_it_is_read_as_far_as_it_goes(tmp_path, kind):
+    """Whatever bytes of it are wrong, the pixels are read, upright or as they are stored."""
+    image, rng = Image.new("RGB", (40, 24), GREEN), np.random.default_rng(1)
+    whole = photo_exif(6).tobytes()
+    for _ in range(100):
+        exif = bytearray(whole)
+        for _ in range(3):
+            exif[rng.integers(6, len(exif))] = rng.integers(256)
+        try:
+            (tmp_path / "damaged").write_bytes(encoded(image, kind, exif=bytes(exif)))
+        except Exception:  # Pillow looks into some of it
+            continue
+        loaded = load_image(tmp_path / "damaged")
+        assert loaded.rgb.size in ((40, 24), (24, 40))
+        result = loaded.rgb.copy()
+        result.info |= loaded.metadata
+        save_png(result, tmp_path / "kept.png")
+        assert load_image(tmp_path / "kept.png").rgb.size == loaded.rgb.size
+
+
+def photo_exif(orientation: int) -> Image.Exif:
+    """As a camera writes it: with a thumbnail, and the size of the pixels as they are stored, 40x24."""
+    exif = Image.Exif()
+    exif[Base.Orientation], exif[Base.Make], exif[Base.Copyright] = orientation, "A camera", "An author"
+    exif[IFD.Exif] = {
+        Base.DateTimeOriginal: "2024:05:06 07:08:09",
+        Base.ExifImageWidth: 40,
+        Base.ExifImageHeight: 24,
+        Base.FNumber: 2.8,
+    }
+    exif[IFD.GPSInfo] = {1: "N", 2: (48.0, 30.0, 0.0)}
+    return exif
+
+
+def with_thumbnail(exif: bytes) -> bytes:
+    """The first directory of EXIF data made to point to another one behind it, of a thumbnail."""
+    order = {b"II": "<", b"MM": ">"}[exif[6:8]]
+    count = struct.unpack(f"{order}H", exif[14:16])[0]
+    end = 16 + 12 * count
+    second = struct.pack(f"{order}HHHII", 1, 0x0103, 3, 1, 6) + bytes(4)
+    return exif[:end] + struct.pack(f"{order}I", len(exif) - 6) + exif[end + 4 :] + second + b"the thumbnail"
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_exif_is_kept_but_made_upright_and_without_a_thumbnail(tmp_path, kind, orientation):
+    exif = with_thumbnail(photo_exif(orientation).tobytes())
+    path = tmp_path / "photo"
+    path.write_bytes(encoded(Image.new("RGB", (40, 24), GREEN), kind, exif=exif))
+    with Image.open(path) as image:
+        assert image.getexif().get_ifd(IFD.IFD1), "there is a thumbnail"
+    loaded = load_image(path)
+    again = Image.Exif()
+    again.load(loaded.metadata["exif"])
+    assert (again[Base.Orientation], again[Base.Make], again[Base.Copyright]) == (1, "A camera", "An author")
+    details = again.get_ifd(IFD.Exif)
+    assert details[Base.DateTimeOriginal] == "2024:05:06 07:08:09" and details[Base.FNumber] == pytest.approx(2.8)
+    assert (details[Base.ExifImageWidth], details[Base.ExifImageHeight]) == loaded.rgb.size
+    assert again.get_ifd(IFD.GPSInfo)[1] == "N"
+    assert not again.get_ifd(IFD.IFD1) and b"thumbnail" not in loaded.metadata["exif"]
+
+
+def test_a_tiff_keeps_what_it_says_of_its_picture_and_not_of_its_strips(tmp_path):
+    image = Image.new("RGB", (12, 12), RED)
+    image.save(tmp_path / "a.tif", tiffinfo={Base.Artist: "An author"}, dpi=(240, 240), compression="tiff_lzw")
+    metadata = load_image(tmp_path / "a.tif").metadata
+    exif = Image.Exif()
+    exif.load(metadata["exif"])
+    assert dict(exif) == {Base.Artist: "An author", Base.Orientation: 1} and metadata["dpi"] == (240, 240)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_resolution_is_kept(tmp_path, kind):
+    path = tmp_path / "a"
+    path.write_bytes(encoded(picture(), kind, dpi=(300, 150)))
+    result = picture()
+    result.info |= load_image(path).metadata
+    save_png(result, tmp_path / "kept.png")
+    with Image.open(tmp_path / "kept.png") as kept:
+        assert kept.info["dpi"] == pytest.approx((300, 150), abs=0.03)
+    if kind in ("PNG", "JPEG"):
+        path.write_bytes(encoded(picture(), kind, dpi=(300, 150), exif=photo_exif(6)))
+        assert load_image(path).metadata["dpi"] == pytest.approx((150, 300), abs=0.03), "it turns with the picture"
+
+
+@pytest.mark.parametrize("dpi", [(0, 0), (0, 72), (-72, 72), (float("nan"), 72), (1e12, 72), None])
+def test_a_resolution_that_no_file_can_have_is_left_out(tmp_path, dpi):
+    image = picture()
+    image.info["dpi"] = dpi
+    assert as_picture(image).metadata == {}
+
+
+def test_what_a_png_says_of_its_colours_is_kept_to_the_last_digit(tmp_path):
+    chunks = PngImagePlugin.PngInfo()
+    values = (31270, 32900, 64000, 33001, 30000, 60000, 15000, 6001)
+    chunks.add(b"gAMA", struct.pack(">I", 45455))
+    chunks.add(b"cHRM", struct.pack(">8I", *values))
+    chunks.add(b"sRGB", b"\2")
+    image = picture()
+    image.save(tmp_path / "a.png", pnginfo=chunks)
+    loaded = load_image(tmp_path / "a.png")
+    assert np.array_equal(loaded.rgb, image)
+    result = image.copy()
+    result.info |= loaded.metadata
+    save_png(result, tmp_path / "kept.png")
+    data = (tmp_path / "kept.png").read_bytes()
+    assert data.index(b"gAMA") < data.index(b"IDAT")
+    for name, value in ((b"gAMA", struct.pack(">I", 45455)), (b"cHRM", struct.pack(">8I", *values)), (b"sRGB", b"\2")):
+        assert data[data.index(name) + 4 :].startswith(value)
+
+
+def test_codes_that_became_srgb_keep_no_other_meaning(tmp_path):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add(b"gAMA", struct.pack(">I", 100000))
+    Image.new("L", (12, 12), 128).save(tmp_path / "grey.png", icc_profile=grey_profile(1.0), pnginfo=chunks)
+    assert "gamma" not in load_image(tmp_path / "grey.png").metadata
 
 
 def test_rgb_profile_is_converted_and_kept(tmp_path):
@@ -280,6 +430,42 @@ def test_first_frame_of_an_animation_with_a_notice(tmp_path, caplog):
         assert "3 frames" in caplog.text
 
 
+# --- arrays ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [(), (3,), (4,)])
+def test_arrays_of_codes_and_of_floats_are_the_same_picture(channels):
+    codes = np.random.default_rng(0).integers(0, 256, (24, 31, *channels), dtype=np.uint8)
+    expected = as_picture(codes)
+    assert expected.rgb.size == (31, 24) and (expected.alpha is not None) == (channels == (4,))
+    for kind in (np.float16, np.float32, np.float64):
+        given = as_picture((codes / 255).astype(kind))
+        assert np.array_equal(given.rgb, expected.rgb), kind
+        assert channels != (4,) or np.array_equal(given.alpha, expected.alpha)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (np.zeros((1, 8, 8, 3)), r"\(1, 8, 8, 3\) of float64"),
+        (np.zeros((8, 8, 2), np.uint8), r"\(8, 8, 2\) of uint8"),
+        (np.zeros((0, 8)), r"\(0, 8\)"),
+        (np.zeros((8, 8), bool), "of bool"),
+        (np.zeros((8, 8), np.uint16), "of uint16"),
+        (np.full((8, 8), 2.0), "from 2 to 2"),
+        (np.linspace(-1, 1, 64).reshape(8, 8), "from -1 to 1"),
+        (np.full((8, 8), np.inf), "inf"),
+        (np.where(np.eye(8), np.nan, 0.5), "NaN"),
+        (torch.zeros(3, 8, 8), "Tensor"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_not_an_image_is_refused_by_shape_and_range(wrong, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        as_picture(wrong)
+    assert "image" in str(caught.value) and "\n" not in str(caught.value)
+
+
 # --- bad files -------------------------------------------------------------------------------------------------------
 
 
@@ -292,7 +478,7 @@ def test_each_bad_file_is_one_line_with_its_name(tmp_path):
     for name, word in (
         ("missing.png", "there is no"),
         ("empty.png", "is empty"),
-        ("text.png", "no image"),
+        ("text.png", "is not an image"),
         ("folder.png", "is a folder"),
         ("cut.png", "cannot be read"),
         ("cut.jpg", "cannot be read"),

@@ -136,6 +136,40 @@ def test_a_hole_erased_into_a_photograph_is_edited(saved, caplog):
     assert torch.equal(load_mask(path, (128, 128), invert=True), 1 - tensor(disc()))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("most", [1, 60, 127, 200])
+def test_a_layer_or_a_brush_of_less_opacity_means_the_same(saved, mode, most):
+    """As every editor of layers saves it: white paint of half opacity on an empty layer, white or not."""
+    layer = stroke((255, 255, 255), (255, 255, 255), disc() // 255 * np.uint8(most)).convert(mode)
+    assert torch.equal(load_mask(saved(layer)), tensor(disc()))
+    assert torch.equal(load_mask(saved(layer), invert=True), 1 - tensor(disc()))
+    levels = mask_levels(saved(layer))
+    assert torch.allclose(levels, tensor(disc()) * most / 255), "a soft mask has the levels as they were painted"
+    soft = np.uint8([[0, 40, 59, 60, 90, 120]]).repeat(6, 0)
+    faint = Image.fromarray(np.dstack([np.full_like(soft, 255)] * 3 + [soft]))
+    assert load_mask(saved(faint))[0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1], "parted at half of its opacity"
+
+
+def test_a_faded_layer_as_a_whole(saved):
+    """Opacity that is the same everywhere says nothing: the colours are the mask, a hole stays a hole."""
+    faded = Image.merge("RGBA", [Image.fromarray(disc())] * 3 + [Image.new("L", (128, 128), 90)])
+    assert torch.equal(load_mask(saved(faded)), tensor(disc()))
+    photo = Image.open(INPUTS / "img.png").convert("RGB").resize((128, 128))
+    photo.putalpha(Image.fromarray((255 - disc()) // 3))
+    assert torch.equal(load_mask(saved(photo)), tensor(disc()))
+    assert torch.equal(mask_levels(saved(photo)), tensor(disc()))
+
+
+@pytest.mark.parametrize("hidden", [(255, 255, 255), (0, 0, 0), (90, 140, 20)])
+def test_on_an_empty_layer_there_is_nothing_to_edit(saved, hidden):
+    empty = saved(Image.new("RGBA", (128, 128), (*hidden, 0)))
+    for read in (load_mask, mask_levels):
+        for invert in (False, True):
+            with pytest.raises(UserError, match="nothing to edit") as caught:
+                read(empty, invert=invert)
+            assert "mask.png" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_masks_without_files():
     true = tensor(disc())
     codes = disc()
@@ -162,8 +196,9 @@ def test_masks_without_files():
         np.full((8, 8), 256),
         codes * np.nan,
     ):
-        with pytest.raises(ValueError, match="a mask is"):
+        with pytest.raises(ValueError, match="a mask is") as caught:
             mask_from(array)
+        assert ("NaN" in str(caught.value)) == bool(np.isnan(array).any())
 
 
 def test_grey_levels_are_kept_for_soft_masks(saved):
@@ -249,7 +284,7 @@ def test_inversion_comes_before_dilation(saved):
 def test_nothing_to_edit_names_the_mend(saved):
     black, white = np.zeros((16, 16), np.uint8), np.full((16, 16), 255, np.uint8)
     for levels, invert, word in (
-        (black, False, "--invert_mask"),
+        (black, False, "invert_mask"),
         (white, True, "leave out"),
         (black + 1, False, "level above 1 of 255"),
     ):

@@ -161,7 +161,8 @@ class Editor:
             hard = mask_from(mask, own, request.invert_mask)
         context = request.context
         assert context is not None  # `Defaults.fill` has filled it in
-        return Canvas.around(picture, hard, size, self.model.factor, request.region, context, request.feather, levels)
+        where = (request.region, context, request.feather)
+        return Canvas.around(picture, hard, size, self.model.factor, *where, levels, request.strip)
 
     def run(
         self,

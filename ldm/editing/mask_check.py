@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from scipy import ndimage
 from torch import Tensor
 
 from ldm.editing.latent_masks import auto_dilation, step_masks
@@ -133,31 +134,12 @@ def _stages(masks: Tensor) -> Tensor:
 def parts(inside: np.ndarray, diagonal: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """The connected parts of (h,w) of booleans: the area of each in pixels, and whether it touches the border.
 
-    diagonal: pixels that touch by a corner belong together. In no particular order. Works on runs of pixels along
-    rows, which are joined to those of the next row that they touch until nothing changes.
+    diagonal: pixels that touch by a corner belong together.
     """
-    height, width = inside.shape
-    steps = np.diff(np.pad(inside, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    row, start = np.nonzero(steps == 1)
-    stop = np.nonzero(steps == -1)[1]  # of the same run: both are in reading order
-    stride = width + 2
-    begins, ends = row * stride + start, row * stride + stop
-    first = np.searchsorted(ends, begins + stride - diagonal, side="right")  # touched in the next row: from this one
-    counts = np.searchsorted(begins, ends + stride + diagonal, side="left") - first
-    upper = np.repeat(np.arange(len(row)), counts)
-    lower = np.arange(len(upper)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
-    label, before = np.arange(len(row)), None
-    while before is None or not np.array_equal(label, before):
-        before = label
-        one, other = label[upper], label[lower]
-        label = label.copy()
-        np.minimum.at(label, np.maximum(one, other), np.minimum(one, other))
-        while not np.array_equal(label, label[label]):
-            label = label[label]
-    border = (row == 0) | (row == height - 1) | (start == 0) | (stop == width)
-    areas = np.bincount(label, stop - start, len(row))
-    touching = np.bincount(label, border, len(row)) > 0
-    return areas[areas > 0].astype(int), touching[areas > 0]
+    label, count = ndimage.label(inside, np.ones((3, 3)) if diagonal else None)
+    border = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
+    areas, touching = np.bincount(label.ravel(), minlength=count + 1), np.bincount(border, minlength=count + 1) > 0
+    return areas[1:], touching[1:]
 
 
 def hole_areas(inside: np.ndarray) -> np.ndarray:
@@ -283,15 +265,18 @@ def _picture(
 def _input(rgb: Image.Image, full: Tensor, window: Window) -> Image.Image:
     """The whole image with its mask, dimmed outside the window and with a frame around that."""
     panel = _fit(rgb)
-    scale = panel.width / rgb.width
-    left, top = window.left * scale, window.top * scale
-    box = [round(side) for side in (left, top, left + window.width * scale, top + window.height * scale)]
+    wide, high = panel.width / rgb.width, panel.height / rgb.height
+    right, bottom = window.left + window.width, window.top + window.height
+    box = [round(side) for side in (window.left * wide, window.top * high, right * wide, bottom * high)]
     light = Image.new("L", panel.size, 110)
     ImageDraw.Draw(light).rectangle(box, fill=255)
     panel = Image.composite(panel, Image.new("RGB", panel.size), light)
     panel = _outlined(_tinted(panel, full, _EDITED, 0.4), full)
     draw = ImageDraw.Draw(panel)
-    box = [max(box[0], 1), max(box[1], 1), min(box[2], panel.width) - 2, min(box[3], panel.height) - 2]
+    # Inside the panel, where a small window in a large photograph may be less than a pixel.
+    start = [min(max(low, 1), side - 1) for low, side in zip(box[:2], panel.size, strict=True)]
+    stop = [max(min(high, side) - 2, low) for high, side, low in zip(box[2:], panel.size, start, strict=True)]
+    box = [*start, *stop]
     draw.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline="black", width=5)
     draw.rectangle(box, outline=_FRAME, width=3)
     return panel
@@ -311,7 +296,9 @@ def _cells(seen: Image.Image, x_mask: Tensor, stage: Tensor, tight: Tensor) -> I
 
 
 def _fit(image: Image.Image) -> Image.Image:
-    return ImageOps.contain(image, (_PANEL, _PANEL), Image.Resampling.LANCZOS)
+    scale = _PANEL / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _tinted(panel: Image.Image, mask: Tensor, colour: tuple[int, int, int], strength: float) -> Image.Image:

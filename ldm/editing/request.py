@@ -117,6 +117,7 @@ class EditRequest(SamplingRequest):
     )
     invert_mask: bool = option(False, "edit where the mask is black", group="where")
     soft_mask: bool = option(False, "use the mask's grey levels: the darker, the more stays", group="where")
+    strip: bool = option(False, "leave EXIF, DPI and the like of the image out of the results", group="what comes out")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,7 +132,7 @@ class EditRequest(SamplingRequest):
         """What requests must have in common to be sampled in one batch: all but prompt, seeds, and place."""
         fallback = EditRequest("")
         own = ("prompt", "seed", "n_samples", "n_iter", "force", "region", "context", "feather", "invert_mask")
-        masks = ("soft_mask", "mask_downsample", "mask_dilation_iterations")
+        masks = ("soft_mask", "mask_downsample", "mask_dilation_iterations", "strip")
         return replace(self, **{name: getattr(fallback, name) for name in (*own, *masks)})
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
-from ldm.imaging.finish import Measures, auto_feather, deliver, finish
+from ldm.imaging.finish import Measures, auto_feather, deliver, finish, measure
 from ldm.imaging.images import Picture, as_picture, to_pil, to_tensor
 from ldm.imaging.region import Window, choose_window, cut, cut_levels, cut_mask
 
@@ -19,7 +19,9 @@ class Canvas:
         window: what of them the model sees.
         feather: width in pixels of the input of the band around the mask in which the edit fades out.
         x_source, x_mask: the window at the model's size, (1, 3, H, W) in [-1, 1] and (1, 1, H, W) in {0, 1}.
-        levels, x_levels: of a soft mask its grey levels in [0, 1], at both sizes; of a hard one the mask itself.
+        x_levels: of a soft mask its grey levels in [0, 1] at the model's size, of a hard one `x_mask`.
+        levels: of a soft mask its grey levels at the input's size; None for a hard one.
+        strip: results do not carry the input's EXIF, DPI and the like.
     """
 
     picture: Picture
@@ -28,8 +30,9 @@ class Canvas:
     feather: float
     x_source: Tensor
     x_mask: Tensor
-    levels: Tensor
     x_levels: Tensor
+    levels: Tensor | None = None
+    strip: bool = False
 
     @classmethod
     def at(
@@ -40,13 +43,13 @@ class Canvas:
         size: tuple[int, int],
         feather: float,
         levels: Tensor | None = None,
+        strip: bool = False,
     ) -> "Canvas":
         """The canvas of a known window; `size` is (H, W), the model's."""
         x_source = to_tensor(cut(picture.rgb, window, size))
         x_mask = cut_mask(mask, window, size)
         x_levels = x_mask if levels is None else cut_levels(levels, window, size)
-        levels = mask if levels is None else levels
-        return cls(picture, mask, window, feather, x_source, x_mask, levels, x_levels)
+        return cls(picture, mask, window, feather, x_source, x_mask, x_levels, levels, strip)
 
     @classmethod
     def around(
@@ -59,26 +62,26 @@ class Canvas:
         context: float = 0.5,
         feather: float | None = None,
         levels: Tensor | None = None,
+        strip: bool = False,
     ) -> "Canvas":
         """The canvas of the window that `choose_window` finds for a mask.
 
         Args:
-            picture, mask, levels: see `Canvas`.
+            picture, mask, levels, strip: see `Canvas`.
             size: (H, W), the model's; factor: pixels of it that a latent cell is wide.
             region, context: of the window.
             feather: see `Canvas`; None is half a latent cell, see `auto_feather`.
         """
         window = choose_window(mask, size, region, context)
-        return cls.at(
-            picture, mask, window, size, auto_feather(window, size, factor) if feather is None else feather, levels
-        )
+        feather = auto_feather(window, size, factor) if feather is None else feather
+        return cls.at(picture, mask, window, size, feather, levels, strip)
 
     @classmethod
     def of_tensors(cls, x_source: Tensor, mask: Tensor) -> "Canvas":
         """The canvas of a picture (1, 3, H, W) that has the model's size already, with its mask (1, 1, H, W)."""
         height, width = x_source.shape[2:]
         window = Window(0, 0, width, height, (height, width))
-        return cls(as_picture(to_pil(x_source)), mask, window, 0.0, x_source, mask, mask, mask)
+        return cls(as_picture(to_pil(x_source)), mask, window, 0.0, x_source, mask, mask)
 
     def finish(self, x: Tensor, x_reference: Tensor | None = None) -> tuple[Image.Image, Measures]:
         """x (1, 3, H, W), a picture of the window -> the whole picture with it, and how well it sits there.
@@ -90,5 +93,6 @@ class Canvas:
                 is the finish `residual`. None is the input itself, for pictures whose background is restored.
         """
         reference = self.x_source if x_reference is None else x_reference
-        finished = finish(self.picture.rgb, self.window, self.mask, x, reference, self.feather)
-        return deliver(finished, self.picture), finished.measures
+        finished = finish(self.picture.rgb, self.window, self.mask, x, reference, self.feather, self.levels)
+        result = deliver(finished, self.picture, self.strip)
+        return result, measure(result, self.picture, self.mask, finished.feather)

@@ -1,15 +1,16 @@
 """From a picture of the model's size to the result at the image's own, whose background is exact.
 
 The autoencoder and the resampling lose detail, also where nothing was edited. With x the input's pixels in the
-window, y what a reconstruction made of it at the model's size, y_ref what it makes of the untouched input, and up()
-the way back to the window's size (`ldm.imaging.region.resize_back`):
+window, y what the method made of it at the model's size, y_ref what the method makes of the untouched input, and up()
+the resampling to the window's size (`ldm.imaging.region.resize_back`):
 
-    R      = up(y) + (1 - a) (x - up(y_ref))
+    R      = up(y) + (1 - w) (x - up(y_ref))
     result = x + a (R - x)
 
-a is 1 inside the mask and falls smoothly to 0 over a band of `feather` pixels around it. So the mask shows what was
-made and nothing of the old; in the band, what was lost of the input comes back faster than the new fades, hence no
-colour jumps; beyond it the result is the input, bit for bit.
+a is 1 inside the mask and falls smoothly to 0 over a band of `feather` pixels around it. w is how much of each pixel
+is new: a itself for a hard mask, a times the mask's level for a soft one. So a white mask shows what was made and
+nothing of the old; what is edited less keeps the detail of the input that the method loses; in the band that detail
+comes back faster than the edit fades, hence no jump of colour; and beyond it the result is the input, bit for bit.
 """
 
 import math
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
+from scipy import ndimage
 from torch import Tensor
 
 from ldm.imaging.images import Picture
@@ -27,13 +29,14 @@ from ldm.imaging.region import Window, flat_mask, mask_box, resize_back
 
 @dataclass(frozen=True)
 class Measures:
-    """How a result differs from its input, in 8-bit codes.
+    """How a result as delivered differs from its input's file, in 8-bit codes of that file's colour space.
 
     Attributes:
         feather: the band's width as used, in pixels of the input.
-        max_difference: of any pixel outside the mask and the band; 0 is exact.
-        band_psnr: of the band against the input, in dB; infinite where it is equal, None where there is no band.
-        seam: the seam score along the mask's border; source_seam: the input's own there, to judge it by.
+        max_difference: of any pixel outside the mask and the band, alpha included; 0 is exact.
+        band_psnr: of the band's colours against the input, in dB; infinite where they are equal, None where there is
+            no band.
+        seam: the seam score along the mask's border; source_seam: the input's own there, to compare it with.
     """
 
     feather: float
@@ -49,18 +52,27 @@ class Measures:
 
 @dataclass(frozen=True)
 class Finished:
-    """A result at the input's own size: sRGB; `alpha`, (h,w) float32, is how much of each pixel is new."""
+    """A result at the input's own size (h,w).
+
+    Attributes:
+        image: sRGB.
+        alpha, new: (h,w) float32 in [0,1], the weights a and w of this module's equations.
+        feather: the band's width as used, in pixels of the input.
+    """
 
     image: Image.Image
     alpha: np.ndarray
-    measures: Measures
+    new: np.ndarray
+    feather: float
 
 
 def auto_feather(window: Window, size: tuple[int, int], factor: int) -> int:
-    """The band's default width in pixels of the input: half a latent cell as it lies there, and 2 at least.
+    """The band's default width in pixels of the input: half a latent cell at the input's scale, and at least 2.
 
-    A latent cell on the border is edited or kept as a whole, so what the mask's border means is known to about half
-    a cell. size: (H,W) of the model; factor: pixels of it that a cell is wide.
+    A latent cell on the border is edited or kept as a whole, so the mask's border is known to about half a cell.
+
+    Args:
+        size: (H,W) of the model; factor: pixels of it that a cell is wide.
     """
     return max(2, round(factor / 2 * max(window.height / size[0], window.width / size[1])))
 
@@ -72,8 +84,11 @@ def finish(
     x_method: Tensor,
     x_ref: Tensor,
     feather: float,
+    levels: Tensor | np.ndarray | None = None,
 ) -> Finished:
     """Bring what a method made at the model's size into the input, whose pixels stay as they are elsewhere.
+
+    By the equations of this module.
 
     Args:
         picture: the input at its own size (h,w), sRGB.
@@ -82,21 +97,26 @@ def finish(
         x_ref: the same shape, what the method makes of the untouched input: D(z_source) for D(z0), since blending
             left the background latents as they were; the input at the model's size for methods that restore it.
         feather: the band's width in pixels of the input. It ends where the window does inside the image.
+        levels: (h,w) or (1,1,h,w) in [0,1], how much is edited of each pixel of a soft mask; None: all of it.
 
     Raises:
-        ValueError: sizes that do not belong together, a mask that is empty or leaves the window, feather below 0.
+        ValueError: sizes that do not match, a mask that is empty or leaves the window, levels outside [0,1], feather
+            below 0.
     """
     mask = flat_mask(mask)
     if not mask.any():
         raise ValueError("the mask is empty: there is nothing to finish")
     if not mask.shape == (picture.height, picture.width) == window.image_size:
-        raise ValueError(f"picture {picture.size}, mask {mask.shape[::-1]} and {window} do not belong together")
+        raise ValueError(f"picture {picture.size}, mask {mask.shape[::-1]} and {window} do not match")
     if len(x_method) != 1 or x_method.shape != x_ref.shape:
         raise ValueError(f"x_method and x_ref are {tuple(x_method.shape)} and {tuple(x_ref.shape)}, not one picture")
     feather = min(feather, _room(mask, window))
     alpha = feather_alpha(mask, feather)
     source = np.asarray(picture.convert("RGB"))
     box = mask_box(alpha > 0)
+    new = alpha.copy()
+    if levels is not None:
+        new[box] *= _spread(_flat_levels(levels, mask.shape)[box], mask[box])
     inside = tuple(
         slice(part.start - corner, part.stop - corner)
         for part, corner in zip(box, (window.top, window.left), strict=True)
@@ -105,13 +125,12 @@ def finish(
         resize_back(x.detach().cpu(), window)[0, :, inside[0], inside[1]].permute(1, 2, 0).numpy()  # (h,w,3)
         for x in (x_method, x_ref)
     )
-    x, a = source[box] / np.float32(127.5) - 1, alpha[box][..., None]
-    restored = method + (1 - a) * (x - ref)
+    x, a, w = source[box] / np.float32(127.5) - 1, alpha[box][..., None], new[box][..., None]
+    restored = method + (1 - w) * (x - ref)
     codes = _codes((x + a * (restored - x) + 1) * 127.5)
     result = source.copy()
     np.copyto(result[box], codes, where=a > 0)
-    image = Image.fromarray(result)
-    return Finished(image, alpha, measure(image, picture, mask, feather))
+    return Finished(Image.fromarray(result), alpha, new, feather)
 
 
 def feather_alpha(mask: np.ndarray, feather: float) -> np.ndarray:
@@ -126,37 +145,36 @@ def feather_alpha(mask: np.ndarray, feather: float) -> np.ndarray:
     if not 0 <= feather < math.inf:
         raise ValueError(f"feather is {feather}: a number of pixels from 0")
     alpha = mask.astype(np.float32)
-    reach = int(feather)
-    if reach == 0 or not mask.any():
+    if not mask.any():
         return alpha
-    box = tuple(
-        slice(max(span.start - reach, 0), min(span.stop + reach, side))
-        for span, side in zip(mask_box(mask), mask.shape, strict=True)
-    )
-    part = mask[box]
-    # Exact and separable: d^2 = min over columns dx of dx^2 + (distance to the mask within that column)^2.
-    down = _distance_down(part, reach + 1)
-    y, x = np.nonzero(~part & (reach >= _distance_down((down <= reach).T, reach + 1).T))  # the square around
-    down = np.pad(down, ((0, 0), (reach, reach)), constant_values=reach + 1)
-    squared = np.full(len(y), (reach + 1) ** 2)
-    for dx in range(-reach, reach + 1):
-        np.minimum(squared, down[y, x + reach + dx] ** 2 + dx**2, out=squared)
-    d = np.sqrt(squared)
+    box = _around(mask, int(feather))
+    d = ndimage.distance_transform_edt(~mask[box])
     t = 1 - d / (feather + 1)
-    alpha[box][y, x] = np.where(d <= feather, t * t * (3 - 2 * t), 0)
+    alpha[box] = np.where(d <= feather, t * t * (3 - 2 * t), 0)
     return alpha
 
 
-def measure(result: Image.Image, picture: Image.Image, mask: np.ndarray, feather: float) -> Measures:
-    """How a result differs from its input, of the same size; mask: (h,w) bool. Nothing is taken for granted."""
-    difference = np.asarray(ImageChops.difference(result.convert("RGB"), picture.convert("RGB")))
+def measure(result: Image.Image, picture: Picture, mask: Tensor | np.ndarray, feather: float) -> Measures:
+    """How a result of `deliver` differs from its input's file: nothing is taken for granted.
+
+    Args:
+        mask: (h,w) or (1,1,h,w), above 0 where the edit is.
+        feather: the band's width in pixels, see `Finished`.
+    """
+    mask = flat_mask(mask)
+    source, made = picture.own or picture.rgb, result.convert("RGB")
+    difference = np.asarray(ImageChops.difference(made, source))
     alpha = feather_alpha(mask, feather)
+    changes = difference[alpha == 0].max(initial=0)
+    if picture.alpha is not None:
+        changed = np.asarray(ImageChops.difference(result.getchannel("A"), picture.alpha))
+        changes = max(changes, changed[alpha == 0].max(initial=0))
     return Measures(
         feather,
-        int(difference[alpha == 0].max(initial=0)),
+        int(changes),
         _psnr(difference[(alpha > 0) & ~mask]),
-        seam_score(result, mask),
-        seam_score(picture, mask),
+        seam_score(made, mask),
+        seam_score(source, mask),
     )
 
 
@@ -164,9 +182,9 @@ def seam_score(image: Image.Image | np.ndarray, mask: np.ndarray) -> float:
     """How much more a picture jumps across the mask's border than beside it, in 8-bit levels.
 
     For each pair of neighbouring pixels that the border separates: the absolute difference across it, less the mean
-    of the two differences next to it on the same line (one step further in, one further out; the one there is where
-    the image ends). The positive part, averaged over pairs and channels. 0 for a picture that goes on smoothly,
-    about the step for a pasted patch of another brightness; a texture has a score of its own. 0 without a border.
+    of the two differences next to it on the same line (one step further in, one further out; only the one there is
+    where the image ends). The positive part, averaged over pairs and channels. 0 for a picture that is smooth across
+    the border or has none, about the step for a pasted patch of another brightness; a texture has its own score.
 
     Args:
         image: RGB, or uint8 (h,w,3).
@@ -177,35 +195,46 @@ def seam_score(image: Image.Image | np.ndarray, mask: np.ndarray) -> float:
     return float(jumps.mean()) if len(jumps) else 0.0
 
 
-def deliver(finished: Finished, picture: Picture) -> Image.Image:
-    """The result as its input's file was: in that colour space, with its profile in `info`, and with its own alpha.
+def deliver(finished: Finished, picture: Picture, strip: bool = False) -> Image.Image:
+    """The result as its input's file was: in its colour space, with its profile, metadata (in `info`) and alpha.
 
-    What is painted under transparent pixels stays hidden, as their author wanted it.
+    Where most of what was edited is transparent, as a hole in a photograph, the edit is made opaque, or nobody would
+    see it. Otherwise alpha stays, and so the outline of what has been cut out.
+
+    Args:
+        strip: leave out EXIF data and resolution. What decides how colours look stays: profile, gAMA and cHRM.
     """
-    image = finished.image
+    image = finished.image.copy()
     if picture.own is not None:
         image = to_profile(finished, picture.rgb, picture.own, picture.icc_profile)
-    if picture.alpha is not None or picture.icc_profile is not None:
-        image = image.copy()
     if picture.alpha is not None:
-        image.putalpha(picture.alpha)
+        image.putalpha(_filled(picture.alpha, finished.alpha))
     if picture.icc_profile is not None:
         image.info["icc_profile"] = picture.icc_profile
+    image.info |= {key: value for key, value in picture.metadata.items() if not (strip and key in ("exif", "dpi"))}
     return image
+
+
+def _filled(alpha: Image.Image, edited: np.ndarray) -> Image.Image:
+    """Alpha (mode L), opaque where (h,w) `edited` is 1 if what it means is mostly transparent; see `deliver`."""
+    codes = np.asarray(alpha)
+    if (codes[edited == 1] < 128).mean() <= 0.5:
+        return alpha
+    return Image.fromarray(_codes(codes + edited * (255 - codes.astype(np.float32))))
 
 
 def to_profile(finished: Finished, picture: Image.Image, own: Image.Image, profile: bytes) -> Image.Image:
     """The result in the colour space of its input's file: there its untouched pixels are the file's, bit for bit.
 
-    sRGB holds fewer colours than a wide profile. What the way there lost of the input, own - P(picture) with P from
-    sRGB to the profile, is added back as in `finish`: with a = `finished.alpha`, P(result) + (1 - a)(own - P(picture)).
+    sRGB holds fewer colours than a wide profile. What the conversion to it lost of the input, own - P(picture) with P
+    from sRGB to the profile, is added back as in `finish`: P(result) + (1 - w)(own - P(picture)).
 
     Args:
         picture: the input, sRGB. own: the same pixels as the file has them, RGB in `profile`.
     """
     rows, columns = box = mask_box(finished.alpha > 0)
     area = (columns.start, rows.start, columns.stop, rows.stop)
-    way = ImageCms.buildTransform(
+    to_own = ImageCms.buildTransform(
         ImageCms.createProfile("sRGB"),
         ImageCms.getOpenProfile(BytesIO(profile)),
         "RGB",
@@ -214,11 +243,11 @@ def to_profile(finished: Finished, picture: Image.Image, own: Image.Image, profi
         ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
     new, old = (
-        np.asarray(ImageCms.applyTransform(image.convert("RGB").crop(area), way)).astype(np.float32)
+        np.asarray(ImageCms.applyTransform(image.convert("RGB").crop(area), to_own)).astype(np.float32)
         for image in (finished.image, picture)
     )
-    result, a = np.array(own), finished.alpha[box][..., None]
-    np.copyto(result[box], _codes(new + (1 - a) * (result[box] - old)), where=a > 0)
+    result, a, w = np.array(own), finished.alpha[box][..., None], finished.new[box][..., None]
+    np.copyto(result[box], _codes(new + (1 - w) * (result[box] - old)), where=a > 0)
     return Image.fromarray(result)
 
 
@@ -245,12 +274,30 @@ def _room(mask: np.ndarray, window: Window) -> int:
     return min(gaps)
 
 
-def _distance_down(mask: np.ndarray, most: int) -> np.ndarray:
-    """(h,w) bool -> int32: of each pixel to the nearest True in its column, `most` at most."""
-    row = np.arange(len(mask), dtype=np.int32)[:, None]
-    above = np.maximum.accumulate(np.where(mask, row, -most), axis=0)
-    below = np.minimum.accumulate(np.where(mask, row, len(mask) + most)[::-1], axis=0)[::-1]
-    return np.minimum(np.minimum(row - above, below - row), most)
+def _around(mask: np.ndarray, reach: int) -> tuple[slice, slice]:
+    """Rows and columns of a mask (h,w) that is not empty, with `reach` more on each side as far as there are."""
+    spans = zip(mask_box(mask), mask.shape, strict=True)
+    return tuple(slice(max(span.start - reach, 0), min(span.stop + reach, side)) for span, side in spans)
+
+
+def _flat_levels(levels: Tensor | np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Levels (h,w) or (1,1,h,w) as float32 (h,w).
+
+    Raises:
+        ValueError: another size, or a level outside [0,1].
+    """
+    array = levels.detach().cpu().numpy() if isinstance(levels, Tensor) else np.asarray(levels)
+    if array.shape[-2:] != size or array.size != size[0] * size[1] or not 0 <= array.min() <= array.max() <= 1:
+        raise ValueError(f"levels are {size} in [0,1], not {array.shape} from {array.min()} to {array.max()}")
+    return array.reshape(size).astype(np.float32)
+
+
+def _spread(levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Levels (h,w) where each pixel outside the mask (h,w) has that of the mask's pixel nearest to it."""
+    if (levels[mask] == 1).all():
+        return np.ones_like(levels)
+    nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
+    return levels[tuple(nearest)]
 
 
 def _jumps(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:

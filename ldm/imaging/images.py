@@ -1,7 +1,7 @@
-"""Files <-> tensors: pictures as their authors meant them come in, exactly what was computed goes out.
+"""Files <-> tensors: pictures are read as their authors meant them, and written exactly as computed.
 
-A file becomes an upright 8-bit sRGB picture with its alpha kept apart (`load_image`), a picture becomes a tensor
-x (1,3,H,W) in [-1,1] (`to_tensor`), and both ways are exact for all 256 codes.
+A file becomes an upright 8-bit sRGB picture with its alpha apart (`load_image`), a picture becomes a tensor
+x (1,3,H,W) in [-1,1] (`to_tensor`), and the round trip is exact for all 256 codes.
 """
 
 import logging
@@ -12,13 +12,15 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL.ExifTags import IFD, Base
 
 from ldm.errors import UserError
 from ldm.files import atomic_file
@@ -36,6 +38,14 @@ _LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
 # Pillow's mode of the pixels -> the colour space that a profile for them declares (ICC.1:2010, table 19).
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
+# EXIF tags that describe the picture. The others describe how one file stores it (TIFF files hold many of those), or
+# what is kept elsewhere: the resolution, the profile.
+_DESCRIPTIVE = (Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime, Base.Artist, Base.Copyright)
+_DESCRIPTIVE += (Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject, Base.Rating)
+
+# Entries of Pillow's `info` that say what the codes of a PNG look like, where it has no profile.
+_COLOUR = ("gamma", "chromaticity", "srgb")
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -43,10 +53,12 @@ class Picture:
 
     Attributes:
         rgb: upright 8-bit sRGB; the colours of transparent pixels are those of the file.
-        alpha: "L", 255 is opaque; None for a file without transparency.
+        alpha: mode L, 255 is opaque; None for a file without transparency.
         icc_profile: the profile of a file of RGB pixels, which `rgb` has been converted *from*; else None.
         path: where it came from.
         own: upright RGB pixels as the file has them, in `icc_profile`; None where `rgb` has the same codes.
+        metadata: what else is kept in files made from it, by the names of Pillow's `info`: `dpi`; `exif`, upright
+            and without a thumbnail; `gamma`, `chromaticity` and `srgb` of a PNG.
     """
 
     rgb: Image.Image
@@ -54,6 +66,7 @@ class Picture:
     icc_profile: bytes | None
     path: Path
     own: Image.Image | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 ImageLike = Picture | Image.Image | np.ndarray | str | os.PathLike
@@ -62,36 +75,58 @@ ImageLike = Picture | Image.Image | np.ndarray | str | os.PathLike
 def load_image(path: str | os.PathLike) -> Picture:
     """Read a picture of any kind that Pillow knows.
 
-    EXIF orientation is applied, alpha (also that of a palette) kept apart, a colour profile converted to sRGB
-    (grey and CMYK too), 16 bits scaled to 8 by 1/257 and rounded; 16-bit TIFFs in colour keep their high byte, as
-    Pillow reads them. Of an animation the first frame is taken. Notices tell of 16 bits and of further frames.
+    EXIF orientation is applied, alpha (also that of a palette) is kept apart, a colour profile is converted to sRGB
+    (grey and CMYK too), 16 bits are scaled to 8 by 1/257 and rounded; 16-bit TIFFs in colour keep their high byte,
+    as Pillow reads them. Of an animation the first frame is taken. Notices tell of 16 bits, of further frames, and
+    of damaged EXIF data, which is left out.
 
     Raises:
-        UserError: there is no such file, it is empty, damaged, too large or no picture.
+        UserError: there is no such file, or it is empty, damaged, too large or not an image.
     """
-    return _picture(_open(Path(path)), Path(path))
+    return _picture(*_open(Path(path)), Path(path))
 
 
 def as_picture(image: ImageLike) -> Picture:
-    """The picture of a path, of a PIL image of any mode, or of an array (h,w), (h,w,3) or (h,w,4) of uint8.
+    """The picture of a path, of a PIL image of any mode, or of an array.
+
+    Args:
+        image: an array is (h,w), (h,w,3) or (h,w,4), of uint8 or of floats in [0,1].
 
     Raises:
         UserError: as `load_image`.
-        ValueError: another kind of array.
+        ValueError: another kind of array or object, floats outside [0,1], or NaN.
     """
     if isinstance(image, Picture):
         return image
     if isinstance(image, str | os.PathLike):
         return load_image(image)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-            raise ValueError(f"an image is (h,w), (h,w,3) or (h,w,4) of uint8, not {image.shape} of {image.dtype}")
-        image = Image.fromarray(image)
+        image = Image.fromarray(_array_codes(image))
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
     path = Path(getattr(image, "filename", "") or "image")
-    return _picture(_shallow(image, _grey_codes(image, path), path), path)
+    return _picture(*_upright(image, _grey_codes(image, path), path), path)
 
 
-def _picture(image: Image.Image, path: Path) -> Picture:
+def _array_codes(array: np.ndarray) -> np.ndarray:
+    """The 8-bit codes of an image given as an array; see `as_picture`."""
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not shaped or not array.size or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        raise ValueError(
+            "an image is an array (h,w), (h,w,3) or (h,w,4) of uint8 or of floats from 0 to 1, "
+            f"not {array.shape} of {array.dtype}"
+        )
+    if array.dtype == np.uint8:
+        return array
+    low, high = float(array.min()), float(array.max())
+    if math.isnan(low):
+        raise ValueError("the image has NaN in it: give floats from 0 to 1")
+    if low < 0 or high > 1:
+        raise ValueError(f"the floats of an image are from 0 to 1, not from {low:g} to {high:g}")
+    return (array.astype(np.float32) * 255).round().astype(np.uint8)
+
+
+def _picture(image: Image.Image, metadata: dict[str, Any], path: Path) -> Picture:
     """An upright image of 8 bits per channel, in whatever mode, as a picture."""
     profile = image.info.get("icc_profile")
     alpha = None
@@ -106,14 +141,16 @@ def _picture(image: Image.Image, path: Path) -> Picture:
     for part in (rgb, alpha, own):
         if part is not None:
             part.info = {}  # or the profile of the file would be written into our sRGB files
-    return Picture(rgb, alpha, profile if known and image.mode == "RGB" else None, path, own)
+    if known and image.mode != "RGB":  # then the codes are sRGB now, whatever they were
+        metadata = {key: value for key, value in metadata.items() if key not in _COLOUR}
+    return Picture(rgb, alpha, profile if known and image.mode == "RGB" else None, path, own, metadata)
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int] | None = None) -> torch.Tensor:
     """A picture as x (1,3,H,W), float32 in [-1,1]; `size` is (H,W), by default the picture's own.
 
-    Resizing is Pillow's Lanczos, which is antialiased, and ends in 8 bits: so the input "as used" can be kept as a
-    PNG and gives the same tensor again. Alpha is not looked at.
+    Resizing is Pillow's Lanczos, which is antialiased, and ends in 8 bits: so the input "as used" can be saved as a
+    PNG that gives the same tensor again. Alpha is ignored.
     """
     image = image.convert("RGB")
     if size is not None and image.size != (size[1], size[0]):
@@ -123,7 +160,7 @@ def to_tensor(image: Image.Image, size: tuple[int, int] | None = None) -> torch.
 
 
 def to_pil(x: torch.Tensor) -> Image.Image:
-    """x (3,h,w) or (1,3,h,w), clipped to [-1,1] and rounded to the nearest of the 256 codes.
+    """x (3,h,w) or (1,3,h,w) as a PIL image, clipped to [-1,1] and rounded to the nearest of the 256 codes.
 
     Raises:
         ValueError: another shape.
@@ -138,20 +175,36 @@ def to_pil(x: torch.Tensor) -> Image.Image:
 def save_png(image: Image.Image, path: str | os.PathLike, text: Mapping[str, str] | None = None) -> None:
     """Write a PNG whole or not at all, with text chunks (tEXt for Latin-1, iTXt for the rest).
 
+    Of `image.info` it writes the profile, and the entries that `Picture.metadata` may have.
+
     Raises:
         UserError: the folder is missing or cannot be written, or the disk is full.
     """
     chunks = PngImagePlugin.PngInfo()
+    for name, data in _colour_chunks(image.info):
+        chunks.add(name, data)
     for key, value in (text or {}).items():
-        # A command line may hold bytes that are no UTF-8, which Python carries as lone surrogates.
+        # A command line may hold bytes that are not UTF-8, which Python represents as lone surrogates.
         chunks.add_text(key, value.encode("utf-8", "replace").decode())
     with atomic_file(path) as file:
         # zlib's usual 6 takes nearly three times as long on a photograph of 12 megapixels, and saves 15 % of its size.
-        image.save(file, "PNG", pnginfo=chunks, compress_level=3 if image.width * image.height > 1e6 else 6)
+        level = 3 if image.width * image.height > 1e6 else 6
+        kept = {key: image.info[key] for key in ("dpi", "exif") if key in image.info}
+        image.save(file, "PNG", pnginfo=chunks, compress_level=level, **kept)
+
+
+def _colour_chunks(info: Mapping[str, Any]) -> Iterator[tuple[bytes, bytes]]:
+    """The chunks of a PNG that say what its codes look like (PNG specification, 11.3.2), as (name, data)."""
+    if "gamma" in info:
+        yield b"gAMA", struct.pack(">I", round(info["gamma"] * 100000))
+    if "chromaticity" in info:
+        yield b"cHRM", struct.pack(">8I", *(round(value * 100000) for value in info["chromaticity"]))
+    if "srgb" in info:
+        yield b"sRGB", struct.pack(">B", info["srgb"])
 
 
 def read_png_text(path: str | os.PathLike) -> dict[str, str]:
-    """The text chunks of a PNG; none for other kinds of picture.
+    """The text chunks of a PNG; none for other kinds of image.
 
     Raises:
         UserError: as `load_image`.
@@ -198,7 +251,7 @@ def make_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[st
 def _reading(path: Path) -> Iterator[Image.Image]:
     """The opened file, whose pixels are not yet read; whatever goes wrong in the block is a UserError."""
     try:
-        # Pillow's warnings (corrupt EXIF, many pixels) are no use to the user: what cannot be read raises.
+        # Pillow's warnings (corrupt EXIF, many pixels) do not help the user: what cannot be read raises.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if path.stat().st_size == 0:
@@ -213,38 +266,105 @@ def _reading(path: Path) -> Iterator[Image.Image]:
         limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
         raise UserError(f'the image "{path}" has more than {limit:.0f} million pixels: make it smaller') from error
     except UnidentifiedImageError as error:
-        raise UserError(f'"{path}" is no image of a known kind: give a PNG, JPEG, WebP or TIFF') from error
+        raise UserError(f'"{path}" is not an image of a known kind: give a PNG, JPEG, WebP or TIFF') from error
     except (OSError, *_DAMAGE) as error:
         reason = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]
         raise UserError(f'the image "{path}" cannot be read ({reason}): give another file or save it anew') from error
 
 
-def _open(path: Path) -> Image.Image:
-    """The first frame of a file, upright, with 8 bits per channel, in whatever mode it comes."""
+def _open(path: Path) -> tuple[Image.Image, dict[str, Any]]:
+    """The first frame of a file: see `_upright`."""
     with _reading(path) as file:
-        # The second frame of an MPO is the other eye's view or a preview: nothing that anyone misses.
+        # The second frame of an MPO is the other eye's view or a preview: nobody misses it.
         frames = getattr(file, "n_frames", 1)
         if frames > 1 and file.format != "MPO":
             logger.warning('"%s" has %d frames: the first one is edited', path, frames)
             file.seek(0)
-        return _shallow(file, _deep_pixels(file, path), path)
+        return _upright(file, _deep_pixels(file, path), path)
 
 
-def _shallow(image: Image.Image, deep: np.ndarray | None, path: Path) -> Image.Image:
-    """`image`, or where it has `deep` pixels an 8-bit picture of these; upright."""
-    if deep is not None:
+def _upright(image: Image.Image, deep: np.ndarray | None, path: Path) -> tuple[Image.Image, dict[str, Any]]:
+    """An upright copy of `image`, or of its 16-bit codes `deep` one of 8 bits; and its metadata, see `Picture`."""
+    image.load()  # chunks of a PNG may stand behind the pixels; TIFFs are turned here by Pillow
+    orientation, exif = _read_exif(image, path)
+    metadata = _metadata(image.info)
+    if "dpi" in metadata and orientation >= 5:
+        metadata["dpi"] = metadata["dpi"][::-1]
+    if exif is not None:
+        metadata["exif"] = exif
+    if deep is None:
+        upright = image.copy()
+    else:
         logger.warning('"%s" has 16 bits per channel: it is edited with 8', path)
         # Codes 0 to 65535 -> 0 to 255: 65535 = 257 * 255.
-        shallow = Image.fromarray(((deep.astype(np.uint32) + 128) // 257).astype(np.uint8))
-        shallow.info = {key: value for key, value in image.info.items() if key != "transparency"}  # that is 16-bit
-        image = shallow
-    return ImageOps.exif_transpose(image)
+        upright = Image.fromarray(((deep.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        upright.info = {key: value for key, value in image.info.items() if key != "transparency"}  # that is 16-bit
+    turn = Image.Exif()
+    turn[Base.Orientation] = orientation
+    upright.info["exif"] = turn.tobytes()  # that of the file may be damaged
+    return ImageOps.exif_transpose(upright), metadata
+
+
+def _read_exif(image: Image.Image, path: Path) -> tuple[int, bytes | None]:
+    """The orientation of an image, 1 to 8, and its EXIF data as kept; a notice where some of it is damaged."""
+    orientation, exif, damaged = 1, None, False
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            found = image.getexif()
+            given = found.get(Base.Orientation, 1)
+            orientation = int(given) if given in range(1, 9) else 1
+            exif = _portable_exif(found, image.size if orientation < 5 else image.size[::-1])
+            Image.Exif().load(image.info.get("exif", b""))  # of a JPEG, Pillow has hidden the damage before
+        except (OSError, *_DAMAGE):
+            damaged = True
+    if damaged or told:
+        logger.warning('the EXIF data of "%s" is damaged: what cannot be read of it is ignored', path)
+    return orientation, exif
+
+
+def _portable_exif(exif: Image.Exif, size: tuple[int, int]) -> bytes | None:
+    """What EXIF data says of a picture, which is upright now and of `size` (w,h); None where it says nothing."""
+    kept = Image.Exif()
+    kept.endian = exif.endian  # the maker's note and comments depend on it
+    for tag in _DESCRIPTIVE:
+        if tag in exif:
+            kept[tag] = exif[tag]
+    for group in (IFD.Exif, IFD.GPSInfo):
+        # A pointer to the interoperability tags would point into the old file.
+        values = {tag: value for tag, value in exif.get_ifd(group).items() if tag != IFD.Interop}
+        for tag, side in zip((Base.ExifImageWidth, Base.ExifImageHeight), size, strict=True):
+            if tag in values:
+                values[tag] = side
+        if values:
+            kept[group] = values
+    if not kept:
+        return None
+    kept[Base.Orientation] = 1
+    return kept.tobytes()
+
+
+def _metadata(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of Pillow's `info` that are kept, where their values can be written into a PNG again."""
+    dpi, gamma, white_and_primaries = info.get("dpi"), info.get("gamma"), info.get("chromaticity")
+    metadata: dict[str, Any] = {}
+    if dpi and all(0.02 < side < 1e7 for side in dpi):  # NaN is not
+        metadata["dpi"] = tuple(float(side) for side in dpi)
+    if gamma:
+        metadata["gamma"] = gamma
+    if white_and_primaries and len(white_and_primaries) == 8:
+        metadata["chromaticity"] = white_and_primaries
+    if info.get("srgb") in range(4):  # rendering intents
+        metadata["srgb"] = info["srgb"]
+    return metadata
 
 
 def _grey_codes(image: Image.Image, path: Path) -> np.ndarray | None:
-    """The 16-bit codes (h,w) of a grey image that has them; None for all others."""
+    """The 16-bit codes (h,w) of a grey image that has them, 0 is black; None for all others."""
     if image.mode.startswith("I;16"):
-        return np.asarray(image)
+        codes = np.asarray(image)
+        # Of TIFFs in which 0 is white, Pillow inverts those of 8 bits and fewer.
+        return 65535 - codes if getattr(image, "tag_v2", {}).get(Base.PhotometricInterpretation) == 0 else codes
     if image.mode not in ("I", "F"):
         return None
     codes = np.asarray(image)
@@ -293,7 +413,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> tuple[Ima
     except (ImageCms.PyCMSError, ImportError, OSError, ValueError) as error:
         logger.warning('the colour profile of "%s" cannot be used: its colours are taken as sRGB (%s)', path, error)
         return plain, False
-    # The many profiles that are sRGB in all but name would only add rounding.
+    # Converting from the many profiles that are sRGB in all but name would only add rounding errors.
     change = max(high for _, high in ImageChops.difference(plain, converted).getextrema())
     return (plain if change <= 2 else converted), True
 

@@ -58,7 +58,6 @@ class EditJob(SamplingChoice, EditRequest):
     overwrite: bool = option(
         False, "replace the last run in `outdir`, which is else kept as samples.1", group="what comes out", record=False
     )
-    strip: bool = option(False, "leave EXIF, DPI and the like of the image out of the results", group="what comes out")
     save_video: bool = option(False, "an mp4 of the x0 estimates for each prediction", group="what comes out")
 
     @property

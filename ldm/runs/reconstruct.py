@@ -122,7 +122,8 @@ def _canvas(job: ReconstructionJob, run: Run) -> Canvas:
     mask = mask_from(path, image_size, job.invert_mask)
     _check_inside(path, mask, window)
     feather = record.feather if job.feather is None else job.feather
-    return Canvas.at(picture, mask, window, size, feather or 0.0)
+    strip = bool(record.options.get("strip", False))
+    return Canvas.at(picture, mask, window, size, feather or 0.0, strip=strip)
 
 
 def _check_inside(path: Path, mask: Tensor, window: Window) -> None:
