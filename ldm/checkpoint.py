@@ -239,7 +239,7 @@ def load_model(
         UserError: the config names no such model, or the weights cannot be read or do not fit.
     """
     if "model" not in config:
-        raise UserError(f"the config has no part "model": it has {_list(map(str, config)) or 'nothing'}")
+        raise UserError(f"the config has no part 'model': it has {_list(map(str, config)) or 'nothing'}")
     with torch.device("meta"):  # shapes only: no memory, no random numbers
         model = instantiate_from_config(config["model"])
     model.to(dtype)

@@ -38,7 +38,7 @@ def instantiate_from_config(config: Mapping[str, Any], **overrides: Any) -> Any:
         UserError: there is no `target`, it does not exist, or it refuses a parameter or its value.
     """
     if "target" not in config:
-        raise UserError(f"a config needs the key "target"; this one has {sorted(config)}")
+        raise UserError(f"a config needs the key 'target'; this one has {sorted(config)}")
     params = dict(config.get("params") or {}) | overrides
     cls = get_obj_from_str(config["target"])
     try:

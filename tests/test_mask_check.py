@@ -120,14 +120,13 @@ def test_the_window_counts(check):
 
 @pytest.mark.parametrize("region", ["auto", "whole"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 2), (2500, 3900)])
-def test_a_speck_at_the_border_of_any_picture_is_drawn(tmp_path, size, region):
+def test_a_speck_at_the_border_of_any_picture_is_drawn(editor, tmp_path, size, region):
     """A window of few pixels is less than its frame, and a long strip is less than a pixel of its panel."""
     mask = np.zeros(size, np.uint8)
     mask[0, size[1] // 2] = 255
     Image.fromarray(mask).save(tmp_path / "speck.png")
     Image.new("RGB", size[::-1]).save(tmp_path / "photo.png")
-    window = choose_window(mask, SIZE, region)
-    report = check_mask(load_image(tmp_path / "photo.png"), tmp_path / "speck.png", SIZE, FACTOR, window=window)
+    report = editor.check(tmp_path / "photo.png", tmp_path / "speck.png", EditRequest("", region=region))
     assert report.picture.width > 200
 
 

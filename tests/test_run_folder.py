@@ -472,18 +472,17 @@ def test_the_old_runs_survive_any_failure(tmp_path, monkeypatch, step, error, ov
 
 # --- killed at any instant -------------------------------------------------------------------------------------------
 
-TOUCHES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
 def killed_at(step: int, work: Callable[[], object]) -> bool:
-    """Run `work` in a process that dies before its `step`th touch of a file; whether it died."""
+    """Run `work` in a process that dies before its `step`th change of a folder; whether it died."""
     process = os.fork()
     if process == 0:
         left = itertools.count(step, -1)
 
         def count(event: str, arguments: tuple) -> None:
-            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if (event in TOUCHES or writes) and next(left) == 0:
+            if event in CHANGES and next(left) == 0:
                 os._exit(9)
 
         sys.addaudithook(count)
@@ -529,7 +528,7 @@ def test_killed_at_any_instant_nothing_is_lost(tmp_path, overwrite):
         if not died:
             break
         shutil.rmtree(out)
-    assert step > 20 and seen_latest == {"c", "new"}
+    assert step > 15 and seen_latest == {"c", "new"}
 
 
 def test_pictures_killed_at_any_instant(tmp_path):
@@ -543,7 +542,7 @@ def test_pictures_killed_at_any_instant(tmp_path):
         assert seen(tmp_path) == ["a-pink-yarn-ball", "a-pink-yarn-ball.png"] and hidden(tmp_path) == []
         if not died:
             break
-    assert step > 15
+    assert step > 10
 
 
 def test_what_the_released_program_left_when_it_was_killed_is_recovered(tmp_path, caplog):
@@ -588,11 +587,12 @@ def test_a_reader_beside_a_writer_sees_one_run_whole(tmp_path, overwrite):
     while process.is_alive():
         run = read_run(tmp_path / "samples")
         try:
-            about = read_png_text(run.read(lambda folder: folder / "images" / "0000.png"))
-            assert json.loads(run.read(lambda folder: (folder / "run.json").read_text()))["prompt"] == run.record.prompt
-            looks += bool(about)
+            text = run.read(lambda folder: read_png_text(folder / "images" / "0000.png"))
         except UserError as error:
-            assert (overwrite and "replaced" in str(error)) or "there is no image" in str(error), error
+            assert overwrite and "has been replaced" in str(error), error
+            continue
+        assert json.loads(text["ldm"])["run"]["run_id"] == run.record.run_id
+        looks += 1
     process.join()
     assert looks and process.exitcode == 0
 

@@ -61,8 +61,8 @@ MODELS = {
         config="configs/latent-diffusion/txt2img-1p4B-eval.yaml",
         clip=OPENAI_CLIP,
         remote=Remote(
-            urls=(
-                "https://huggingface.co/omriav/blended-latent-diffusion-ldm/resolve/main/model.ckpt",  # tells its SHA-256
+            urls=(  # the first tells its SHA-256
+                "https://huggingface.co/omriav/blended-latent-diffusion-ldm/resolve/main/model.ckpt",
                 "https://ommer-lab.com/files/latent-diffusion/nitro/txt2img-f8-large/model.ckpt",
             ),
             least_bytes=2_000_000_000,  # below what 1.45B parameters need, even in half precision
@@ -255,7 +255,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read as a config: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise UserError(f"{path} is no config of a model: it has no part "model"")
+        raise UserError(f"{path} is no config of a model: it has no part 'model'")
     encoder = (config["model"].get("params") or {}).get("cond_stage_config")
     params = (encoder.get("params") if isinstance(encoder, dict) else None) or {}
     for key, value in params.items():
