@@ -9,6 +9,7 @@ from ldm.errors import UserError
 
 
 def build_parser() -> Parser:
+    """The options of this command."""
     parser = Parser(prog="train.py", description=__doc__)
     parser.add_argument("config", type=Path, help="a training config, such as configs/scenes/autoencoder.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=1000")

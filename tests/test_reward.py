@@ -10,7 +10,7 @@ from ldm.data.scenes.captions import vocabulary
 from ldm.data.tokenizer import write_tokenizer
 from ldm.errors import UserError
 from ldm.training.diffusion import DiffusionTrainer
-from ldm.training.reader import READ, LatentReader, ReaderTrainer, draw_regions, look_closer, degrade
+from ldm.training.reader import READ, LatentReader, ReaderTrainer, degrade, draw_regions, look_closer
 from ldm.training.reward import Reward
 from tests.tiny import tiny_config, tiny_model
 

@@ -15,7 +15,8 @@ Call = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work the parts are: predictions of both kinds of edits, pictures that CLIP looks at, steps of sampling and of tuning."""
+    """How much work the parts are: predictions of both kinds of edits, pictures that CLIP looks at, and steps of
+    sampling and of tuning."""
 
     batch: int = 24
     single: int = 1

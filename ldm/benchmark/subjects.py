@@ -156,6 +156,7 @@ class Subject:
 
     @property
     def unet(self) -> torch.nn.Module:
+        """The denoiser of the library in question."""
         return self.theirs.unet if self.theirs else self.model.model.diffusion_model
 
     def text(self) -> Tensor:
@@ -173,10 +174,12 @@ class Subject:
         return functools.partial(self.model.apply_model, z.to(self.device), t, self.model.prepare_context(context))
 
     def encode(self, x: Tensor) -> Tensor:
+        """Pictures x (n, 3, H, W) in [-1, 1] -> scaled latents (n, c, h, w)."""
         x = x.to(self.device)
         return self.theirs.encode(x) * self.model.scale_factor if self.theirs else self.model.encode_first_stage(x)
 
     def decode(self, z: Tensor) -> Tensor:
+        """Latents z (n, c, h, w) -> pictures (n, 3, H, W) in about [-1, 1]."""
         z = z.to(self.device)
         if self.theirs:
             return self.theirs.decode((z / self.model.scale_factor).to(self.dtype))

@@ -42,15 +42,19 @@ class TheirModel:
             network.to(model.device, model.dtype).eval().requires_grad_(False)
 
     def context(self, prompts: list[str]) -> Tensor:
+        """Prompts -> context (b, m, d)."""
         return self.bert(self.ours.cond_stage_model.tokenize(prompts).to(self.ours.device))[0]
 
     def step(self, z: Tensor, t: Tensor | int, context: Tensor) -> Tensor:
+        """One call of the denoiser: z (b, c, h, w), timesteps t, context (b, m, d) -> (b, c, h, w)."""
         return self.unet(z, t, encoder_hidden_states=context).sample
 
     def encode(self, x: Tensor) -> Tensor:
+        """Pictures x (b, 3, H, W) -> the mean of their unscaled latents (b, c, h, w)."""
         return self.vae.encode(F.pixel_unshuffle(x.to(self.ours.dtype), self.patch_size)).latent_dist.mode()
 
     def decode(self, z: Tensor) -> Tensor:
+        """Unscaled latents z (b, c, h, w) -> pictures (b, 3, H, W)."""
         return F.pixel_shuffle(self.vae.decode(z).sample, self.patch_size)
 
     def generate(self, prompt: str, seeds: range, steps: int, scale: float, size: int) -> Tensor:

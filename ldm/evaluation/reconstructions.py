@@ -62,6 +62,7 @@ class Outcome:
 
     @classmethod
     def of(cls, kind: str, restored: Restored) -> "Outcome":
+        """What was measured of one restored prediction."""
         made, measures = restored.reconstruction, restored.measures
         return cls(
             kind,

@@ -119,6 +119,7 @@ class SpatialTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
 
     def project(self, context: Tensor) -> tuple[KeysValues, ...]:
+        """The keys and values of a context (r, m, context_dim), a pair for each block."""
         return tuple(block.attn2.project(context) for block in self.transformer_blocks)
 
     def forward(self, x: Tensor, context: Tensor | tuple[KeysValues, ...] | None = None) -> Tensor:

@@ -80,6 +80,7 @@ class AutoencoderTrainer(TrainingModule):
             )
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
+        """The loss of both networks on a batch of {"image": (b, 3, h, w) in [-1, 1]}."""
         h = self.hparams
         x = batch["image"].contiguous(memory_format=torch.channels_last)
         recon, posterior = self.first_stage_model(x)
@@ -109,6 +110,7 @@ class AutoencoderTrainer(TrainingModule):
         return weight * adversarial + discrimination
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
+        """PSNR, loss of texture and spread of the latents' means, of a batch of whole scenes."""
         x = batch["image"]
         posterior = self.first_stage_model.encode(x)
         recon = self.first_stage_model.decode(posterior.mode())
@@ -124,6 +126,7 @@ class AutoencoderTrainer(TrainingModule):
             torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
     def configure_optimizers(self):
+        """One optimiser, a group of parameters for each network."""
         groups = [{"params": [p for p in self.first_stage_model.parameters() if p.requires_grad]}]
         if self.discriminator is not None:
             groups.append({"params": [*self.discriminator.parameters()], "betas": (0.5, 0.9)})

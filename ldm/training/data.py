@@ -216,12 +216,14 @@ class LatentScenes(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
+        """Batches of all columns, shuffled; drawn by weight where there is an emphasis."""
         if not self.hparams.emphasis:
             return self._loader("train", shuffle=True)
         weights = scene_weights(SceneShards(self.hparams.train).attributes, self.hparams.emphasis)
         return self._loader("train", sampler=WeightedRandomSampler(weights, len(weights)))
 
     def val_dataloader(self) -> DataLoader:
+        """Batches of all columns in their order."""
         return self._loader("val", shuffle=False)
 
 

@@ -33,6 +33,7 @@ class ImageGrid(pl.Callback):
         raise NotImplementedError
 
     def on_validation_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
+        """Draw the grid, once it is due."""
         step = trainer.global_step
         if step < self.due or trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -56,6 +57,7 @@ class ReconstructionGrid(ImageGrid):
         self.count = count
 
     def images(self, trainer: pl.Trainer, module: pl.LightningModule) -> Tensor:
+        """A row of scenes, a row of their reconstructions, and so on."""
         data = trainer.datamodule.val_dataloader().dataset
         x = torch.stack([data[i]["image"] for i in range(min(self.count, len(data)))]).to(module.device)
         recon = module.first_stage_model.decode(module.first_stage_model.encode(x).mode())
@@ -75,6 +77,7 @@ class SampleGrid(ImageGrid):
         self.prompts, self.steps, self.scale, self.seed = list(prompts), steps, scale, seed
 
     def images(self, trainer: pl.Trainer, module: pl.LightningModule) -> Tensor:
+        """One picture a prompt."""
         model = module.ldm
         context = model.get_learned_conditioning(self.prompts)
         denoiser = guided_denoiser(model, context, model.get_learned_conditioning([""]), self.scale)

@@ -127,6 +127,7 @@ class ReaderTrainer(TrainingModule):
         self.reader = LatentReader(**(model or {})).to(memory_format=torch.channels_last)
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
+        """The reader's loss on degraded latents and random regions."""
         z = degrade(self.generator, batch["z"].float())
         region = draw_regions(self.generator, batch["box"].cpu(), z.shape[-1], (-0.5, 2)).to(z)
         loss = self.reader.loss(z, region, batch["labels"].long()).mean()
@@ -140,4 +141,5 @@ class ReaderTrainer(TrainingModule):
         log_right(self, self.reader(z, region), batch["labels"].long())
 
     def configure_optimizers(self):
+        """AdamW of all parameters."""
         return self.adamw(self.reader.parameters())
