@@ -40,7 +40,7 @@ def render_shard(folder: Path, index: int, count: int, seed: int) -> int:
     return count
 
 
-_POOL = []
+_POOL: list = []
 
 
 def _pool():

@@ -140,8 +140,8 @@ class Subject:
         shared = device.type == "cpu" and dtype == torch.float32 and not (way.channels_last or way.compiled)
         model = copy.copy(base.model) if shared else copy.deepcopy(base.model).to(device, dtype)
         if not way.prepared:
-            model.prepare_context = lambda context: context
-            model.apply_model = functools.partial(_apply_to_every_row, model)
+            model.prepare_context = lambda context: context  # type: ignore[method-assign, assignment, return-value]
+            model.apply_model = functools.partial(_apply_to_every_row, model)  # type: ignore[method-assign]
         for name, buffer in base.model.named_buffers(recurse=False):  # the schedule stays float32
             setattr(model, name, buffer.to(device))
         self.way, self.model, self.ranker, self.device, self.dtype = way, model, base.ranker, device, dtype
@@ -186,7 +186,8 @@ class Subject:
         return self.model.decode_first_stage(z)
 
     def rank(self, x: Tensor, mask: Tensor) -> Tensor:
-        """CLIP's distances of pictures."""
+        """CLIP's distances of pictures; a model that has a part for it has a ranker."""
+        assert self.ranker is not None
         return self.ranker.distances(x, mask, PROMPT)
 
     def edit(self, x: Tensor, mask: Tensor, samples: int, steps: int) -> Tensor:

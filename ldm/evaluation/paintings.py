@@ -110,7 +110,7 @@ class Painter:
         files, device = zoo.resolve(self.model), choose_device(self.device)
         return Editor(zoo.load(files, device, choose_precision("auto", device)), None, files)
 
-    def paint(self, editor: Editor, triple: Triple, **options: int) -> Painting:
+    def paint(self, editor: Editor, triple: Triple, **options: Any) -> Painting:
         """options: those of `EditRequest`."""
         request = EditRequest(triple.prompt, ddim_steps=self.ddim_steps, **options)
         with _silent():

@@ -8,7 +8,7 @@ needs the fourth: a pairwise loss, by which the cosines of different pictures wi
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -132,7 +132,7 @@ class CLIPTrainer(TrainingModule):
         self.clip = CLIP(**self.model_config()).to(memory_format=torch.channels_last)
         self.heads = AttributeHeads(embed_dim) if attribute_weight else None
         self.pairwise_bias = nn.Parameter(torch.tensor(PAIRWISE_BIAS)) if pairwise_weight else None
-        self._tokenizer = None
+        self._tokenizer: Callable[[list[str]], Tensor] | None = None
 
     def begin_with_model(self, path: str) -> None:
         """See `begin_from`."""

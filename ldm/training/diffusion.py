@@ -33,6 +33,8 @@ class DiffusionTrainer(TrainingModule):
         seed: of timesteps, noise and left-out prompts, together with the process and the step that it starts from.
     """
 
+    empty_tokens: Tensor
+
     def __init__(
         self,
         model: Mapping[str, Any],

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from ldm.files import atomic_file
+from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddim import DDIMSampler, NoiseSource, guided_denoiser
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.schedule import make_sampling_schedule
 
 
@@ -58,9 +61,10 @@ class ReconstructionGrid(ImageGrid):
 
     def images(self, trainer: pl.Trainer, module: pl.LightningModule) -> Tensor:
         """A row of scenes, a row of their reconstructions, and so on."""
-        data = trainer.datamodule.val_dataloader().dataset
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data, first_stage = datamodule.val_dataloader().dataset, cast(AutoencoderKL, module.first_stage_model)
         x = torch.stack([data[i]["image"] for i in range(min(self.count, len(data)))]).to(module.device)
-        recon = module.first_stage_model.decode(module.first_stage_model.encode(x).mode())
+        recon = first_stage.decode(first_stage.encode(x).mode())
         rows = zip(x.split(self.columns), recon.split(self.columns), strict=True)
         return torch.cat([row for pair in rows for row in pair])
 
@@ -78,7 +82,7 @@ class SampleGrid(ImageGrid):
 
     def images(self, trainer: pl.Trainer, module: pl.LightningModule) -> Tensor:
         """One picture a prompt."""
-        model = module.ldm
+        model = cast(LatentDiffusion, module.ldm)
         context = model.get_learned_conditioning(self.prompts)
         denoiser = guided_denoiser(model, context, model.get_learned_conditioning([""]), self.scale)
         noise = NoiseSource(range(self.seed, self.seed + len(self.prompts)))

@@ -81,7 +81,8 @@ class LatentReader(nn.Module):
     def loss(self, z: Tensor, region: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy (b,) of the attributes that are known, labels (b, 3) in the order of `READ`, summed."""
         columns = zip(self(z, region).values(), labels.unbind(1), strict=True)
-        return sum(F.cross_entropy(guess, label, ignore_index=UNSAID, reduction="none") for guess, label in columns)
+        losses = [F.cross_entropy(guess, label, ignore_index=UNSAID, reduction="none") for guess, label in columns]
+        return torch.stack(losses).sum(0)
 
 
 def draw_regions(generator: Generator, boxes: Tensor, size: int, grow: tuple[float, float]) -> Tensor:
