@@ -9,6 +9,7 @@ from ldm.cli import Parser, bounded, run
 
 
 def build_parser() -> Parser:
+    """The options of this command."""
     parser = Parser(prog="benchmark.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "--model",

@@ -8,6 +8,7 @@ from ldm.cli import Parser, bounded, run
 
 
 def build_parser() -> Parser:
+    """The options of this command."""
     parser = Parser(prog="compare_reconstructions.py", description=__doc__)
     parser.add_argument("--n_edits", type=bounded(int, 1), default=20, help="default 20")
     parser.add_argument("--ddim_steps", type=bounded(int, 1, 1000), default=50, help="default 50")

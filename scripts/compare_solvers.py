@@ -8,6 +8,7 @@ from ldm.cli import Parser, bounded, run
 
 
 def build_parser() -> Parser:
+    """The options of this command."""
     parser = Parser(prog="compare_solvers.py", description=__doc__)
     parser.add_argument(
         "--solvers",

@@ -11,6 +11,7 @@ PARTS = ("edits", "background", "scribble", "autoencoder", "judge", "ranking", "
 
 
 def build_parser() -> Parser:
+    """The options of this command."""
     parser = Parser(prog="evaluate_scenes.py", description=__doc__)
     parser.add_argument("--model", default="scenes", help="scenes, or a folder of a model trained on scenes")
     parser.add_argument(

@@ -8,6 +8,7 @@ from ldm.cli import Parser, bounded, run
 
 
 def build_parser() -> Parser:
+    """The options of this command."""
     parser = Parser(prog="export_model.py", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="of the diffusion, of CLIP, or of a new decoder for FOLDER")
     parser.add_argument("folder", type=Path, help="such as models/ldm/scenes or models/clip/scenes")

@@ -17,6 +17,7 @@ SEED_STRIDE = 1_000_000_007  # two seeds share a shard only if they are this far
 
 
 def parse(argv: Sequence[str]):
+    """The options of this command, checked against each other."""
     parser = Parser(prog="make_scenes.py", description="Render captioned scenes into shards, resuming if stopped.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--count", type=bounded(int, 1), default=40000, help="how many scenes (default 40000)")
@@ -39,7 +40,7 @@ def render_shard(folder: Path, index: int, count: int, seed: int) -> int:
     return count
 
 
-_POOL = []
+_POOL: list = []
 
 
 def _pool():

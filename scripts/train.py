@@ -3,12 +3,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from ldm.cli import Parser, run
 from ldm.errors import UserError
 
 
 def build_parser() -> Parser:
+    """The options of this command."""
     parser = Parser(prog="train.py", description=__doc__)
     parser.add_argument("config", type=Path, help="a training config, such as configs/scenes/autoencoder.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=1000")
@@ -27,24 +29,24 @@ def main(argv: Sequence[str]) -> None:
     import torch
     from omegaconf import OmegaConf
     from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
-    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+    from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
     from ldm.util import instantiate_from_config
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = OmegaConf.load(args.config)
+    node = OmegaConf.load(args.config)
     for override in args.overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise UserError(f'"{override}" is no override: write key=value, such as trainer.max_steps=1000')
-        OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v)
-    config = OmegaConf.to_container(config, resolve=True)
+        OmegaConf.update(node, key, OmegaConf.create(f"v: {value}").v)
+    config = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
     rundir = args.rundir or Path("runs") / args.config.stem
     last = rundir / "last.ckpt"
     done = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"] if last.exists() else 0
     pl.seed_everything(args.seed + done)  # a resumed run does not begin with the batches of its beginning again
-    loggers = [CSVLogger(rundir, name="csv")]  # a new version for each resumption: no log is overwritten
+    loggers: list[Logger] = [CSVLogger(rundir, name="csv")]  # a new version for each resumption: no log is overwritten
     try:
         loggers.append(TensorBoardLogger(rundir, name="", version="tensorboard"))
     except ModuleNotFoundError:

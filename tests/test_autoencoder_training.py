@@ -139,7 +139,7 @@ def test_the_discriminator_learns_and_the_autoencoder_is_pulled_by_it():
     module.log = lambda *_, **__: None
     x = torch.cat([tiny_picture(32, 32, seed) for seed in range(2)])
     recon, _ = module.first_stage_model(x, torch.Generator().manual_seed(0))
-    total = module._adversarial(recon, x, (recon - x).abs().mean())
+    total = module._adversarial(module.discriminator, recon, x, (recon - x).abs().mean())
     total.backward()
     real, fake = module.discriminator(torch.cat([x, recon.detach()])).chunk(2)
     expected = torch.autograd.grad(hinge_loss(real, fake), list(module.discriminator.parameters()))

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ class _Run:
         for way in chosen if selected else ():
             with self._failing(f"{name}, {way.name}"):
                 subject = Subject(base, way, self.device)
-                for part in filter(lambda part, way=way: part.concerns(way), selected):
+                for part in (part for part in selected if part.concerns(way)):
                     with self._failing(f"{name}, {way.name}, {part.name}"):
                         self._measure(name, subject, part, scene, plain)
                 del subject
@@ -171,7 +172,7 @@ def _relative_error(x: Tensor, reference: Tensor | None) -> float | None:
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
     """float32 is float32 while this lasts, on GPUs that would shorten it too."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
         backend.allow_tf32 = False

@@ -31,7 +31,8 @@ def process(model: str, device: str, precision: str, samples: int, steps: int, r
     seconds, peaks = [], []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
-            words = ["--prompt", "a pink yarn ball", "--init_image", inputs / "img.png", "--mask", inputs / "mask.png"]
+            words: list[str | Path] = ["--prompt", "a pink yarn ball", "--init_image", inputs / "img.png"]
+            words += ["--mask", inputs / "mask.png"]
             words += ["--outdir", Path(folder) / "run", "--model", model, "--device", device, "--precision", precision]
             words += ["--n_samples", str(samples), "--ddim_steps", str(steps)]
             done = subprocess.run(

@@ -32,6 +32,7 @@ class Timing:
 
     @property
     def median(self) -> float:
+        """The median of the seconds."""
         return median(self.seconds)
 
 

@@ -15,7 +15,8 @@ Call = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work the parts are: predictions of both kinds of edits, pictures for CLIP, steps of sampling and tuning."""
+    """How much work the parts are: predictions of both kinds of edits, pictures that CLIP looks at, and steps of
+    sampling and of tuning."""
 
     batch: int = 24
     single: int = 1

@@ -141,8 +141,8 @@ class Subject:
         shared = device.type == "cpu" and dtype == torch.float32 and not (way.channels_last or way.compiled)
         model = copy.copy(base.model) if shared else copy.deepcopy(base.model).to(device, dtype)
         if not way.prepared:
-            model.prepare_context = lambda context: context
-            model.apply_model = functools.partial(_apply_to_every_row, model)
+            model.prepare_context = lambda context: context  # type: ignore[method-assign, assignment, return-value]
+            model.apply_model = functools.partial(_apply_to_every_row, model)  # type: ignore[method-assign]
         for name, buffer in base.model.named_buffers(recurse=False):  # the schedule stays float32
             setattr(model, name, buffer.to(device))
         self.way, self.model, self.ranker, self.device, self.dtype = way, model, base.ranker, device, dtype
@@ -157,6 +157,7 @@ class Subject:
 
     @property
     def unet(self) -> torch.nn.Module:
+        """The denoiser of the library in question."""
         return self.theirs.unet if self.theirs else self.model.model.diffusion_model
 
     def text(self) -> Tensor:
@@ -174,17 +175,20 @@ class Subject:
         return functools.partial(self.model.apply_model, z.to(self.device), t, self.model.prepare_context(context))
 
     def encode(self, x: Tensor) -> Tensor:
+        """Pictures x (n, 3, H, W) in [-1, 1] -> scaled latents (n, c, h, w)."""
         x = x.to(self.device)
         return self.theirs.encode(x) * self.model.scale_factor if self.theirs else self.model.encode_first_stage(x)
 
     def decode(self, z: Tensor) -> Tensor:
+        """Latents z (n, c, h, w) -> pictures (n, 3, H, W) in about [-1, 1]."""
         z = z.to(self.device)
         if self.theirs:
             return self.theirs.decode((z / self.model.scale_factor).to(self.dtype))
         return self.model.decode_first_stage(z)
 
     def rank(self, x: Tensor, mask: Tensor) -> Tensor:
-        """CLIP's distances of pictures."""
+        """CLIP's distances of pictures; a model that has a part for it has a ranker."""
+        assert self.ranker is not None
         return self.ranker.distances(x, mask, PROMPT)
 
     def edit(self, x: Tensor, mask: Tensor, samples: int, steps: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.benchmark.convert import autoencoder_to_diffusers, text_encoder_to_diffusers, unet_to_diffusers
 from ldm.errors import MissingExtra
@@ -42,15 +42,19 @@ class TheirModel:
             network.to(model.device, model.dtype).eval().requires_grad_(False)
 
     def context(self, prompts: list[str]) -> Tensor:
+        """Prompts -> context (b, m, d)."""
         return self.bert(self.ours.cond_stage_model.tokenize(prompts).to(self.ours.device))[0]
 
     def step(self, z: Tensor, t: Tensor | int, context: Tensor) -> Tensor:
+        """One call of the denoiser: z (b, c, h, w), timesteps t, context (b, m, d) -> (b, c, h, w)."""
         return self.unet(z, t, encoder_hidden_states=context).sample
 
     def encode(self, x: Tensor) -> Tensor:
+        """Pictures x (b, 3, H, W) -> the mean of their unscaled latents (b, c, h, w)."""
         return self.vae.encode(F.pixel_unshuffle(x.to(self.ours.dtype), self.patch_size)).latent_dist.mode()
 
     def decode(self, z: Tensor) -> Tensor:
+        """Unscaled latents z (b, c, h, w) -> pictures (b, 3, H, W)."""
         return F.pixel_shuffle(self.vae.decode(z).sample, self.patch_size)
 
     def generate(self, prompt: str, seeds: range, steps: int, scale: float, size: int) -> Tensor:
@@ -66,7 +70,7 @@ class TheirModel:
         return self.decode(z / self.scale_factor).float()
 
 
-def _unet(model: LatentDiffusion, config: Mapping[str, Any]) -> nn.Module:
+def _unet(model: LatentDiffusion, config: Mapping[str, Any]) -> Any:
     from diffusers import UNet2DConditionModel
 
     mults, blocks = config["channel_mult"], config["num_res_blocks"]
@@ -89,7 +93,7 @@ def _unet(model: LatentDiffusion, config: Mapping[str, Any]) -> nn.Module:
     return _load(theirs, unet_to_diffusers(state, blocks))
 
 
-def _autoencoder(model: LatentDiffusion, config: Mapping[str, Any], patch_size: int) -> nn.Module:
+def _autoencoder(model: LatentDiffusion, config: Mapping[str, Any], patch_size: int) -> Any:
     from diffusers import AutoencoderKL
 
     levels = len(config["ch_mult"])
@@ -107,7 +111,7 @@ def _autoencoder(model: LatentDiffusion, config: Mapping[str, Any], patch_size: 
     return _load(theirs, autoencoder_to_diffusers(model.first_stage_model.state_dict(), levels))
 
 
-def _text_encoder(model: LatentDiffusion, config: Mapping[str, Any]) -> nn.Module:
+def _text_encoder(model: LatentDiffusion, config: Mapping[str, Any]) -> Any:
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
     ours = model.cond_stage_model.transformer
@@ -139,6 +143,6 @@ def _scheduler(params: Mapping[str, Any]) -> Any:
     )
 
 
-def _load(theirs: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+def _load(theirs: Any, state: Mapping[str, Tensor]) -> Any:
     theirs.load_state_dict(state, strict=True)
     return theirs

@@ -38,7 +38,7 @@ Attributes = dict[str, str | None]
 
 def encode(attributes: Attributes) -> list[int]:
     """Numbers of (shape, material, color, background), `UNSAID` for None."""
-    return [values.index(attributes[key]) if attributes[key] else UNSAID for key, values in VALUES.items()]
+    return [values.index(value) if (value := attributes[key]) else UNSAID for key, values in VALUES.items()]
 
 
 def encode_picture(attributes: Attributes) -> list[int]:
@@ -51,7 +51,7 @@ def said(text: str, attributes: Attributes) -> Attributes:
     """Those of `attributes` that the caption `text`, written for them, names; None for the rest."""
     text, named = f" {text} ", dict.fromkeys(VALUES)
     for key in reversed(VALUES):  # the background first, and cut out: "a wood floor" makes no object wooden
-        for word in sorted(WORDS[key].get(attributes[key], ()), key=len, reverse=True):
+        for word in sorted(WORDS[key].get(attributes[key] or "", ()), key=len, reverse=True):
             if f" {word} " in text:
                 named[key] = attributes[key]
                 text = text.replace(f" {word} ", " ") if key == "background" else text

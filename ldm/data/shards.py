@@ -79,7 +79,7 @@ class SceneShards(Dataset):
     def digest(self, shard: int) -> str:
         """A hash of what a shard shows and says: what was made of it belongs to this content alone."""
         content = hashlib.blake2b(self.files[shard].read_bytes(), digest_size=16)
-        content.update(np.ascontiguousarray(self._map(shard, "images")))
+        content.update(np.ascontiguousarray(self._map(shard, "images")).data)
         return content.hexdigest()
 
     def __getstate__(self) -> dict:

@@ -39,6 +39,7 @@ from ldm.evaluation.triples import Triple, background_triples, held_out_windows,
 from ldm.files import atomic_file, file_sha256
 from ldm.imaging.images import load_image, save_png, to_pil
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.judge import Judge
 from ldm.util import choose_device, choose_precision, peak_memory
 
 ANSWERS = "answers.jsonl"  # the settings, then one answer a line
@@ -49,7 +50,7 @@ RANKING = 20, 24  # prompts, predictions of each
 RENDERS, RENDERS_SEED = 512, 4_000_037  # a seed of no training's nor validation's
 PHOTOGRAPHS = 64  # windows of them
 
-TARGETS = {
+TARGETS: dict[str, dict[str, float | None]] = {
     "edits": {"color": 95.0, "shape": 85.0, "material": 75.0, "all": 65.0},
     "background": {"background": 80.0},
     "scribble": {"color": 80.0, "shape": 80.0, "material": None, "all": None},
@@ -106,7 +107,7 @@ class _Session:
         self.settings = painted | self._read_by()
         self.paintings = Paintings(job.outdir / "paintings", painted)
         self.answers: dict[str, list[Answer]] = _read_answers(job.outdir, self.settings)
-        self.judge = load_judge(job.judge, self.device) if self.judge_folder else None
+        self._judge = load_judge(job.judge, self.device) if self.judge_folder else None
         self.ranker: CLIPRanker | None = find_ranker(self.files.clip, self.device)
         if self.ranker is not None and "ranking" in job.parts:
             report.require_plot()
@@ -114,6 +115,12 @@ class _Session:
     @cached_property
     def model(self) -> LatentDiffusion:
         return zoo.load(self.files, self.device, choose_precision("auto", self.device))
+
+    @property
+    def judge(self) -> Judge:
+        """The judge: `_judge_folder` raises where a part needs one and there is none."""
+        assert self._judge is not None
+        return self._judge
 
     @property
     def size(self) -> int:
@@ -238,7 +245,7 @@ def _autoencoder(session: _Session) -> list[Row]:
     rows = []
     for name, x, target in (("renders", _renders(session.size, PHOTOS)[0], 28.0), ("photographs", photos, 26.0)):
         values = [psnr(_decoded(session.model, one), one, torch.ones_like(one[:, :1])) for one in x.split(1)]
-        mean = sum(values) / len(values)
+        mean = sum(value for value in values if value is not None) / len(values)
         rows.append(Row("autoencoder", f"PSNR, held-out {name}", "dB", mean, target, count=len(values)))
     return rows
 
@@ -287,8 +294,8 @@ def _cost(session: _Session) -> list[Row]:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         peak = executor.submit(four_predictions, job.model, job.device, job.ddim_steps).result()
     seconds = time.perf_counter() - start
-    folders = [session.files.weights.parent, session.judge_folder, session.files.clip]
-    folders = [folder for folder in folders if isinstance(folder, Path)]
+    parts = [session.files.weights.parent, session.judge_folder, session.files.clip]
+    folders = [folder for folder in parts if isinstance(folder, Path)]
     shipped = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
     note = "" if session.ranker else "not ranked: no CLIP"
     threads = f"{torch.get_num_threads()} threads, {session.device.type}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,8 @@ def load_judge(name: str = "scenes", device: torch.device | str = "cpu") -> Judg
     """
     folder = judge_folder(name)
     config = zoo.read_config(folder / "config.yaml")
-    return load_model(config, folder / "model.safetensors", device=torch.device(device), dtype=torch.float32)
+    judge = load_model(config, folder / "model.safetensors", device=torch.device(device), dtype=torch.float32)
+    return cast(Judge, judge)
 
 
 @torch.no_grad()

@@ -73,9 +73,11 @@ class Paintings:
         return self.folder / f"{part}-{index:04d}.png"
 
     def has(self, part: str, index: int) -> bool:
+        """Whether the triple `index` of a part has been painted."""
         return self._path(part, index).exists()
 
     def save(self, part: str, index: int, painting: Painting) -> None:
+        """Keep a painting as the triple `index` of a part, rounded to 8 bits."""
         pictures = [painting.source, painting.mask.expand(-1, 3, -1, -1) * 2 - 1, *painting.x.split(1)]
         save_png(to_pil(torch.cat([picture.float().cpu() for picture in pictures], dim=-1)), self._path(part, index))
 
@@ -104,10 +106,11 @@ class Painter:
     ddim_steps: int
 
     def load(self) -> Editor:
+        """The model, ready to edit."""
         files, device = zoo.resolve(self.model), choose_device(self.device)
         return Editor(zoo.load(files, device, choose_precision("auto", device)), None, files)
 
-    def paint(self, editor: Editor, triple: Triple, **options: int) -> Painting:
+    def paint(self, editor: Editor, triple: Triple, **options: Any) -> Painting:
         """options: those of `EditRequest`."""
         own = {"ddim_steps": self.ddim_steps, "region": self.region, "context": self.context}
         request = EditRequest(triple.prompt, **own, **options)

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,14 @@ class Outcome:
     """What one way did to one edit.
 
     background_psnr: outside the mask at the model's size, before the exact composite, in dB. foreground_psnr: inside,
-    against the prediction. band_psnr, seam: of the finished picture, see `ldm.imaging.finish.Measures`.
+    against the prediction. band_psnr, seam: of the finished picture, see `ldm.imaging.finish.Measures`. None where the
+    picture has no such part.
     """
 
     kind: str
-    background_psnr: float
-    foreground_psnr: float
-    band_psnr: float
+    background_psnr: float | None
+    foreground_psnr: float | None
+    band_psnr: float | None
     seam: float
     source_seam: float
     max_difference: int
@@ -63,6 +64,7 @@ class Outcome:
 
     @classmethod
     def of(cls, kind: str, restored: Restored) -> "Outcome":
+        """What was measured of one restored prediction."""
         made, measures = restored.reconstruction, restored.measures
         return cls(
             kind,
@@ -111,7 +113,8 @@ def compare(
     kinds = [kind for kind in RECONSTRUCTIONS if kind != "poisson" or _has_opencv()]
     outcomes: dict[str, list[Outcome]] = {kind: [] for kind in kinds}
     edits: list[dict[str, Any]] = []
-    hardest, roughest = None, -math.inf
+    hardest: tuple[Case, Edited, dict[str, Restored]] | None = None
+    roughest = -math.inf
     outdir.mkdir(parents=True, exist_ok=True)
     for case in tqdm(cases(count, seed), total=count, desc="comparing", unit="edit", disable=None):
         request = EditRequest(case.prompt, seed=case.seed, n_samples=1, ddim_steps=ddim_steps)
@@ -128,11 +131,12 @@ def compare(
         file.write((json.dumps(rows, indent=1, default=str) + "\n").encode())
     with atomic_file(outdir / "comparison.md") as file:
         file.write(table(outcomes).encode())
-    save_png(sheet(*hardest), outdir / "comparison.png")
+    if hardest is not None:
+        save_png(sheet(*hardest), outdir / "comparison.png")
     return outcomes
 
 
-def table(outcomes: dict[str, Sequence[Outcome]]) -> str:
+def table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
     """Medians over the edits, as Markdown; the last line is the input's own seam score."""
     columns = ("background_psnr", "band_psnr", "seam", "foreground_psnr", "seconds")
     head = ("type", "background, dB", "band, dB", "seam", "foreground, dB", "seconds")

@@ -47,6 +47,7 @@ class Row:
         return "pass" if (self.reached >= self.target if self.at_least else self.reached <= self.target) else "fail"
 
     def cells(self) -> tuple[str, ...]:
+        """The row of the table: part, figure, target, what was reached, of how many, outcome."""
         target = (
             "" if self.target is None else f"at {'least' if self.at_least else 'most'} {self.target:.4g} {self.unit}"
         )

@@ -99,7 +99,7 @@ def draw_mask(generator: Generator, size: int, kind: str) -> Tensor:
     elif kind == "ellipse":
         inside = x.square() + y.square() <= 1
     else:
-        angle, edge = torch.atan2(y, x), 0.82
+        angle, edge = torch.atan2(y, x), torch.tensor(0.82)
         for waves in (2, 3, 5):
             edge = edge + uniform(generator, 0, 0.09) * torch.cos(waves * angle + uniform(generator, 0, 2 * math.pi))
         inside = x.square() + y.square() <= edge**2
@@ -109,8 +109,10 @@ def draw_mask(generator: Generator, size: int, kind: str) -> Tensor:
 def _plane(size: int, center: Sequence[float], radii: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Coordinates x and y (size, size) that are 0 at `center` and 1 at `radii` from it, in pixels."""
     ticks = torch.arange(size) + 0.5
-    x, y = ((ticks - middle) / radius for middle, radius in zip(center, radii, strict=True))
-    return torch.meshgrid(x, y, indexing="xy")
+    x, y = torch.meshgrid(
+        *((ticks - middle) / radius for middle, radius in zip(center, radii, strict=True)), indexing="xy"
+    )
+    return x, y
 
 
 def _deal(generator: Generator, items: Sequence[T]) -> Iterator[T]:

@@ -3,7 +3,8 @@
 The names and positions within `nn.Sequential` are those of the public checkpoints and must not change.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -115,11 +116,13 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = nn.Conv2d(inner, in_channels, 1)
         # A new block begins as the identity.
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        for parameter in self.proj_out.parameters():
+            nn.init.zeros_(parameter)
 
     def project(self, context: Tensor) -> tuple[KeysValues, ...]:
-        return tuple(block.attn2.project(context) for block in self.transformer_blocks)
+        """The keys and values of a context (r, m, context_dim), a pair for each block."""
+        blocks = cast(Iterable[BasicTransformerBlock], self.transformer_blocks)
+        return tuple(block.attn2.project(context) for block in blocks)
 
     def forward(self, x: Tensor, context: Tensor | tuple[KeysValues, ...] | None = None) -> Tensor:
         contexts = context if isinstance(context, tuple) else (context,) * len(self.transformer_blocks)

@@ -70,7 +70,8 @@ class Encoder(nn.Module):
             self.layers.append(nn.ModuleList([nn.LayerNorm(dim), FeedForward(dim)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        for norm, block in self.layers:
+        for layer in self.layers:
+            norm, block = layer.children()
             x = x + block(norm(x))
         return x
 

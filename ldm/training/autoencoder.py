@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.training.base import TrainingModule
@@ -62,7 +62,7 @@ class AutoencoderTrainer(TrainingModule):
             self.first_stage_model.encoder.requires_grad_(False)
             self.first_stage_model.quant_conv.requires_grad_(False)
         self.texture = TextureLoss()
-        self.discriminator = None
+        self.discriminator: PatchDiscriminator | None = None
         if discriminator_start is not None:
             self.discriminator = PatchDiscriminator(**(discriminator or {})).to(memory_format=torch.channels_last)
 
@@ -80,6 +80,7 @@ class AutoencoderTrainer(TrainingModule):
             )
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
+        """The loss of both networks on a batch of {"image": (b, 3, h, w) in [-1, 1]}."""
         h = self.hparams
         x = batch["image"].contiguous(memory_format=torch.channels_last)
         recon, posterior = self.first_stage_model(x)
@@ -90,18 +91,18 @@ class AutoencoderTrainer(TrainingModule):
         self.log("train/psnr", psnr(recon.detach(), x), prog_bar=True)
         self.log("train/kl", kl)
         if self.discriminator is not None and self.global_step >= h.discriminator_start:
-            loss = loss + self._adversarial(recon, x, loss)
+            loss = loss + self._adversarial(self.discriminator, recon, x, loss)
         return loss + h.kl_weight * kl
 
-    def _adversarial(self, recon: Tensor, x: Tensor, loss: Tensor) -> Tensor:
+    def _adversarial(self, discriminator: nn.Module, recon: Tensor, x: Tensor, loss: Tensor) -> Tensor:
         """The autoencoder's adversarial loss, weighted against `loss`, and the discriminator's own."""
         # The one reaches the autoencoder alone, through a discriminator that is held still ...
-        still = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        adversarial = -torch.func.functional_call(self.discriminator, still, recon).mean()
+        still = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+        adversarial = -torch.func.functional_call(discriminator, still, recon).mean()
         last_layer = self.first_stage_model.decoder.conv_out.weight
         weight = self.hparams.discriminator_weight * adaptive_weight(loss, adversarial, last_layer)
         # ... and the other the discriminator alone.
-        real, fake = self.discriminator(torch.cat([x, recon.detach()])).chunk(2)
+        real, fake = discriminator(torch.cat([x, recon.detach()])).chunk(2)
         discrimination = hinge_loss(real, fake)
         self.log("train/adversarial", adversarial.detach())
         self.log("train/discrimination", discrimination.detach(), prog_bar=True)  # 1: it cannot tell them apart
@@ -109,6 +110,7 @@ class AutoencoderTrainer(TrainingModule):
         return weight * adversarial + discrimination
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
+        """PSNR, loss of texture and spread of the latents' means, of a batch of whole scenes."""
         x = batch["image"]
         posterior = self.first_stage_model.encode(x)
         recon = self.first_stage_model.decode(posterior.mode())
@@ -124,6 +126,7 @@ class AutoencoderTrainer(TrainingModule):
             torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
     def configure_optimizers(self):
+        """One optimiser, a group of parameters for each network."""
         groups = [{"params": [p for p in self.first_stage_model.parameters() if p.requires_grad]}]
         if self.discriminator is not None:
             groups.append({"params": [*self.discriminator.parameters()], "betas": (0.5, 0.9)})

@@ -90,7 +90,7 @@ def encoder_digest(first_stage: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(_encoder(first_stage).items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().numpy())
+        digest.update(value.contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ needs the fourth: a pairwise loss, by which the cosines of different pictures wi
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -132,7 +132,7 @@ class CLIPTrainer(TrainingModule):
         self.clip = CLIP(**self.model_config()).to(memory_format=torch.channels_last)
         self.heads = AttributeHeads(embed_dim) if attribute_weight else None
         self.pairwise_bias = nn.Parameter(torch.tensor(PAIRWISE_BIAS)) if pairwise_weight else None
-        self._tokenizer = None
+        self._tokenizer: Callable[[list[str]], Tensor] | None = None
 
     def begin_with_model(self, path: str) -> None:
         """See `begin_from`."""
@@ -172,6 +172,7 @@ class CLIPTrainer(TrainingModule):
         return F.normalize(self.clip.encode_text(self.tokenize(texts)).float(), dim=-1)
 
     def training_step(self, batch: Mapping[str, Any], _: int) -> Tensor:
+        """The loss of a batch of `ObjectCrops`."""
         texts = [text for column in batch["texts"] for text in column]  # the true captions, then the false ones
         image, text = self.encode_image(batch["image"]), self.encode_text(texts)
         with torch.autocast(self.device.type, enabled=False):  # half precision has no digits left for close cosines
@@ -228,6 +229,7 @@ class CLIPTrainer(TrainingModule):
             self.log(name, hit.float().mean(), prog_bar=True, batch_size=len(truth), add_dataloader_idx=False)
 
     def configure_optimizers(self):
+        """AdamW of all parameters."""
         return self.adamw(self.parameters())
 
 
@@ -288,10 +290,12 @@ class CropData(EpochData):
         return crops
 
     def train_dataloader(self) -> DataLoader:
+        """Batches of crops, other ones in every epoch."""
         crops = self._crops("train", painted=True)
         return self._loader(crops, self.sampler(len(crops)), drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader]:
+        """Crops of renders and, where there is a painter, of what it painted."""
         sets = [self._crops("val")] + ([self._crops("val", painted=True)] if self.hparams.painter else [])
         return [self._loader(crops, EpochSampler(len(crops), None), drop_last=False) for crops in sets]
 

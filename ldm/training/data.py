@@ -175,7 +175,7 @@ class LatentScenes(pl.LightningDataModule):
         for name, latents in z.items():
             shards = SceneShards(self.hparams[name])
             coverage = np.stack([shards.coverage(i) for i in range(len(shards))])
-            more = {
+            more: dict[str, Any] = {
                 "labels": torch.tensor([encode(known)[:3] for known in shards.attributes], dtype=torch.int16),
                 "box": torch.tensor([known["box"] or [0] * 4 for known in shards.attributes], dtype=torch.int16),
             }
@@ -216,12 +216,14 @@ class LatentScenes(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
+        """Batches of all columns, shuffled; drawn by weight where there is an emphasis."""
         if not self.hparams.emphasis:
             return self._loader("train", shuffle=True)
         weights = scene_weights(SceneShards(self.hparams.train).attributes, self.hparams.emphasis)
         return self._loader("train", sampler=WeightedRandomSampler(weights, len(weights)))
 
     def val_dataloader(self) -> DataLoader:
+        """Batches of all columns in their order."""
         return self._loader("val", shuffle=False)
 
 
@@ -268,7 +270,7 @@ def check_emphasis(emphasis: Mapping[str, float], kinds: Sequence[str] = ("mater
 def scene_weights(attributes: Sequence[Mapping[str, Any]], emphasis: Mapping[str, float]) -> list[float]:
     """How often to draw each scene: the largest weight of its objects' materials, 1 for those not named."""
 
-    def materials(scene: Mapping[str, Any]) -> list[str | None]:
+    def materials(scene: Mapping[str, Any]) -> list[str]:
         return [thing["material"] for thing in (scene, scene.get("second")) if thing]
 
     return [float(max(emphasis.get(material, 1.0) for material in materials(scene))) for scene in attributes]

@@ -49,10 +49,10 @@ def deepened(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
     for name, value in state.items():
         block = re.match(rf"{re.escape(PREFIX)}((?:input|output)_blocks\.\d+)(\..+)", name)
         grown[PREFIX + moved[block[1]] + block[2] if block else name] = value
-    for block in added:
-        weight = f"{PREFIX}{block}.0.skip_connection.weight"
+    for name in added:
+        weight = f"{PREFIX}{name}.0.skip_connection.weight"
         grown[weight] = torch.eye(*own[weight].shape[:2])[:, :, None, None]
-        grown[f"{PREFIX}{block}.0.skip_connection.bias"] = torch.zeros(len(own[weight]))
+        grown[f"{PREFIX}{name}.0.skip_connection.bias"] = torch.zeros(len(own[weight]))
     return grown
 
 

@@ -33,6 +33,8 @@ class DiffusionTrainer(TrainingModule):
         seed: of timesteps, noise and left-out prompts, together with the process and the step that it starts from.
     """
 
+    empty_tokens: Tensor
+
     def __init__(
         self,
         model: Mapping[str, Any],
@@ -103,6 +105,7 @@ class DiffusionTrainer(TrainingModule):
         return (weight * (out - target).square()).mean(dim=(1, 2, 3))
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        """The denoising loss of a batch, some of its prompts left out; every so often with the reward's beside it."""
         drop = torch.rand(len(batch["z"]), 1, generator=self.generator).to(self.device) < self.hparams.empty_prompt
         tokens = torch.where(drop, self.empty_tokens.to(batch["tokens"]), batch["tokens"])
         # In bfloat16 the backward pass of the CPU's fused attention costs a quarter of the whole step.
@@ -142,5 +145,6 @@ class DiffusionTrainer(TrainingModule):
         torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def configure_optimizers(self):
+        """AdamW of the denoiser and the text encoder."""
         trained = [*self.ldm.model.parameters(), *self.ldm.cond_stage_model.parameters()]
         return self.adamw(trained)

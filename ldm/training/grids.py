@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from ldm.files import atomic_file
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.guidance import guided_denoiser
 from ldm.models.diffusion.sampling import NoiseSource, sample
 from ldm.models.diffusion.schedule import make_sampling_schedule
@@ -34,6 +37,7 @@ class ImageGrid(pl.Callback):
         raise NotImplementedError
 
     def on_validation_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
+        """Draw the grid, once it is due."""
         step = trainer.global_step
         if step < self.due or trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -57,9 +61,11 @@ class ReconstructionGrid(ImageGrid):
         self.count = count
 
     def images(self, trainer: pl.Trainer, module: pl.LightningModule) -> Tensor:
-        data = trainer.datamodule.val_dataloader().dataset
+        """A row of scenes, a row of their reconstructions, and so on."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data, first_stage = datamodule.val_dataloader().dataset, cast(AutoencoderKL, module.first_stage_model)
         x = torch.stack([data[i]["image"] for i in range(min(self.count, len(data)))]).to(module.device)
-        recon = module.first_stage_model.decode(module.first_stage_model.encode(x).mode())
+        recon = first_stage.decode(first_stage.encode(x).mode())
         rows = zip(x.split(self.columns), recon.split(self.columns), strict=True)
         return torch.cat([row for pair in rows for row in pair])
 
@@ -76,7 +82,8 @@ class SampleGrid(ImageGrid):
         self.prompts, self.steps, self.scale, self.seed = list(prompts), steps, scale, seed
 
     def images(self, trainer: pl.Trainer, module: pl.LightningModule) -> Tensor:
-        model = module.ldm
+        """One picture a prompt."""
+        model = cast(LatentDiffusion, module.ldm)
         context = model.get_learned_conditioning(self.prompts)
         denoiser = guided_denoiser(model, context, model.get_learned_conditioning([""]), self.scale)
         noise = NoiseSource(range(self.seed, self.seed + len(self.prompts)))

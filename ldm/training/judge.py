@@ -152,6 +152,7 @@ class JudgeTrainer(TrainingModule):
         begin_from(self.judge, path)
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
+        """The sum of the heads' cross-entropies of what is known of a batch."""
         logits = self.judge(batch["image"])
         losses = {}
         for (name, guess), label in zip(logits.items(), batch["labels"].unbind(1), strict=True):
@@ -167,6 +168,7 @@ class JudgeTrainer(TrainingModule):
         log_right(self, self.judge(batch["image"]), batch["labels"])
 
     def configure_optimizers(self):
+        """AdamW of all parameters."""
         return self.adamw(self.judge.parameters())
 
 
@@ -199,6 +201,7 @@ class JudgeData(EpochData):
         self.save_hyperparameters()
 
     def train_dataloader(self) -> DataLoader:
+        """Batches of altered pictures, other ones in every epoch."""
         h = self.hparams
         pictures = JudgePictures(h.train, h.size, seed=h.seed)
         return DataLoader(
@@ -206,6 +209,7 @@ class JudgeData(EpochData):
         )
 
     def val_dataloader(self) -> DataLoader:
+        """Batches of pictures as they are, the same ones always."""
         h = self.hparams
         pictures = JudgePictures(h.val, h.size, augment=False, seed=h.seed)
         return DataLoader(pictures, h.batch_size, sampler=EpochSampler(len(pictures), None), num_workers=h.workers)

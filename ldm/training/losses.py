@@ -35,6 +35,8 @@ class TextureLoss(nn.Module):
         size: side of the filters in pixels, odd; wavelength: of their waves in pixels.
     """
 
+    filters: Tensor
+
     def __init__(self, orientations: int = 4, scales: int = 3, size: int = 7, wavelength: float = 4.0):
         super().__init__()
         self.scales = scales

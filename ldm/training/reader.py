@@ -81,7 +81,8 @@ class LatentReader(nn.Module):
     def loss(self, z: Tensor, region: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy (b,) of the attributes that are known, labels (b, 3) in the order of `READ`, summed."""
         columns = zip(self(z, region).values(), labels.unbind(1), strict=True)
-        return sum(F.cross_entropy(guess, label, ignore_index=UNSAID, reduction="none") for guess, label in columns)
+        losses = [F.cross_entropy(guess, label, ignore_index=UNSAID, reduction="none") for guess, label in columns]
+        return torch.stack(losses).sum(0)
 
 
 def draw_regions(generator: Generator, boxes: Tensor, size: int, grow: tuple[float, float]) -> Tensor:
@@ -127,6 +128,7 @@ class ReaderTrainer(TrainingModule):
         self.reader = LatentReader(**(model or {})).to(memory_format=torch.channels_last)
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
+        """The reader's loss on degraded latents and random regions."""
         z = degrade(self.generator, batch["z"].float())
         region = draw_regions(self.generator, batch["box"].cpu(), z.shape[-1], (-0.5, 2)).to(z)
         loss = self.reader.loss(z, region, batch["labels"].long()).mean()
@@ -140,4 +142,5 @@ class ReaderTrainer(TrainingModule):
         log_right(self, self.reader(z, region), batch["labels"].long())
 
     def configure_optimizers(self):
+        """AdamW of all parameters."""
         return self.adamw(self.reader.parameters())

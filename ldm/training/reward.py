@@ -116,7 +116,8 @@ class Reward:
 
     def prompts(self, generator: Generator, count: int) -> tuple[list[str], Tensor]:
         """Captions of random objects, and what each of them names: (count, 3) labels, as the reader has them."""
-        texts, labels = [], []
+        texts: list[str] = []
+        labels: list[list[int]] = []
         most = math.prod(max(self.emphasis[name] for name in VALUES[kind]) for kind in READ)
         while len(texts) < count:
             look = dict(zip(READ, draw_look(generator), strict=True)) | {"background": None}

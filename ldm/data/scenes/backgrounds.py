@@ -124,10 +124,12 @@ class Backgrounds:
         return photos, [photo.weight for photo in photos]
 
     def _painted(self, generator: torch.Generator) -> tuple[Tensor, str]:
-        scenic = [kind for kind in KINDS.values() if kind.paint and not kind.name.endswith(" background")]
-        plain = [kind for kind in KINDS.values() if kind.name.endswith(" background")]
-        kind = choice(generator, plain if chance(generator, 0.15) else scenic)
-        return kind.paint(self, generator).clamp_(0, 1), kind.name
+        painters = [(kind.name, kind.paint) for kind in KINDS.values() if kind.paint]
+        plain, scenic = (
+            [one for one in painters if one[0].endswith(" background") is is_plain] for is_plain in (True, False)
+        )
+        name, paint = choice(generator, plain if chance(generator, 0.15) else scenic)
+        return paint(self, generator).clamp_(0, 1), name
 
     def _photo(self, photo: Photo, generator: torch.Generator, tinted: bool) -> tuple[Tensor, str | None]:
         levels = self.levels[photo.file]
@@ -171,7 +173,11 @@ class Backgrounds:
         return (torch.lerp(first, second, share[None]) + grain).clamp_(0, 1)
 
     def field(
-        self, generator: torch.Generator, channel: int, scale: float, plane: tuple[Tensor, Tensor] | None = None
+        self,
+        generator: torch.Generator,
+        channel: int,
+        scale: float | tuple[float, float],
+        plane: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """(128, 128) noise of unit deviation at a random place; channel 0 is the roughest, 3 the cloudiest.
 

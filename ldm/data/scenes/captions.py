@@ -4,6 +4,8 @@ Every attribute is left out now and then, synonyms are drawn, and plain plastic 
 model learns what each word means on its own. Words are lower case, separated by single spaces, without punctuation.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from ldm.data.scenes.backgrounds import KINDS, Kind
@@ -58,7 +60,7 @@ def noun_phrase(
 
 
 def caption(
-    generator: torch.Generator, things: list[tuple[str, str | None, str | None]], background: str | None
+    generator: torch.Generator, things: Sequence[tuple[str, str | None, str | None]], background: str | None
 ) -> str:
     """The caption of an image of `things` (shape, material, color), in front of the background of that kind."""
     kind = KINDS[background] if background else None

@@ -40,5 +40,5 @@ COLORS: dict[str, Color] = {
 def jitter(rgb: RGB, generator: torch.Generator, amount: float = 0.04) -> RGB:
     """`rgb` a little lighter or darker (by up to 12 %) and each channel moved by up to `amount`, within [0.02, 1]."""
     gain = uniform(generator, 0.88, 1.12)
-    moved = (channel * gain + uniform(generator, -amount, amount) for channel in rgb)
-    return tuple(min(max(channel, 0.02), 1.0) for channel in moved)
+    r, g, b = (min(max(channel * gain + uniform(generator, -amount, amount), 0.02), 1.0) for channel in rgb)
+    return r, g, b

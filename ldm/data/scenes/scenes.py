@@ -78,7 +78,7 @@ def paint(canvas: torch.Tensor, layers: list[list[Thing]]) -> np.ndarray:
     A layer holds at most one thing for each scene. Returns the coverage (n, 16, 16) in float16.
     """
     cover = torch.zeros(canvas.shape[1:])
-    groups = []
+    groups: list[list[Thing]] = []
     for layer in layers:
         by_shape: dict[str, list[Thing]] = defaultdict(list)
         for thing in layer:
@@ -96,19 +96,18 @@ def draw_look(generator: torch.Generator) -> tuple[str, str, str | None]:
     shape = choice(generator, list(SHAPES))
     material = choice(generator, [name for name in MATERIALS if name not in SHAPES[shape].avoids])
     color = choice(generator, list(COLORS))
-    if MATERIALS[material].natural and chance(generator, 0.2):
-        color = None
-    return shape, material, color
+    natural = MATERIALS[material].natural and chance(generator, 0.2)
+    return shape, material, None if natural else color
 
 
 def place(generator: torch.Generator, scene: int, looks: list[tuple[str, str, str | None]]) -> list[Thing]:
     """Things that look like `looks` (one or two), at random sizes, places and poses under one light; far ones first."""
     azimuth = uniform(generator, -0.9, 0.9)
-    light = torch.tensor([azimuth, uniform(generator, 0.7, 1.2), uniform(generator, 0.45, 1.0)])
-    light = tuple((light / light.norm()).tolist())
+    direction = torch.tensor([azimuth, uniform(generator, 0.7, 1.2), uniform(generator, 0.45, 1.0)])
+    x, y, z = (direction / direction.norm()).tolist()
     shadow = uniform(generator, 0.35, 0.7)
     spots = _spots(generator, len(looks))
-    return [_thing(generator, scene, look, spot, light, shadow) for look, spot in zip(looks, spots, strict=True)]
+    return [_thing(generator, scene, look, spot, (x, y, z), shadow) for look, spot in zip(looks, spots, strict=True)]
 
 
 def _spots(generator: torch.Generator, count: int) -> list[tuple[float, float, float]]:
@@ -142,7 +141,9 @@ def _thing(
     shape, material, color = look
     solid = SHAPES[shape]
     natural = MATERIALS[material].natural
-    rgb = jitter(COLORS[color].rgb if color else natural, generator)
+    base = COLORS[color].rgb if color else natural
+    assert base is not None, "only a material with a colour of its own goes without one"
+    rgb = jitter(base, generator)
     return Thing(
         scene=scene,
         shape=shape,

@@ -209,8 +209,8 @@ def _donut(p: Tensor) -> Tensor:
 def _pyramid(p: Tensor) -> Tensor:
     x, y, z = p.unbind(-1)
     slope = math.hypot(0.9, 1.6)
-    sides = [(c.abs() * 1.6 + (y - 0.85) * 0.9) / slope for c in (x, z)]
-    return _smooth_max(_smooth_max(*sides, 0.1), -0.75 - y, 0.06)
+    left, right = ((c.abs() * 1.6 + (y - 0.85) * 0.9) / slope for c in (x, z))
+    return _smooth_max(_smooth_max(left, right, 0.1), -0.75 - y, 0.06)
 
 
 def _star(p: Tensor) -> Tensor:

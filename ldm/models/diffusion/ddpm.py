@@ -70,6 +70,11 @@ class LatentDiffusion(nn.Module):
         ValueError: a value that this class does not support.
     """
 
+    betas: Tensor
+    alphas_cumprod: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+
     def __init__(
         self,
         first_stage_config: Mapping[str, Any],

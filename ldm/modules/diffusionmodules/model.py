@@ -163,7 +163,7 @@ class Encoder(nn.Module):
         for level in self.down:
             h = level(h)
             if hasattr(level, "downsample"):
-                h = level.downsample(h)
+                h = level.downsample(h)  # type: ignore[operator]
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -202,7 +202,7 @@ class Decoder(nn.Module):
         size = resolution // patch_size // 2 ** (len(widths) - 1)
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
         self.mid = _Middle(widths[-1], dropout)
-        levels = []
+        levels: list[_Level] = []
         for i, (before, width) in reversed(list(enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)))):
             level = _Level(before, width, num_res_blocks + 1, size in attn_resolutions, dropout)
             if i > 0:
@@ -232,5 +232,5 @@ class Decoder(nn.Module):
         for i in reversed(levels):
             h = self.up[i](h)
             if i > 0:
-                h = self.up[i].upsample(h)
+                h = self.up[i].upsample(h)  # type: ignore[operator]
         return h

@@ -39,7 +39,9 @@ class TimestepEmbedSequential(nn.Sequential):
         """The keys and values of its transformer."""
         return next((layer.project(context) for layer in self if isinstance(layer, SpatialTransformer)), ())
 
-    def forward(self, h: Tensor, emb: Tensor, context: tuple[KeysValues, ...] | None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, h: Tensor, emb: Tensor, context: tuple[KeysValues, ...] | None
+    ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 h = layer(h, emb)
@@ -204,7 +206,11 @@ class UNetModel(nn.Module):
         )
 
         # Starts at zero, so that a network trained without it can go on with it.
-        self.context_embed = zero_module(nn.Linear(context_dim, emb_channels)) if pooled_context else None
+        self.context_embed: nn.Module | None = None
+        if pooled_context:
+            if context_dim is None:
+                raise ValueError("pooled_context needs context_dim, the width of the context")
+            self.context_embed = zero_module(nn.Linear(context_dim, emb_channels))
 
         def res_block(channels: int, out: int) -> ResBlock:
             return ResBlock(channels, emb_channels, dropout, out, use_checkpoint, use_scale_shift_norm)
@@ -262,6 +268,7 @@ class UNetModel(nn.Module):
         seen = iter((None,) * len(self.stages) if context is None else context.keys_values)
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(z.dtype))
         if self.context_embed is not None:
+            assert context is not None and context.pooled is not None, "a network with pooled_context needs a context"
             emb = emb + context.pooled.repeat_interleave(len(z) // len(context.pooled), dim=0)
         h, skips = z, []
         for block in self.input_blocks:

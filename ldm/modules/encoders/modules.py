@@ -1,7 +1,7 @@
 """`BERTEmbedder`: the text encoder of the text-to-image models, with its tokenizer."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class BERTTokenizer:
 
     def __init__(self, name: str, vocab_size: int, max_length: int = 77):
         self.name, self.vocab_size, self.max_length = name, vocab_size, max_length
-        self._tokenizer = None
+        self._tokenizer: tokenizers.Tokenizer | None = None
 
     @property
     def tokenizer(self) -> "tokenizers.Tokenizer":
@@ -137,5 +137,9 @@ class BERTEmbedder(nn.Module):
         )
 
     def forward(self, prompts: list[str] | Tensor) -> Tensor:
-        tokens = self.tokenize(prompts) if self.tokenize is not None else prompts
+        if self.tokenize is None:
+            assert isinstance(prompts, Tensor), "without a tokenizer, ids are given"
+            tokens = prompts
+        else:
+            tokens = self.tokenize(cast(list[str], prompts))
         return self.transformer(tokens.to(self.transformer.token_emb.weight.device))
