@@ -62,7 +62,7 @@ MODELS = {
         clip=OPENAI_CLIP,
         remote=Remote(
             urls=(
-                "https://huggingface.co/omriav/blended-latent-diffusion-ldm/resolve/main/model.ckpt",  # tells its SHA-256
+                "https://huggingface.co/omriav/blended-latent-diffusion-ldm/resolve/main/model.ckpt",
                 "https://ommer-lab.com/files/latent-diffusion/nitro/txt2img-f8-large/model.ckpt",
             ),
             least_bytes=2_000_000_000,  # below what 1.45B parameters need, even in half precision
@@ -141,8 +141,8 @@ def _own_name(files: ModelFiles) -> ModelFiles:
 
 def _from_files(model: str, config: str | Path | None, ckpt: str | Path | None) -> ModelFiles:
     if not (config and ckpt):
-        given, lacking = ("config", "ckpt") if config else ("ckpt", "config")
-        raise UserError(f"{given} needs {lacking} beside it: a config and the weights that were made with it")
+        one, other = ("config", "ckpt") if config else ("ckpt", "config")
+        raise UserError(f"{one} needs {other} beside it: a config and the weights that were made with it")
     if model != "auto":
         raise UserError(f"model {model} and config with ckpt name two models: give one of them")
     paths = {"config": Path(config).expanduser().resolve(), "ckpt": Path(ckpt).expanduser().resolve()}
