@@ -92,7 +92,7 @@ def run_edit(job: EditJob) -> EditResult:
     load_image(job.mask)
     editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision, job.low_memory)
     task = editor.prepare(picture, job.mask, job.request, job.place, job.invert_mask, job.soft_mask)
-    check_words(editor.model, editor.files, job.request.prompt)
+    check_words(editor.model, editor.files, job.request.prompt, force=True)
     steps = (job.request.ddim_steps - job.request.skip_steps) * job.request.n_iter
     with tqdm(total=steps, desc="denoising", unit="step", disable=None) as bar:
         (edited,) = editor.run([task], on_step=lambda _: bar.update(), keep_steps=job.save_video)

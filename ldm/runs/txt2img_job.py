@@ -162,7 +162,7 @@ def run_generation(job: GenerationJob) -> GenerationResult:
     size = tuple(side or model.image_size * model.factor for side in job.size)
     check_size(model, *size)
     make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta)
-    check_words(model, files, request.prompt)
+    check_words(model, files, request.prompt, force=True)
     ranker = find_ranker(files.clip, device)
 
     with tqdm(total=request.ddim_steps * request.n_iter, desc="denoising", unit="step", disable=None) as bar:
