@@ -307,7 +307,7 @@ def test_videos_of_the_estimates(folder, tmp_path):
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path):
-    for script in sorted((ROOT / "scripts").glob("*.py")):
+    for script in sorted((ROOT / "scripts").glob("[a-z]*.py")):
         code = f"import sys, runpy; sys.argv = [{str(script)!r}, '--help']\ntry: runpy.run_path({str(script)!r}, "
         code += "run_name='__main__')\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
         start = time.perf_counter()

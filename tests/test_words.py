@@ -46,7 +46,7 @@ def test_unknown_words_are_told_with_the_known_ones_by_kind(told):
     assert len(line) < 400 and "\n" not in line  # stays readable whatever the prompt
 
 
-@pytest.mark.parametrize("prompt", ["fire", "a fire", "a spaceship on fire!", "!!!", "🔥", "feuer " * 100])
+@pytest.mark.parametrize("prompt", ["fire", "a fire", "a spaceship on fire!", "!!!", "🔥", "feu\nfeu", "feuer " * 100])
 def test_a_prompt_without_any_known_word_is_refused_unless_forced(told, prompt: str):
     with pytest.raises(UserError, match=r"knows no word of.*it knows colours \(red, blue\).*--force") as caught:
         told(prompt)

@@ -66,6 +66,7 @@ def known_words(files: zoo.ModelFiles) -> Mapping[str, list[str]]:
 
 
 def _quoted(text: str, length: int = 24) -> str:
+    text = " ".join(text.split())  # the line is to stay one
     return f'"{text if len(text) <= length else text[: length - 1] + "…"}"'
 
 

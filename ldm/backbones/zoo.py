@@ -141,8 +141,8 @@ def _own_name(files: ModelFiles) -> ModelFiles:
 
 def _from_files(model: str, config: str | Path | None, ckpt: str | Path | None) -> ModelFiles:
     if not (config and ckpt):
-        given, lacking = ("config", "ckpt") if config else ("ckpt", "config")
-        raise UserError(f"`{given}` needs `{lacking}` beside it: a config and the weights that were made with it")
+        one, other = ("config", "ckpt") if config else ("ckpt", "config")
+        raise UserError(f"`{one}` needs `{other}` beside it: a config and the weights that were made with it")
     if model != "auto":
         raise UserError(f"`model={model}` and `config` with `ckpt` name two models: give one of them")
     paths = {"config": Path(config).expanduser().resolve(), "ckpt": Path(ckpt).expanduser().resolve()}

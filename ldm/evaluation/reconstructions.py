@@ -113,7 +113,7 @@ def compare(
     kinds = [kind for kind in RECONSTRUCTIONS if kind != "poisson" or _has_opencv()]
     outcomes: dict[str, list[Outcome]] = {kind: [] for kind in kinds}
     edits: list[dict[str, Any]] = []
-    hardest: tuple[Case, Edited, dict[str, Restored]] | None = None
+    hardest: tuple[Case, EditResult, dict[str, Restored]] | None = None
     roughest = -math.inf
     outdir.mkdir(parents=True, exist_ok=True)
     for case in tqdm(cases(count, seed), total=count, desc="comparing", unit="edit", disable=None):

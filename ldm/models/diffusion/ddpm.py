@@ -20,6 +20,8 @@ PARAMETERIZATIONS = ("eps", "v")
 class DiffusionWrapper(nn.Module):
     """Holds the UNet under the checkpoints' name, `model.diffusion_model`."""
 
+    diffusion_model: Any  # what the config names, an `nn.Module`
+
     def __init__(self, diffusion_model: nn.Module):
         super().__init__()
         self.diffusion_model = diffusion_model
@@ -70,10 +72,13 @@ class LatentDiffusion(nn.Module):
         ValueError: a value that this class does not support.
     """
 
+    # The buffers of `schedule_buffers` that are read here or by samplers, and what the configs name.
     betas: Tensor
     alphas_cumprod: Tensor
     sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
+    first_stage_model: Any
+    cond_stage_model: Any
 
     def __init__(
         self,
