@@ -119,8 +119,8 @@ def ddim_timesteps(steps: int, train_steps: int = 1000) -> tuple[int, ...]:
 def dpmpp_timesteps(steps: int, train_steps: int = 1000, skip_steps: int = 0, power: float = 1.5) -> tuple[int, ...]:
     """`steps - skip_steps` distinct timesteps, ascending: top * (j / n)^power, where DDIM's are even.
 
-    The trajectory begins at the noisiest level, or with `skip_steps` about where DDIM's would begin. The power takes steps
-    from the noisy end to the clean one, where log-SNR changes fast (docs/solvers.md).
+    The first is the noisiest level, or with `skip_steps` about where DDIM's trajectory would begin. The power takes
+    steps from the noisy end to the clean one, where log-SNR changes fast (docs/solvers.md).
 
     Raises:
         UserError: as `ddim_timesteps`.
