@@ -2,16 +2,19 @@
 
 import json
 from functools import reduce
+from inspect import signature
 from operator import getitem
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from ldm.backbones.original_configs import TRAINING_KEYS
 from ldm.backbones.zoo import read_config
 from ldm.errors import UserError
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.util import instantiate_from_config
+from ldm.util import get_obj_from_str, instantiate_from_config
 
 TESTS = Path(__file__).resolve().parent
 CONFIG = TESTS.parent / "configs/latent-diffusion/txt2img-1p4B-eval.yaml"
@@ -106,9 +109,9 @@ lightning:
 LOSS = "ldm.modules.losses.LPIPSWithDiscriminator"
 
 
-def build(yaml: Path) -> LatentDiffusion:
+def build(path: Path) -> LatentDiffusion:
     with torch.device("meta"):
-        return instantiate_from_config(read_config(yaml)["model"])
+        return instantiate_from_config(read_config(path)["model"])
 
 
 def shapes(model: torch.nn.Module) -> dict[str, list[int]]:
@@ -163,6 +166,25 @@ def test_the_original_yaml_loads_unchanged(original: Path):
 def test_training_keys_are_taken_and_what_they_name_is_not_needed(original: Path):
     original.write_text(ORIGINAL.replace("torch.nn.Identity", LOSS) + TRAINING)
     assert shapes(build(original)) == KEYS
+
+
+def test_every_training_key_of_the_original_classes_is_taken_at_any_depth(original: Path):
+    config = yaml.safe_load(ORIGINAL)
+    whole, params = config["model"], config["model"]["params"]
+    for part in (whole, params["first_stage_config"]):
+        part["params"] |= {key: {"target": "not.here"} for key in TRAINING_KEYS[part["target"]]}
+    original.write_text(yaml.safe_dump(config))
+    assert shapes(build(original)) == KEYS
+    # Elsewhere such a key is a mistake like any other.
+    params["unet_config"]["params"]["monitor"] = "val/loss"
+    original.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"UNetModel.*'monitor'"):
+        build(original)
+
+
+def test_the_classes_take_what_they_read_alone():
+    for target, keys in TRAINING_KEYS.items():
+        assert not keys & signature(get_obj_from_str(target)).parameters.keys()
 
 
 PARTS = {

@@ -58,7 +58,7 @@ def same(ours: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_denoiser_that_knows_the_answer_is_led_to_it(eta: float):
-    """With the true eps every estimate of z_0 is the true one, and the trajectory ends at the level alphas_cumprod[0]."""
+    """With the true eps every estimate of z_0 is the true one; the last level is alphas_cumprod[0]."""
     truth = normal(2, 4, 5, 5)
 
     def oracle(z: Tensor, t: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ldm.backbones.original_configs import without_training_keys
 from ldm.download import Remote, fetch
 from ldm.errors import UserError
 
@@ -241,7 +242,9 @@ def outline(files: ModelFiles) -> LatentDiffusion:
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
-    """A model's yaml as plain mappings. Paths of its text encoder that exist beside the yaml are made absolute.
+    """A model's yaml as plain mappings, without the keys of original configs that only training reads.
+
+    Paths of its text encoder that exist beside the yaml are made absolute.
 
     Raises:
         UserError: it is missing, no yaml, or has no part `model`.
@@ -261,7 +264,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
     for key, value in params.items():
         if isinstance(value, str) and value and (path.parent / value).exists():
             params[key] = str((path.parent / value).resolve())
-    return config
+    return without_training_keys(config)
 
 
 def download(name: str, to: Path | None = None, *, force: bool = False) -> Path:

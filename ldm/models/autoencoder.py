@@ -42,21 +42,9 @@ class AutoencoderKL(nn.Module):
     Args:
         ddconfig: the arguments of `Encoder` and `Decoder`.
         embed_dim: channels of z.
-        lossconfig, ckpt_path, ignore_keys, image_key, colorize_nlabels, monitor: keys of training that the original
-            configs give. The network does not need them; `ldm.training` and `ldm.checkpoint` do their work.
     """
 
-    def __init__(
-        self,
-        ddconfig: Mapping[str, Any],
-        embed_dim: int,
-        lossconfig: Mapping[str, Any] | None = None,
-        ckpt_path: str | None = None,
-        ignore_keys: list[str] | None = None,
-        image_key: str = "image",
-        colorize_nlabels: int | None = None,
-        monitor: str | None = None,
-    ):
+    def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int):
         super().__init__()
         if not ddconfig.get("double_z", True):
             raise ValueError("AutoencoderKL needs a mean and a log-variance: ddconfig.double_z must be true")

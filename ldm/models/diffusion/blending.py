@@ -83,11 +83,9 @@ def blended_sample(
     Raises:
         ValueError: masks of another shape.
     """
-    steps, (c, h, w) = len(schedule), z_source.shape[1:]
-    if masks.ndim != 5 or masks.shape[1] not in (1, len(noise)) or masks.shape != (steps, masks.shape[1], 1, h, w):
-        raise ValueError(
-            f"masks are ({steps}, 1 or {len(noise)}, 1, {h}, {w}), one for each step: {tuple(masks.shape)}"
-        )
+    steps, b, (c, h, w) = len(schedule), len(noise), z_source.shape[1:]
+    if masks.shape not in ((steps, 1, 1, h, w), (steps, b, 1, h, w)):
+        raise ValueError(f"masks are ({steps}, 1 or {b}, 1, {h}, {w}), one for each step, not {tuple(masks.shape)}")
     shared = schedule.multistep if shared_noise is None else shared_noise
     pixels_from = steps if pixels is None else pixels.first_step(steps)
     start = noise.draw((c, h, w), z_source)

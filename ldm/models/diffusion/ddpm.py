@@ -66,7 +66,6 @@ class LatentDiffusion(nn.Module):
         image_size, channels: nominal size and channels of z.
         parameterization: what the network predicts: `eps`, or `v` (Salimans & Ho 2022).
         conditioning_key: only `crossattn`.
-        The rest are keys of training that the original configs give; inference does not read them.
 
     Raises:
         ValueError: a value that this class does not support.
@@ -94,23 +93,6 @@ class LatentDiffusion(nn.Module):
         channels: int = 3,
         parameterization: str = "eps",
         conditioning_key: str | None = "crossattn",
-        num_timesteps_cond: int = 1,
-        log_every_t: int = 100,
-        first_stage_key: str = "image",
-        cond_stage_key: str = "caption",
-        cond_stage_trainable: bool = False,
-        monitor: str | None = None,
-        use_ema: bool = True,
-        scale_by_std: bool = False,
-        loss_type: str = "l2",
-        clip_denoised: bool = True,
-        cosine_s: float = 8e-3,
-        original_elbo_weight: float = 0.0,
-        l_simple_weight: float = 1.0,
-        v_posterior: float = 0.0,
-        ckpt_path: str | None = None,
-        ignore_keys: list[str] | None = None,
-        scheduler_config: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         if parameterization not in PARAMETERIZATIONS:
