@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ldm.errors import UserError
+from ldm.imports import own_process
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +61,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        with own_process():
+            main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
