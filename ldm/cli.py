@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from ldm.errors import UserError
+from ldm.imports import own_process
 from ldm.options import as_flags
 
 
@@ -64,7 +65,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        with own_process():
+            main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"error: {as_flags(str(error))}", file=sys.stderr)
         return 2

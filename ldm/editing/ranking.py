@@ -7,10 +7,10 @@ are made, each is masked, and they are sorted by `1 - cos(CLIP_image(x * m), CLI
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from ldm.data.crops import cut_square, square_around, whole_picture
 from ldm.errors import UserError
+from ldm.imports import import_open_clip, import_transformers_too
 
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME, WEIGHTS_NAME = "open_clip_config.json", "open_clip_model.safetensors"
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 CHUNK = 64  # predictions embedded at once
 PROBE_SECONDS = 5.0  # how long the weights' server may take to answer before we do without
 
@@ -44,21 +46,28 @@ class Framing:
     mirror: bool = False
 
 
+class Tokenizer(Protocol):
+    """A prompt -> ids (1, context_length), cut or padded to that length; open_clip's tokenizers are such."""
+
+    def __call__(self, texts: str, context_length: int | None = None) -> Tensor: ...
+
+
 class CLIPRanker:
     """Distances between pictures and a prompt under a CLIP model, without gradients."""
 
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Callable[[str], Tensor],
+        tokenizer: Tokenizer,
         device: torch.device | str = "cpu",
         framing: Framing | None = None,
     ):
         """Wrap an open_clip model, which is moved to `device`, and its tokenizer."""
-        self.model = model.to(device).eval().requires_grad_(False)
+        self.model: Any = model.to(device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.framing = framing or Framing()
+        self._told: set[str] = set()  # prompts that were said to be too long
 
     @classmethod
     def from_folder(cls, folder: Path | str, device: torch.device | str = "cpu") -> "CLIPRanker":
@@ -77,7 +86,8 @@ class CLIPRanker:
         with _loading(folder):
             config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
             framing = Framing(**config.get("ranking", {}))
-            model, tokenizer = _create(f"local-dir:{folder}")
+            text = config["model_cfg"].get("text_cfg", {})
+            model, tokenizer = _create(f"local-dir:{folder}", text, _local_tokenizer(folder, text))
         return cls(model, tokenizer, device, framing)
 
     @classmethod
@@ -91,16 +101,16 @@ class CLIPRanker:
             NoWeightsError: the weights are not cached and cannot be downloaded.
             UserError: open_clip knows no such model, or the cached file is damaged.
         """
-        from open_clip.pretrained import get_pretrained_cfg
-
+        open_clip = import_open_clip()
         architecture, _, tag = name.rpartition("/")
-        source = get_pretrained_cfg(architecture, tag)
+        source = open_clip.get_pretrained_cfg(architecture, tag)
         if not source.get("hf_hub"):
             raise UserError(f'"{name}" is neither a folder nor a CLIP model on the hub: try ViT-B-16-quickgelu/openai')
         weights = _hub_weights(source["hf_hub"])
         with _loading(weights):
             model, tokenizer = _create(
                 architecture,
+                open_clip.get_model_config(architecture).get("text_cfg", {}),
                 pretrained=weights,  # by path, so that open_clip asks no server again
                 # OpenAI trained with QuickGELU; given the plain architecture, open_clip would only warn.
                 force_quick_gelu=source.get("quick_gelu", False),
@@ -115,7 +125,7 @@ class CLIPRanker:
         Args:
             x: predictions (B,3,H,W) in [-1,1], any B.
             mask: (1,1,H,W), 1 = edited; what lies outside is blackened first. None looks at the whole picture.
-            prompt: the text; what exceeds the encoder's length is cut off.
+            prompt: the text; what exceeds the encoder's length is cut off, with one notice.
 
         Returns:
             (B,) float32 on the CPU.
@@ -127,13 +137,23 @@ class CLIPRanker:
         elif mask.shape != (1, 1, *x.shape[2:]):
             raise ValueError(f"the mask of predictions {tuple(x.shape)} is (1,1,H,W), got {tuple(mask.shape)}")
         mask = mask.float().cpu()
-        text = self.model.encode_text(self.tokenizer(prompt).to(self.device), normalize=True)  # (1, d)
+        text = self.model.encode_text(self._tokens(prompt).to(self.device), normalize=True)  # (1, d)
         distances = []
         for chunk in x.split(CHUNK):
             pixels = torch.cat([self._pixels(image, mask) for image in chunk.split(1)]).to(self.device)
             image = self._embed(pixels)  # (b, d)
             distances.append(1 - (image @ text.T).squeeze(1).float().cpu())
         return torch.cat(distances)
+
+    def _tokens(self, prompt: str) -> Tensor:
+        """Ids (1, n) of a prompt. The first time that one is too long, a notice says so."""
+        tokens = self.tokenizer(prompt)
+        n = tokens.shape[1]
+        # One place more, and the end of a prompt that was cut at n is another.
+        if prompt not in self._told and not torch.equal(self.tokenizer(prompt, n + 1)[:, :n], tokens):
+            self._told.add(prompt)
+            logger.warning("CLIP reads %d tokens: predictions are ranked by the beginning of the prompt alone", n)
+        return tokens
 
     def _embed(self, pixels: Tensor) -> Tensor:
         """Unit embeddings (b, d) of what `_pixels` has prepared."""
@@ -203,12 +223,53 @@ def _hub_weights(source: str) -> str:
         raise NoWeightsError(f"CLIP ({repo}) is not cached and cannot be downloaded ({reason})") from error
 
 
-def _create(name: str, **kwargs: Any) -> tuple[nn.Module, Callable[[str], Tensor]]:
-    """The model and tokenizer that open_clip knows by `name`; its weights must be there."""
-    import open_clip
+class _LocalTokenizer:
+    """A folder's `tokenizer.json`, cleaned, cut and padded as open_clip's `HFTokenizer` does by `transformers`."""
 
+    def __init__(self, folder: Path, special: Mapping[str, str], context_length: int):
+        import tokenizers
+
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.add_special_tokens(list(special.values()))
+        self.clean = import_open_clip().tokenizer.get_clean_fn("whitespace")
+        self.pad, self.context_length = special["pad_token"], context_length
+
+    def __call__(self, texts: str, context_length: int | None = None) -> Tensor:
+        n = context_length or self.context_length
+        self.tokenizer.enable_truncation(n)
+        self.tokenizer.enable_padding(pad_id=self.tokenizer.token_to_id(self.pad), pad_token=self.pad, length=n)
+        return torch.tensor([self.tokenizer.encode(self.clean(texts)).ids])
+
+
+def _local_tokenizer(folder: Path, text: Mapping[str, Any]) -> _LocalTokenizer | None:
+    """The tokenizer of a model's folder, where it is one that `transformers` would take as it stands."""
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    if not text.get("hf_tokenizer_name") or {"tokenizer_mode", "tokenizer_kwargs"} & text.keys():
+        return None
+    if not all(file.is_file() for file in files):
+        return None
+    settings = json.loads(files[1].read_text(encoding="utf-8"))
+    special = {key: value for key, value in settings.items() if key in SPECIAL_TOKENS and isinstance(value, str)}
+    others = settings.keys() - special.keys() - {"tokenizer_class", "model_max_length"}
+    if settings.get("tokenizer_class") != "PreTrainedTokenizerFast" or others or "pad_token" not in special:
+        return None
+    return _LocalTokenizer(folder, special, text.get("context_length", 77))
+
+
+def _create(
+    name: str, text: Mapping[str, Any], tokenizer: Tokenizer | None = None, **kwargs: Any
+) -> tuple[nn.Module, Tokenizer]:
+    """The model and tokenizer that open_clip knows by `name`; its weights must be there.
+
+    Args:
+        text: `text_cfg` of the model's config. tokenizer: None takes open_clip's.
+    """
+    open_clip = import_open_clip()
+    if text.get("hf_model_name"):
+        import_transformers_too()
     with _quiet():
-        return open_clip.create_model(name, require_pretrained=True, **kwargs), open_clip.get_tokenizer(name)
+        model = open_clip.create_model(name, require_pretrained=True, **kwargs)
+        return model, tokenizer or open_clip.get_tokenizer(name)
 
 
 @contextlib.contextmanager
