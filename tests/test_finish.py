@@ -244,14 +244,16 @@ def test_what_was_made_is_shown_where_the_mask_is_soft():
     assert np.abs(after - before - 30)[inside].max() <= 1
 
 
-def test_beside_the_mask_the_level_is_that_of_its_nearest_pixel():
+def test_levels_go_on_beside_the_mask_and_fall_beside_higher_ones():
     mask = np.zeros((40, 60), bool)
     mask[10:30, 10:50] = True
     levels = np.where(mask, np.where(np.arange(60) < 30, 0.25, 1.0), 0)
     finished = finish(noise(40, 60), Window(0, 0, 60, 40, (40, 60)), mask, *[random_x((16, 24), 1)] * 2, 4, levels)
-    band = finished.alpha[8]
-    assert np.allclose(finished.new[8, 10:30], 0.25 * band[10:30]) and (band[10:50] > 0).all()
-    assert np.array_equal(finished.new[8, 30:50], band[30:50])
+    for row in (8, 20):  # in the band, in the mask
+        a, w = finished.alpha[row], finished.new[row]
+        assert np.allclose(w[10:26], 0.25 * a[10:26]) and np.array_equal(w[30:50], a[30:50]) and (w[10:50] > 0).all()
+        assert (np.diff(w[25:31]) > 0).all() and np.diff(w[25:31]).max() < 0.4 * a[30], "no jump from 0.25 to 1"
+    assert (finished.alpha[20, 10:50] == 1).all()
 
 
 # --- the band --------------------------------------------------------------------------------------------------------

@@ -127,9 +127,9 @@ def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="nothing of the image"):
         Window(70, 0, 10, 10, (90, 70))
     window = choose_window(mask, (32, 32))
-    with pytest.raises(ValueError, match="no window of an image"):
+    with pytest.raises(ValueError, match="not a window of an image"):
         cut(picture(70, 90), window, (32, 32))
-    with pytest.raises(ValueError, match="no window of an image"):
+    with pytest.raises(ValueError, match="not a window of an image"):
         cut_mask(mask.T, window, (32, 32))
 
 

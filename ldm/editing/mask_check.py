@@ -40,7 +40,7 @@ class MaskReport:
         coverage, window_coverage: the share of the image and of the window that is edited, 0 to 1.
         thickness: of the mask's thinnest part, in pixels at the model's size; see `masks.thickness`.
         dilation: the dilations of progressive shrinking, as asked for or as chosen.
-        cells: how many latent cells are edited in each part of the walk, widest first.
+        cells: how many latent cells are edited in each part of the sampling, widest first.
         facts: lines of a name and what it is.
         findings: what is odd, none for a mask in order.
         picture: the input with mask and window, the window as the model sees it, and the latent masks.
@@ -198,8 +198,8 @@ def _levels(codes: np.ndarray) -> Iterator[Finding]:
     if odd.sum() > max(20, 2e-4 * codes.size):
         yield Finding(
             "noise",
-            f"{near.sum()} pixels are nearly black or nearly white, as JPEG leaves them: they add nothing to a mask "
-            "parted at half, but they would to a soft one; save masks as PNG",
+            f"{near.sum()} pixels are nearly black or nearly white, as JPEG leaves them: they do not matter to a hard "
+            "mask, but they would to a soft one; save masks as PNG",
         )
 
 

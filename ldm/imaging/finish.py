@@ -8,9 +8,10 @@ the resampling to the window's size (`ldm.imaging.region.resize_back`):
     result = x + a (R - x)
 
 a is 1 inside the mask and falls smoothly to 0 over a band of `feather` pixels around it. w is how much of each pixel
-is new: a itself for a hard mask, a times the mask's level for a soft one. So a white mask shows what was made and
-nothing of the old; what is edited less keeps the detail of the input that the method loses; in the band that detail
-comes back faster than the edit fades, hence no jump of colour; and beyond it the result is the input, bit for bit.
+is new: a itself for a hard mask, a times the level for a soft one, whose levels fall gradually beside higher ones.
+So a white mask shows what was made and nothing of the old; what is edited less keeps the detail of the input that the
+method loses; in the band that detail comes back faster than the edit fades, hence no jump of colour; and beyond it
+the result is the input, bit for bit.
 """
 
 import math
@@ -116,7 +117,7 @@ def finish(
     box = mask_box(alpha > 0)
     new = alpha.copy()
     if levels is not None:
-        new[box] *= _spread(_flat_levels(levels, mask.shape)[box], mask[box])
+        new[box] *= _spread(_flat_levels(levels, mask.shape)[box], mask[box], feather)
     inside = tuple(
         slice(part.start - corner, part.stop - corner)
         for part, corner in zip(box, (window.top, window.left), strict=True)
@@ -265,7 +266,7 @@ def _psnr(difference: np.ndarray) -> float | None:
 
 
 def _room(mask: np.ndarray, window: Window) -> int:
-    """Pixels between the mask and those sides of the window beyond which the image goes on."""
+    """Pixels between the mask and those sides of the window beyond which there is more of the image."""
     gaps = [max(window.image_size)]
     for span, part, side in zip(mask_box(mask), window.in_image, window.image_size, strict=True):
         gaps += [span.start - part.start] * (part.start > 0) + [part.stop - span.stop] * (part.stop < side)
@@ -292,10 +293,17 @@ def _flat_levels(levels: Tensor | np.ndarray, size: tuple[int, int]) -> np.ndarr
     return array.reshape(size).astype(np.float32)
 
 
-def _spread(levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Levels (h,w) where each pixel outside the mask (h,w) has that of the mask's pixel nearest to it."""
+def _spread(levels: np.ndarray, mask: np.ndarray, feather: float) -> np.ndarray:
+    """Levels (h,w) without jumps: in the mask (h,w) they fall beside higher ones, and go on beyond it.
+
+    They fall as 1 - (d / (feather + 1))^2 with the distance d (a dilation in grey, whose parabola is separable);
+    each pixel outside the mask has the level of the mask's pixel nearest to it.
+    """
     if (levels[mask] == 1).all():
         return np.ones_like(levels)
+    parabola = -np.square(np.arange(-int(feather), int(feather) + 1) / (feather + 1))
+    levels = ndimage.grey_dilation(levels, structure=parabola[None])
+    levels = ndimage.grey_dilation(levels, structure=parabola[:, None])
     nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
     return levels[tuple(nearest)]
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 GREY = (32, 223)
 """Levels between these two are neither a black and white mask's nor JPEG's noise around 0 and 255."""
 
-# Pixels that one brush has painted differ by no more than this in any channel, in lossy files too.
+# Pixels painted by one brush differ by no more than this in any channel, in lossy files too.
 _ONE_COLOUR = 32
 
 # A corner of a thick part, unlike a thin part, extends beyond what a disc sweeps by less than this share of the

@@ -1,4 +1,4 @@
-"""Poisson image editing (Pérez et al. 2003) by OpenCV's seamlessClone, without its surprises."""
+"""Poisson image editing (Pérez et al. 2003) by OpenCV's seamlessClone, without its pitfalls."""
 
 import logging
 
@@ -19,10 +19,10 @@ def seamless_clone(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> 
     """The picture that has the gradients of `source` inside the mask and of `target` elsewhere, in the same place.
 
     OpenCV solves for the whole rectangle around the mask, so that what shifts the source's colours may shift the
-    target's within it. It erodes the mask by 3 pixels first; 2 are added before, so that thin parts live on and only
+    target's within it. It erodes the mask by 3 pixels first; 2 are added before, so that thin parts survive and only
     the gradients across the border are left out. (Holes narrower than 5 pixels are closed by that.) Where the mask
-    meets the edge of the picture, the picture goes on mirrored, so that the source is free there and not drawn to
-    the target's colours. An all-white mask gives the source: there is nothing to clone into.
+    meets the edge of the picture, the picture is mirrored beyond it, so that the source is not drawn to
+    the target's colours there. An all-white mask gives the source: there is nothing to clone into.
 
     Args:
         source, target: (h, w, 3), uint8.

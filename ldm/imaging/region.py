@@ -1,7 +1,7 @@
 """Which window of an image of any size is edited, the way to the model's size, and the way back.
 
-A network paints at one size, a photograph has another. So a window of the photograph, of the model's aspect, is
-brought to the model's size (`choose_window`, `cut`, `cut_mask`), and what the model makes of it is brought back
+A network works at one size, a photograph has another. So a window of the photograph, of the model's aspect ratio, is
+resized to the model's size (`choose_window`, `cut`, `cut_mask`), and what the model makes of it is resized back
 (`resize_back`); `ldm.imaging.finish` composes it with the photograph.
 """
 
@@ -19,18 +19,18 @@ from ldm.imaging.masks import resize_levels
 
 REGIONS = ("auto", "whole")
 
-# A tiny mask is edited at most so much enlarged: the pixels of a photograph hold no more than that.
+# A tiny mask is enlarged by at most this much: the pixels of a photograph hold no more detail than that.
 _ENLARGEMENT = 4
 
-# Context, in parts of the mask's extent, that a window has at least: room for the band of `ldm.imaging.finish`.
+# The least context of a window, as a fraction of the mask's extent: room for the band of `ldm.imaging.finish`.
 _LEAST_CONTEXT = 1 / 16
 
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of an image, in its pixels; it may reach beyond the image, which then goes on mirrored.
+    """A rectangle of an image, in its pixels; where it extends beyond the image, the image is mirrored.
 
-    All are whole numbers: `Window(**json.loads(json.dumps(asdict(window))))` is the same window.
+    All are integers: `Window(**json.loads(json.dumps(asdict(window))))` is the same window.
 
     Attributes:
         left, top: of the first pixel; below 0 where the window begins outside.
@@ -76,24 +76,24 @@ def choose_window(
 ) -> Window:
     """The part of an image that is edited at the model's size.
 
-    "whole" is all of the image, squashed where its aspect is not the model's, as in the paper's code.
+    "whole" is all of the image, squashed where its aspect ratio is not the model's, as in the paper's code.
 
-    "auto" is the smallest window of the model's aspect that holds all parts of the mask with context around them,
-    moved into the image where it fits. Besides:
+    "auto" is the smallest window of the model's aspect ratio that contains all parts of the mask with context around
+    them, moved into the image where it fits. Besides:
 
-    - It holds at most the whole image. Before it reaches beyond the image, half of the context is given up: real
+    - It contains at most the whole image. Before it extends beyond the image, half of the context is given up: real
       surroundings at a higher resolution serve the model better than mirrored ones.
     - It is enlarged no more than the image is larger than the model's size, and 4 times at most. So a small mask in
-      a large photograph gets the model's attention but keeps its surroundings, and an image that is no larger than
-      the model's size is used whole, as it always was.
+      a large photograph is edited in detail but keeps its surroundings, and an image that is no larger than the
+      model's size is used whole.
 
     Args:
         mask: (h,w) or (1,1,h,w) at the image's own size; above 0 is edited.
         size: (H,W), the model's working size.
-        context: on each side, in parts of the mask's extent; at least 1/16 is taken.
+        context: on each side, as a fraction of the mask's extent; at least 1/16 is taken.
 
     Raises:
-        ValueError: the mask is empty, an unknown region, or a context that is no number from 0.
+        ValueError: the mask is empty, the region is unknown, or the context is not a number from 0.
     """
     mask = flat_mask(mask)
     if region not in REGIONS or not 0 <= context < float("inf"):
@@ -122,7 +122,7 @@ def choose_window(
 def cut(image: Image.Image, window: Window, size: tuple[int, int]) -> Image.Image:
     """The window's pixels as an RGB picture of `size` (H,W), the image mirrored beyond its borders.
 
-    Resampling is Pillow's Lanczos in 8 bits, as in `to_tensor`: so the picture can be kept as a PNG and gives the
+    Resampling is Pillow's Lanczos in 8 bits, as in `to_tensor`: so the picture can be saved as a PNG that gives the
     same tensor again.
 
     Raises:
@@ -138,8 +138,8 @@ def cut(image: Image.Image, window: Window, size: tuple[int, int]) -> Image.Imag
 def cut_mask(mask: Tensor | np.ndarray, window: Window, size: tuple[int, int]) -> Tensor:
     """The window of a mask as float {0,1} (1,1,H,W); what is thin is not lost, see `resize_levels`.
 
-    Beyond the image, the mask goes on mirrored only as far as it goes on unbroken from the image's border: there the
-    mirrored old content shall not bind the new. Elsewhere nothing outside the image is edited.
+    Beyond the image, the mask is mirrored only as far as it extends unbroken from the image's border: there the
+    mirrored old content shall not constrain the new. Elsewhere nothing outside the image is edited.
 
     Args:
         mask: (h,w) or (1,1,h,w) at the image's own size; above 0 is edited.
@@ -152,7 +152,7 @@ def cut_mask(mask: Tensor | np.ndarray, window: Window, size: tuple[int, int]) -
 
 
 def cut_levels(levels: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-    """The window of a soft mask: levels (1,1,h,w) in [0,1] -> (1,1,H,W), else as `cut_mask`."""
+    """The window of a soft mask: levels (1,1,h,w) in [0,1] -> (1,1,H,W), otherwise as `cut_mask`."""
     _check(window, levels.shape[2:])
     rows = _continued(levels[0, 0].cpu().numpy(), window.top, window.height)
     whole = _continued(rows.T, window.left, window.width).T
@@ -183,7 +183,7 @@ def flat_mask(mask: Tensor | np.ndarray) -> np.ndarray:
 
 
 def mask_box(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the smallest box that holds a mask (h,w) that is not empty."""
+    """Rows and columns of the smallest box that contains a mask (h,w) that is not empty."""
     spans = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
 
@@ -211,4 +211,4 @@ def _continued(levels: np.ndarray, start: int, length: int) -> np.ndarray:
 
 def _check(window: Window, image_size: tuple[int, int]) -> None:
     if window.image_size != tuple(image_size):
-        raise ValueError(f"{window} is no window of an image of (h,w) {tuple(image_size)}")
+        raise ValueError(f"{window} is not a window of an image of (h,w) {tuple(image_size)}")
