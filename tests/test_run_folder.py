@@ -627,6 +627,7 @@ CHECKS = {
     lambda out: check_run(out, "a pink yarn ball"): save,
     lambda out: check_run(out, "a pink yarn ball", overwrite=True): lambda out: save(out, overwrite=True),
     lambda out: check_pictures(out, "a pink yarn ball"): paint,
+    lambda out: check_pictures(out, "a pink yarn ball", overwrite=False): lambda out: paint(out, overwrite=False),
 }
 RUNS = list(CHECKS.items())
 
@@ -876,3 +877,19 @@ def test_a_file_of_the_users_among_the_reconstructions_stays(tmp_path):
     check_reconstruction(run, "pixel", [0])
     with pytest.raises(UserError, match="predictions 0 to 1"):
         check_reconstruction(run, "pixel", [2])
+
+
+@pytest.mark.parametrize("way", [".", "..", "link", "link/.."])
+def test_a_run_is_found_from_within_and_through_links(tmp_path, monkeypatch, way):
+    samples = save(tmp_path / "out", 2, prompt="a red ball")
+    (samples / "link").symlink_to(samples)
+    monkeypatch.chdir(samples if way != ".." else samples / "images")
+    run = read_run(way)
+    (samples / "link").unlink()
+    save(tmp_path / "out", 1)
+    assert write_reconstruction(run, "pixel", 1, tile(1), {}).parts[-3] == "samples.1"
+    assert hidden(samples) == [] and not list(tmp_path.rglob("samples*/.run.lock"))
+    monkeypatch.chdir("/")
+    for nowhere in (".", "/", "..", tmp_path):
+        with pytest.raises(UserError, match="no run in"):
+            read_run(nowhere)

@@ -200,7 +200,8 @@ def check_reconstruction(run: Run, kind: str, indices: Sequence[int]) -> None:
         UserError: no such predictions, the run is gone, its folder cannot be written, or files of the user's lie there.
     """
     folder = run.find() / f"reconstructed_{kind}"
-    check_writable(folder)
+    for path in (folder, run.path.parent):
+        check_writable(path)
     check_lock(run.path.parent / _LOCK)
     for index in indices:
         check_png(folder / f"{run.check(index):04d}.png", "prediction")
@@ -296,6 +297,8 @@ def read_run(samples_path: str | os.PathLike) -> Run:
         UserError: there is none, or its record is damaged or of a newer format.
     """
     path = Path(samples_path)
+    if path.name in ("", "..") or path.is_symlink():  # so that its neighbours are the run's
+        path = path.resolve()
     for look in range(_LOOKS):
         for folder in chain([path], _places(path / "samples"), _places(path)):
             try:
@@ -492,6 +495,8 @@ def _latest(place: Path) -> Path:
 
 def _places(folder: Path) -> Iterator[Path]:
     """Where the runs of `folder` may be, the latest first."""
+    if not folder.name:  # the root
+        return
     yield folder
     yield _old(folder)
     name = re.compile(re.escape(folder.name) + r"\.([1-9]\d*)")

@@ -37,7 +37,8 @@ def check_folder(folder: Path, layout: re.Pattern[str], whole: bool) -> None:
 
     Args:
         layout: `RUN` or `PICTURES`.
-        whole: it will be removed, so every single file in it must be that run's.
+        whole: it will be removed, so every single file in it must be that run's; so must those of a folder that has
+            no record to go by.
 
     Raises:
         UserError: it is the user's.
@@ -51,7 +52,7 @@ def check_folder(folder: Path, layout: re.Pattern[str], whole: bool) -> None:
         raise _refusal(folder, "holds files but no run.json of a run")
     if (folder / "images").is_dir() != (layout is RUN):
         raise _refusal(folder, "is another kind of run")
-    if whole and (strange := next(_strangers(folder, layout, run), None)):
+    if (whole or run is None) and (strange := next(_strangers(folder, layout, run), None)):
         raise _refusal(strange, "is not of the run in its folder")
 
 
@@ -76,18 +77,30 @@ def check_png(path: Path, kind: str) -> None:
 
 
 def check_lock(path: Path) -> None:
-    """Make sure that what lies at `path` is nothing or a lock: an empty file.
+    """Make sure that what lies at `path` is nothing or a lock: an empty file, or one that begins with the number of its
+    holder, as there is on file systems without locks.
 
     Raises:
         UserError: it is the user's.
     """
-    if path.is_symlink() or (path.exists() and not (path.is_file() and path.stat().st_size == 0)):
+    try:
+        ours = not os.path.lexists(path) or re.match(rb"\d+\n|\Z", path.read_bytes()) is not None
+    except FileNotFoundError:  # given back in this moment
+        ours = not path.is_symlink()
+    except OSError:
+        ours = False
+    if path.is_symlink() or not ours:
         raise _refusal(path, "is no lock of this program")
 
 
 def is_free(folder: Path) -> bool:
     """Whether nothing lies there, or an empty folder."""
-    return not os.path.lexists(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()))
+    if not os.path.lexists(folder):
+        return True
+    try:
+        return not folder.is_symlink() and not any(folder.iterdir())
+    except OSError:  # a file, or a folder that we may not read
+        return False
 
 
 def run_id(folder: Path) -> str | None:
@@ -123,6 +136,8 @@ def _is_of(picture: Path, folder: Path, run: str | None) -> bool:
 
 def _text(path: Path) -> dict[str, str]:
     """The text chunks of a PNG before its pixels, where ours are; none for other files."""
+    if not path.is_file():
+        return {}
     try:
         with Image.open(path, formats=("PNG",)) as file:
             return {key: str(value) for key, value in file.info.items() if isinstance(value, str)}
