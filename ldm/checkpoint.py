@@ -5,6 +5,7 @@ unpickler. Files are memory-mapped and models are built on the meta device, so t
 its weights once, in the dtype that is asked for. The mapping is private: changing a loaded tensor leaves the file.
 """
 
+import hashlib
 import logging
 import os
 import pickle
@@ -14,7 +15,7 @@ import warnings
 import zipfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.files import atomic_file
 from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -178,6 +180,42 @@ def _describe(tensor: Tensor) -> str:
 def _list(names: Iterable[str], shown: int = 3) -> str:
     names = list(dict.fromkeys(names))
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def weights_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits.
+
+    Seconds for gigabytes, and no Python lock held meanwhile: a thread does it while the model is loaded. Remembered in
+    the user's cache folder under path, size and time of change, as far as that can be written.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        about = path.stat()
+        key = f"{path.resolve()}\0{about.st_size}\0{about.st_mtime_ns}"
+        cached = _cache_dir() / "weights" / hashlib.sha256(os.fsencode(key)).hexdigest()
+        with suppress(OSError, UnicodeDecodeError):
+            if re.fullmatch("[0-9a-f]{64}", text := cached.read_text(encoding="ascii")):
+                return text
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(2**22))
+        with path.open("rb", buffering=0) as file:
+            while size := file.readinto(buffer):
+                digest.update(buffer[:size])
+    except OSError as error:
+        raise UserError(f'"{path}" cannot be read ({error.strerror}): check the path') from error
+    with suppress(OSError, UserError):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(cached) as file:
+            file.write(digest.hexdigest().encode())
+    return digest.hexdigest()
+
+
+def _cache_dir() -> Path:
+    """Where the hub's library keeps its own, too."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "blended-latent-diffusion"
 
 
 def load_model(config: Mapping[str, Any], weights: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -1,5 +1,6 @@
 """Weights in and out: what is read, what is refused, what it costs."""
 
+import hashlib
 import logging
 import os
 import pickle
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ldm.checkpoint import assign, load_model, read_state_dict, save_safetensors
+from ldm.checkpoint import assign, load_model, read_state_dict, save_safetensors, weights_hash
 from ldm.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -404,3 +405,25 @@ def test_saving_where_no_folder_can_be(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         save_safetensors(weights(), tmp_path / "file" / "w.safetensors")
+
+
+def test_the_hash_of_weights_is_that_of_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    path = tmp_path / "w.ckpt"
+    for content in (b"one", b"another", b"x" * 10_000_001):
+        path.write_bytes(content)
+        assert weights_hash(path) == weights_hash(path) == hashlib.sha256(content).hexdigest()
+    (noted,) = [file for file in cache.rglob("*") if file.is_file() and file.read_text() == weights_hash(path)]
+    noted.write_text("0" * 64)
+    assert weights_hash(path) == "0" * 64, "large files are read once"
+    noted.write_text("damaged")
+    assert weights_hash(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(UserError, match=r"none\.ckpt"):
+        weights_hash(tmp_path / "none.ckpt")
+
+
+def test_weights_are_hashed_where_nothing_can_be_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert weights_hash(tmp_path / "cache") == hashlib.sha256(b"no folder").hexdigest()
