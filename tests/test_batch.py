@@ -89,7 +89,7 @@ def when_made(out: Path) -> dict[str, int]:
 
 
 def leftovers(out: Path) -> list[Path]:
-    return [path for path in out.rglob(".*") if path.name not in (".lock", ".thumbnails.json")]
+    return [path for path in out.rglob(".*") if path.name not in (".lock", ".run.lock", ".thumbnails.json")]
 
 
 # ---- rows
@@ -276,10 +276,10 @@ def test_a_row_that_never_fits_in_memory_fails_alone(folder, tmp_path, monkeypat
 def test_an_error_nobody_thought_of_fails_its_row_alone(folder, tmp_path, monkeypatch, capsys):
     write_edited = work.write_edited
 
-    def broken(job, *rest):
+    def broken(job, *rest, **more):
         if job.request.prompt == "a red ball 1":
             raise KeyError("oh")
-        return write_edited(job, *rest)
+        return write_edited(job, *rest, **more)
 
     monkeypatch.setattr(work, "write_edited", broken)
     assert batch(folder, write_jsonl(folder, edit_rows(3)), tmp_path) == 1
@@ -451,7 +451,7 @@ def test_a_worker_that_is_killed_takes_only_its_rows_with_it(folder, tmp_path, m
 
 
 def test_a_full_disk_stops_all_workers(folder, tmp_path, monkeypatch, forked, capfd):
-    def full(*args):
+    def full(*args, **more):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(work, "write_edited", full)

@@ -63,8 +63,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pa
 
 
 @pytest.fixture
-def samples(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "out" / "samples"))
+def samples(finished: Path, tmp_path: Path, model_folder: Path) -> Path:
+    samples = Path(shutil.copytree(finished, tmp_path / "out" / "samples"))
+    # The model's files are kept relative to the run, which is somewhere else now.
+    edit_record(samples, config=str(model_folder / "config.yaml"), weights=str(model_folder / "model.safetensors"))
+    return samples
 
 
 @pytest.fixture

@@ -185,11 +185,13 @@ def test_a_prediction_is_made_again_from_its_picture(folder, tmp_path):
     assert record["seeds"] == [44] and record["options"]["scale"] == 3
 
 
-def test_making_again_with_a_change(folder, tmp_path):
+def test_making_again_with_a_change(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
     assert edit(folder, tmp_path / "a", "--invert_mask", "--n_samples", 1) == 0
     picture = str(shutil.copy(tmp_path / "a/samples/images/0000.png", tmp_path / "alone.png"))
     shutil.rmtree(tmp_path / "a")  # then the files that it was made from serve
     argv = ["--from", picture, "--prompt", "a blue cube", "-o", str(tmp_path / "b"), "--device", "cpu"]
+    argv += ["--config", "model/config.yaml", "--ckpt", "model/model.safetensors"]  # no name tells where they are
     assert run(text_editing.main, argv) == 0
     record = json.loads((tmp_path / "b/samples/run.json").read_text())
     assert (record["prompt"], record["seed"], record["invert_mask"]) == ("a blue cube", 42, True)
@@ -210,6 +212,26 @@ def test_soft_masks_keep_more_where_they_are_dark(folder, tmp_path):
     after, before = (Image.open(tmp_path / "o/samples" / name) for name in ("images/0000.png", "assets/input.png"))
     change = np.abs(np.asarray(after).astype(int) - np.asarray(before)).mean(-1)
     assert change[16:48, 10:28].mean() > 1.3 * change[16:48, 36:54].mean()
+
+
+@pytest.mark.parametrize("prompt", ["img", "mask"])
+def test_the_users_own_files_are_not_replaced(folder, tmp_path, capsys, monkeypatch, prompt):
+    monkeypatch.chdir(tmp_path)
+    for name in ("img.png", "mask.png"):
+        shutil.copy(folder / name, name)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    argv = ["-i", "img.png", "--mask", "mask.png", "-p", prompt, "-o", ".", "--model", "no model is looked for"]
+    assert run(text_editing.main, argv) == 2
+    said = capsys.readouterr().err
+    assert f'"{prompt}.png" was not made by this program' in said and len(said.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_second_run_keeps_the_first(folder, tmp_path):
+    assert edit(folder, tmp_path, "--n_samples", 1, "--seed", 5) == 0
+    assert edit(folder, tmp_path, "--n_samples", 1, "--seed", 6) == 0
+    seeds = [json.loads((tmp_path / name / "run.json").read_text())["seed"] for name in ("samples", "samples.1")]
+    assert seeds == [6, 5]
 
 
 def test_working_size(folder, tmp_path):

@@ -31,14 +31,16 @@ def options_of(picture: Path) -> dict[str, Any]:
         raise UserError(
             f'"{picture}" does not say how it was made: give a PNG of a run\'s samples/images or samples/results'
         ) from error
+    run = _run_of(picture, record)
+    record = record if run is None else run.record  # whose files of the model can be opened
     options = {name: value for name, value in record.options.items() if name not in ("n_samples", "n_iter")}
     return options | {
         "prompt": record.prompt,
         "seed": seed,
         "n_samples": 1,
         "n_iter": 1,
-        "init_image": _file(picture, record, "original", record.image),
-        "mask": _file(picture, record, "original_mask", record.mask),
+        "init_image": _file(picture, run, "original", record.image),
+        "mask": _file(picture, run, "original_mask", record.mask),
         "invert_mask": record.invert_mask,
         "feather": record.feather,
         "H": record.size[0],
@@ -49,18 +51,19 @@ def options_of(picture: Path) -> dict[str, Any]:
     }
 
 
-def _file(picture: Path, record: RunRecord, asset: str, given: str) -> Path:
-    """The copy in the picture's run folder, if that is still the run that made it, else the file as it was given."""
-    run = _run_of(picture)
-    kept = run.asset(asset) if run is not None and run.record == record else None
+def _file(picture: Path, run: Run | None, asset: str, given: str) -> Path:
+    """The copy in the picture's run folder, else the file as it was given."""
+    kept = None if run is None else run.asset(asset)
     path = kept or Path(given)
     if not path.is_file():
         raise UserError(f'"{path}", from which "{picture}" was made, is gone: give the file by --init_image or --mask')
     return path
 
 
-def _run_of(picture: Path) -> Run | None:
+def _run_of(picture: Path, record: RunRecord) -> Run | None:
+    """The run in the picture's folder, if that is still the one that made it."""
     try:
-        return read_run(picture.absolute().parents[1])
+        run = read_run(picture.absolute().parents[1])
     except UserError:
         return None
+    return run if run.record.run_id == record.run_id else None

@@ -2,16 +2,27 @@
 
     outdir/
       <prompt-slug>.png            the grid of the latest run of that prompt
-      samples/                     one run, whole: replaced as one, never mixed with another
+      samples/                     the latest run, whole: never mixed with another
         run.json  latents.safetensors  videos/0000.mp4
         images/0000.png ...            predictions as the model paints them, at its size
         results/0000.png ...           the same in the input, at the input's size
         assets/                        input and mask as the model saw them, full_mask at the input's size, and
                                        the user's own files as original.* and original_mask.*
         reconstructed_<kind>/0000.png ...  reconstruction.json
+      samples.1/  samples.2/ ...   the run before, and the one before that
 
-A run is built in a hidden folder beside `samples` and swapped in by two renames. The grids of other prompts stay:
-each is a picture with a name of its own, and together they are the diary of an output folder.
+and of pictures from a prompt alone
+
+    outdir/
+      <prompt-slug>.png            the grid
+      <prompt-slug>/               the latest run of that prompt
+        0000.png ...  run.json  latents.safetensors
+
+A run is built in a hidden folder, `.samples.new-...`, and comes to its place by renames: samples.1 -> samples.2,
+samples -> samples.1, the new one -> samples. A process that is killed between two of them leaves a gap in the
+numbers, which is where the next run's renames begin. To a reader the latest run is `samples`, or while there is none
+`.samples.old` (which is being replaced) or the lowest number. Writers of a folder wait for one another (`.run.lock`);
+readers never wait, and change nothing.
 """
 
 import json
@@ -21,12 +32,15 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import chain, count, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -34,17 +48,25 @@ from ldm.checkpoint import save_safetensors
 from ldm.errors import UserError
 from ldm.files import atomic_file, write_error
 from ldm.imaging.images import load_image, save_png
-from ldm.runs.record import RunRecord, prompt_slug
+from ldm.runs.ownership import PICTURES, RUN, check_folder, check_lock, check_png, is_free, run_id
+from ldm.runs.record import FORMAT, RunRecord, portable_path, prompt_slug
 
 logger = logging.getLogger(__name__)
 
-_OLD = ".samples.old"
-_NEW = ".samples.new-"
+T = TypeVar("T")
+
+_LOCK = ".run.lock"
+_LOOKS = 5  # that a reader takes before a run is missing: it may be between two of a writer's renames
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk: its record now, its pictures and latents when they are asked for."""
+    """A run on disk: its record now, its pictures and latents when they are asked for.
+
+    Attributes:
+        path: where it was read; later runs into the same output folder move it on, see `find`.
+        record: `config` and `weights` as paths that can be opened.
+    """
 
     path: Path
     record: RunRecord
@@ -54,7 +76,7 @@ class Run:
         return len(self.record.seeds)
 
     def check(self, index: int) -> int:
-        """The index itself.
+        """The index itself: 0 is the best prediction; negative ones do not count from the end.
 
         Raises:
             UserError: there is no such prediction.
@@ -64,46 +86,88 @@ class Run:
             raise UserError(f'there is no prediction {index} in "{self.path}": there {there}')
         return index
 
+    def find(self) -> Path:
+        """Where the run is now.
+
+        Raises:
+            UserError: it has been replaced or removed.
+        """
+        for _ in range(_LOOKS):
+            for place in (self.path, *_places(_latest(self.path))):
+                if run_id(place) == self.record.run_id:
+                    return place
+            time.sleep(0.01)
+        raise UserError(
+            f'the run of "{self.record.prompt}" that was in "{self.path}" has been replaced or removed: make it again'
+        )
+
+    def read(self, what: Callable[[Path], T]) -> T:
+        """What a function reads in the run's folder, and in no other that has come to its place meanwhile.
+
+        Raises:
+            UserError: the run has been replaced or removed; and whatever `what` raises.
+        """
+        while True:
+            folder = self.find()
+            try:
+                value = what(folder)
+            except (OSError, UserError):
+                if run_id(folder) == self.record.run_id:
+                    raise
+            else:
+                if run_id(folder) == self.record.run_id:
+                    return value
+
     def image(self, index: int) -> Image.Image:
         """Prediction `index`, 0 is the best, as the model painted it."""
-        return load_image(self.path / "images" / f"{self.check(index):04d}.png").rgb
+        name = f"{self.check(index):04d}.png"
+        return self.read(lambda folder: load_image(_images(folder) / name).rgb)
 
     def asset(self, name: str) -> Path | None:
-        """What `write_run` kept under `name` among its assets and originals; None if there is no such file."""
-        return next(iter(sorted((self.path / "assets").glob(f"{name}.*"))), None)
+        """What `write_run` kept under `name` among its assets and originals; None if there is no such file.
+
+        The path holds until a later run moves this one on: open it inside `read`.
+        """
+        return next(iter(sorted((self.find() / "assets").glob(f"{name}.*"))), None)
 
     def z0(self, index: int) -> torch.Tensor | None:
         """Its latent (1,c,h,w), times the scale factor as the sampler left it; None for a run that kept none."""
-        path = self.path / "latents.safetensors"
         self.check(index)
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, "pt") as file:
-                return file.get_slice("z0")[index : index + 1]
-        except (SafetensorError, OSError) as error:
-            raise UserError(f'"{path}" is damaged ({error}): make the run again') from error
+        return self.read(lambda folder: _read_z0(folder / "latents.safetensors", index))
 
     @property
     def input(self) -> Image.Image:
         """The picture as the model saw it."""
-        return load_image(self.path / "assets" / "input.png").rgb
+        return self.read(lambda folder: load_image(folder / "assets" / "input.png").rgb)
 
     @property
     def mask(self) -> Image.Image:
         """The mask as used, mode L: white is what was edited, inversion already done."""
-        return load_image(self.path / "assets" / "mask.png").rgb.convert("L")
+        return self.read(lambda folder: load_image(folder / "assets" / "mask.png").rgb.convert("L"))
+
+
+def _read_z0(path: Path, index: int) -> torch.Tensor | None:
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_slice("z0")[index : index + 1]
+    except (SafetensorError, OSError) as error:
+        raise UserError(f'"{path}" is damaged ({error}): make the run again') from error
+
+
+def _images(folder: Path) -> Path:
+    """Where a run keeps its predictions: of pictures from a prompt alone, beside the record."""
+    return folder / "images" if (folder / "images").is_dir() else folder
 
 
 def check_writable(outdir: str | os.PathLike) -> None:
-    """Make sure, before any work is done, that `write_run` can do its part; leaves nothing behind.
+    """Make sure, before any work is done, that a folder can be made and written; leaves nothing behind.
 
     Raises:
-        UserError: the folder cannot be made or written, or its `samples` is none of ours.
+        UserError: it cannot.
     """
     outdir = Path(outdir)
-    _recover(outdir)
-    _check_samples(outdir / "samples")
     nearest = next((p for p in (outdir, *outdir.absolute().parents) if p.exists()), outdir)
     probe = nearest / f".{uuid.uuid4().hex[:12]}.part"
     try:
@@ -113,159 +177,357 @@ def check_writable(outdir: str | os.PathLike) -> None:
         raise write_error(outdir, error) from error
 
 
+def check_run(outdir: str | os.PathLike, prompt: str, overwrite: bool = False) -> None:
+    """Make sure, before any work is done, that `write_run` can do its part; leaves nothing behind.
+
+    Raises:
+        UserError: the folder cannot be made or written, or a file of the user's lies where the run or its grid goes.
+    """
+    check_writable(outdir)
+    _check(Path(outdir) / "samples", RUN, prompt, overwrite)
+
+
+def check_pictures(outdir: str | os.PathLike, prompt: str, overwrite: bool = True) -> None:
+    """As `check_run`, for `write_pictures`."""
+    check_writable(outdir)
+    _check(Path(outdir) / prompt_slug(prompt), PICTURES, prompt, overwrite)
+
+
+def check_reconstruction(run: Run, kind: str, indices: Sequence[int]) -> None:
+    """Make sure, before any work is done, that `write_reconstruction` can do its part; leaves nothing behind.
+
+    Raises:
+        UserError: no such predictions, the run is gone, its folder cannot be written, or files of the user's lie there.
+    """
+    folder = run.find() / f"reconstructed_{kind}"
+    for path in (folder, run.path.parent):
+        check_writable(path)
+    check_lock(run.path.parent / _LOCK)
+    for index in indices:
+        check_png(folder / f"{run.check(index):04d}.png", "prediction")
+
+
 def write_run(
     outdir: str | os.PathLike,
     record: RunRecord,
     grid: Image.Image,
     images: Sequence[Image.Image],
-    results: Sequence[Image.Image] | None,
+    results: Sequence[Image.Image],
     latents: torch.Tensor,
     assets: Mapping[str, Image.Image],
     originals: Mapping[str, str | os.PathLike] | None = None,
     videos: Sequence[str | os.PathLike] | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Write a run and put it in the place of the one before, as a whole; until then that one stays as it is.
+    """Write a run as `samples`, as a whole; until then the one before stays as it is, and then is `samples.1`.
 
     Args:
         outdir: made if it is missing.
-        record: with as many seeds as there are images.
+        record: with as many seeds as there are images. Its `config` and `weights` are those of a model without a name,
+            and are kept relative to the run; where that would tell of the user's folders, their names alone.
         grid: goes to `<prompt-slug>.png`.
         images: the predictions in rank order, at the model's size.
-        results: the same in their picture, at its size; None where there is no picture.
+        results: the same in their picture, at its size.
         latents: their z0 (n,c,h,w), in the same order.
         assets: pictures by name; `input` and `mask` are what `Run` reads.
         originals: files to be copied in beside them, by name without suffix.
         videos: files to be copied in, in the order of the predictions.
+        overwrite: the run before is removed.
 
     Returns:
         The `samples` folder.
 
     Raises:
-        UserError: the folder cannot be written or holds a `samples` that is none of ours.
+        UserError: the folder cannot be written, or holds files of the user's where the run goes.
         ValueError: the numbers of seeds, images, results, latents and videos differ.
     """
-    optional = (images if part is None else part for part in (results, videos))
-    counts = {*map(len, (record.seeds, images, latents, *optional))}
-    if len(counts) != 1 or not images:
-        raise ValueError(f"as many seeds, images, results, latents and videos are needed, not {sorted(counts)}")
-    outdir = Path(outdir)
-    check_writable(outdir)
-    staging = outdir / f"{_NEW}{uuid.uuid4().hex[:12]}"
-    try:
-        new = staging / "samples"
-        for folder, files in (("images", images), ("results", results), ("assets", (1,)), ("videos", videos)):
-            if files:
-                (new / folder).mkdir(parents=True)
-        for folder, pictures in (("images", images), ("results", results or ())):
+    _check_counts(record.seeds, images, results, latents, *([] if videos is None else [videos]))
+    samples = Path(outdir) / "samples"
+    with _replacing(samples, RUN, record, grid, overwrite) as (new, record):
+        for folder, pictures in (("images", images), ("results", results)):
+            (new / folder).mkdir()
             for i, image in enumerate(pictures):
                 save_png(image, new / folder / f"{i:04d}.png", record.png_text(i))
+        (new / "assets").mkdir()
         for name, image in assets.items():
             save_png(image, new / "assets" / f"{name}.png")
         for name, path in (originals or {}).items():
             shutil.copyfile(path, new / "assets" / f"{name}{Path(path).suffix.lower()}")
         for i, video in enumerate(videos or ()):
+            (new / "videos").mkdir(exist_ok=True)
             shutil.copyfile(video, new / "videos" / f"{i:04d}{Path(video).suffix}")
-        save_safetensors({"z0": latents.detach().float().cpu().contiguous()}, new / "latents.safetensors")
-        save_png(grid, staging / "grid.png", {"parameters": record.png_text(0)["parameters"]})
-        (new / "run.json").write_text(record.to_json(), encoding="utf-8", errors="replace")
-        _swap(outdir, new)
-        os.replace(staging / "grid.png", outdir / f"{prompt_slug(record.prompt)}.png")
-    except OSError as error:
-        raise write_error(outdir, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return outdir / "samples"
+        _save_z0(latents, new)
+    return samples
+
+
+def write_pictures(
+    outdir: str | os.PathLike,
+    record: RunRecord,
+    grid: Image.Image,
+    images: Sequence[Image.Image],
+    latents: torch.Tensor,
+    overwrite: bool = True,
+) -> Path:
+    """Write a run that edited nothing as `<prompt-slug>`, as a whole, in the place of that prompt's run before.
+
+    Args:
+        outdir, record, grid, images, latents: as of `write_run`.
+        overwrite: False keeps the run before as `<prompt-slug>.1`.
+
+    Returns:
+        The folder of the pictures.
+
+    Raises:
+        UserError: the folder cannot be written, or holds files of the user's where the pictures go.
+        ValueError: the numbers of seeds, images and latents differ.
+    """
+    _check_counts(record.seeds, images, latents)
+    folder = Path(outdir) / prompt_slug(record.prompt)
+    with _replacing(folder, PICTURES, record, grid, overwrite) as (new, record):
+        for i, image in enumerate(images):
+            save_png(image, new / f"{i:04d}.png", record.png_text(i))
+        _save_z0(latents, new)
+    return folder
 
 
 def read_run(samples_path: str | os.PathLike) -> Run:
-    """The run in a `samples` folder, or in the output folder above it.
+    """The run in a `samples` folder, or the latest one in the output folder above it. Changes nothing.
 
     Raises:
         UserError: there is none, or its record is damaged or of a newer format.
     """
     path = Path(samples_path)
-    _recover(path.parent if path.name == "samples" else path)
-    found = next((p for p in (path, path / "samples") if (p / "run.json").is_file()), None)
-    if found is None:
-        raise UserError(
-            f'no run in "{path}" (no run.json): make one with scripts/text_editing.py, or name its samples folder'
-        )
-    try:
-        text = (found / "run.json").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'"{found / "run.json"}" cannot be read ({error}): make the run again') from error
-    return Run(found, RunRecord.from_json(text, found / "run.json"))
+    if path.name in ("", "..") or path.is_symlink():  # so that its neighbours are the run's
+        path = path.resolve()
+    for look in range(_LOOKS):
+        for folder in chain([path], _places(path / "samples"), _places(path)):
+            try:
+                text = (folder / "run.json").read_text(encoding="utf-8")
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f'"{folder / "run.json"}" cannot be read ({error}): make the run again') from error
+            return Run(folder, _openable(RunRecord.from_json(text, folder / "run.json"), folder))
+        time.sleep(0.01 * look)
+    raise UserError(
+        f'no run in "{path}" (no run.json): make one with scripts/text_editing.py, or name its samples folder'
+    )
 
 
-def write_reconstruction(
-    samples_path: str | os.PathLike, kind: str, index: int, image: Image.Image, info: Mapping[str, Any]
-) -> Path:
-    """Keep a reconstruction beside its run, under the index of its prediction.
+def write_reconstruction(run: Run, kind: str, index: int, image: Image.Image, info: Mapping[str, Any]) -> Path:
+    """Keep a reconstruction beside its run, wherever that is by now, under the index of its prediction.
 
-    `info` joins those of the other indices in `reconstruction.json`, under "0005" for index 5.
+    `info` joins those of the other indices in `reconstruction.json`, under "0005" for index 5; paths in it become
+    portable ones.
 
     Returns:
         The picture's path, `reconstructed_<kind>/0005.png`.
 
     Raises:
-        UserError: no run, no such prediction, or the folder cannot be written.
+        UserError: the run has been replaced or removed, there is no such prediction, or the folder cannot be written.
         ValueError: `kind` is no word of a-z and "_".
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", kind):
         raise ValueError(f"{kind!r} is no kind of reconstruction")
-    run = read_run(samples_path)
     name = f"{run.check(index):04d}"
-    folder = run.path / f"reconstructed_{kind}"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
-    save_png(image, folder / f"{name}.png", run.record.png_text(index))
-    notes = folder / "reconstruction.json"
-    try:
-        known = dict(json.loads(notes.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # the first one, or damaged: what we know now is what counts
-        known = {}
-    known = dict(sorted((known | {name: dict(info)}).items()))
-    with atomic_file(notes) as file:
-        file.write((json.dumps(known, indent=2, default=str) + "\n").encode())
+    with _writing(run.path.parent):
+        folder = run.find() / f"reconstructed_{kind}"
+        check_png(folder / f"{name}.png", "prediction")
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_error(folder, error) from error
+        save_png(image, folder / f"{name}.png", _portable(run.record, folder.parent).png_text(index))
+        notes = folder / "reconstruction.json"
+        try:
+            known = dict(json.loads(notes.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # the first one, or damaged: what we know now is what counts
+            known = {}
+        known[name] = {key: portable_path(value) if isinstance(value, Path) else value for key, value in info.items()}
+        with atomic_file(notes) as file:
+            file.write((json.dumps(dict(sorted(known.items())), indent=2, default=str) + "\n").encode())
     return folder / f"{name}.png"
 
 
-def _check_samples(samples: Path) -> None:
-    """Refuse to replace what we did not write: a folder of the user's that happens to be called samples."""
-    if samples.is_symlink() or (samples.exists() and not samples.is_dir()):
-        raise UserError(f'"{samples}" is no folder: move it away or choose another one with "--outdir"')
-    if samples.is_dir() and any(samples.iterdir()) and not (samples / "run.json").is_file():
-        raise UserError(
-            f'"{samples}" holds files but no run.json, so no earlier run: move it away or choose another "--outdir"'
-        )
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock, an empty file that stays; it goes with the process, however that ends.
 
+    Args:
+        path: its folder exists. timeout: seconds to wait for another holder; -1 waits until it is done.
 
-def _swap(outdir: Path, new: Path) -> None:
-    """The old samples out, the new ones in; whatever comes between, Ctrl-C too, brings the old ones back."""
-    samples, old = outdir / "samples", outdir / _OLD
+    Raises:
+        UserError: it cannot be written, or a file of the user's lies there.
+        filelock.Timeout: another holds it.
+    """
+    check_lock(path)
+    lock = FileLock(path)
     try:
-        if samples.exists():
-            os.rename(samples, old)
-        os.rename(new, samples)
+        try:
+            lock.acquire(1 if timeout < 0 else timeout)
+        except Timeout:
+            if timeout >= 0:
+                raise
+            logger.warning('another program is writing to "%s": waiting until it is done', path.parent)
+            lock.acquire()
+    except Timeout:
+        raise
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        yield
     finally:
-        if old.exists() and not samples.exists():
-            os.rename(old, samples)
-    shutil.rmtree(old, ignore_errors=True)
+        lock.release()
 
 
-def _recover(outdir: Path) -> None:
-    """Mend what a process that was killed has left: between the two renames, after them, or while it wrote."""
-    old, samples = outdir / _OLD, outdir / "samples"
+@contextmanager
+def _writing(outdir: Path) -> Iterator[None]:
+    """The runs of an output folder, for this writer alone."""
+    outdir.mkdir(parents=True, exist_ok=True)
+    with locked(outdir / _LOCK):
+        yield
+
+
+@contextmanager
+def _replacing(
+    folder: Path, layout: re.Pattern[str], record: RunRecord, grid: Image.Image, overwrite: bool
+) -> Iterator[tuple[Path, RunRecord]]:
+    """A new folder to be filled and the record as it is kept; when the block ends well it is the run in `folder`."""
+    outdir, slug = folder.parent, prompt_slug(record.prompt)
+    record = _portable(record, folder)
     try:
-        if old.is_dir() and not samples.exists():
-            os.rename(old, samples)
-            logger.warning('"%s" was being replaced when the program was stopped: the earlier run is back', samples)
-        elif old.is_dir():
-            shutil.rmtree(old, ignore_errors=True)
-        for part in outdir.glob(f"{_NEW}*"):
-            if part.stat().st_mtime < time.time() - 3600:  # younger ones may be another process at work
-                shutil.rmtree(part, ignore_errors=True)
+        with _writing(outdir):
+            _sweep(folder)
+            _check(folder, layout, record.prompt, overwrite)
+            staging = outdir / f"{_staging(folder)}{uuid.uuid4().hex[:12]}"
+            try:
+                new = staging / folder.name
+                new.mkdir(parents=True)
+                yield new, record
+                save_png(grid, staging / "grid.png", record.grid_text())
+                (new / "run.json").write_text(record.to_json(), encoding="utf-8", errors="replace")
+                _swap(folder, new, overwrite)
+                os.replace(staging / "grid.png", outdir / f"{slug}.png")
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise write_error(outdir, error) from error
+
+
+def _swap(folder: Path, new: Path, overwrite: bool) -> None:
+    """Move the runs of `folder` on, or the latest away, and the new one in. What goes wrong is undone."""
+    if overwrite and not is_free(folder):
+        moves = [(folder, _old(folder))]
+    else:
+        moves = [(run, _older(folder, number)) for number, run in enumerate(_chain(folder), 1)][::-1]
+    moves.append((new, folder))
+    free = moves[0][1]
+    try:
+        if free.is_dir():  # and empty, or it would be moved
+            free.rmdir()
+        for source, target in moves:
+            os.rename(source, target)
+    except BaseException:
+        for source, target in reversed(moves):
+            if target.exists() and not source.exists():
+                os.rename(target, source)
+        raise
+    with suppress(OSError):  # nothing was replaced; or the next writer removes it
+        os.rename(_old(folder), new)  # where all is removed at the end
+
+
+def _check(folder: Path, layout: re.Pattern[str], prompt: str, overwrite: bool) -> None:
+    """Refuse to move or replace what we did not make."""
+    check_lock(folder.parent / _LOCK)
+    check_png(folder.parent / f"{prompt_slug(prompt)}.png", "grid")
+    for run in [folder] if overwrite else _chain(folder):
+        check_folder(run, layout, whole=overwrite)
+
+
+def _check_counts(*parts: Sequence[Any] | torch.Tensor) -> None:
+    counts = {*map(len, parts)}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"as many seeds, images, results, latents and videos are needed, not {sorted(counts)}")
+
+
+def _save_z0(latents: torch.Tensor, folder: Path) -> None:
+    save_safetensors({"z0": latents.detach().float().cpu().contiguous()}, folder / "latents.safetensors")
+
+
+def _sweep(folder: Path) -> None:
+    """Clear what a writer that was killed has left; there is none at work but the caller."""
+    old = _old(folder)
+    if old.is_dir() and is_free(folder):
+        with suppress(FileNotFoundError):
+            folder.rmdir()
+        os.rename(old, folder)
+        logger.warning('"%s" was being replaced when the program was stopped: the earlier run is back', folder)
+    for left in (old, *folder.parent.glob(f"{_staging(folder)}*")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+# ---- the places of runs
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _staging(folder: Path) -> str:
+    return f".{folder.name}.new-"
+
+
+def _older(folder: Path, number: int) -> Path:
+    return folder.with_name(f"{folder.name}.{number}")
+
+
+def _chain(folder: Path) -> list[Path]:
+    """`folder`, `folder.1` ..., up to the first that is free: what moves on when a run is added."""
+    places = chain([folder], (_older(folder, number) for number in count(1)))
+    return list(takewhile(lambda place: not is_free(place), places))
+
+
+def _latest(place: Path) -> Path:
+    """The folder whose latest run a place was, or an older one."""
+    match = re.fullmatch(r"\.(.+)\.old|(.+)\.[1-9]\d*", place.name)
+    return place.with_name(match[1] or match[2]) if match else place
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    """Where the runs of `folder` may be, the latest first."""
+    if not folder.name:  # the root
+        return
+    yield folder
+    yield _old(folder)
+    name = re.compile(re.escape(folder.name) + r"\.([1-9]\d*)")
+    with suppress(OSError):
+        found = (name.fullmatch(path.name) for path in folder.parent.iterdir())
+        yield from (_older(folder, number) for number in sorted(int(match[1]) for match in found if match))
+
+
+# ---- files of a model without a name
+
+
+def _portable(record: RunRecord, folder: Path) -> RunRecord:
+    """The record with the model's files relative to the run's folder, as it may travel."""
+    files = {name: getattr(record, name) for name in ("config", "weights")}
+    relative = {name: _relative(path, folder) for name, path in files.items() if path}
+    return replace(record, format=FORMAT, **relative)
+
+
+def _relative(path: str, folder: Path) -> str:
+    here, there = (Path(p).resolve() for p in (folder, path))
+    try:
+        common = Path(os.path.commonpath([here, there]))
+    except ValueError:  # two drives
+        return there.name
+    home = Path.home()
+    return there.name if common in home.parents else Path(os.path.relpath(there, here)).as_posix()
+
+
+def _openable(record: RunRecord, folder: Path) -> RunRecord:
+    """The record with the model's files as paths from here; those of format 2 are as they are."""
+    if record.format < FORMAT:
+        return record
+    files = {name: getattr(record, name) for name in ("config", "weights")}
+    return replace(record, **{name: str((folder / path).resolve()) for name, path in files.items() if path})

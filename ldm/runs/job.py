@@ -21,7 +21,7 @@ from ldm.editing.mask_check import MaskReport, check_mask
 from ldm.imaging.canvas import Place, open_canvas
 from ldm.imaging.images import load_image, make_grid, save_png, to_pil
 from ldm.imaging.region import cut
-from ldm.runs.folder import check_writable, write_run
+from ldm.runs.folder import check_run, check_writable, write_run
 from ldm.runs.record import RunRecord, prompt_slug
 from ldm.runs.video import decode_steps, require_video_writer, write_video
 
@@ -84,7 +84,7 @@ def run_edit(job: EditJob) -> EditResult:
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
-    check_writable(job.outdir)
+    check_run(job.outdir, job.request.prompt)
     if job.save_video:
         require_video_writer()
     # A first look at the files, so that a bad one is told of before a large model is loaded.
@@ -133,8 +133,11 @@ def check_edit(job: EditJob) -> tuple[MaskReport, Path]:
     return report, path
 
 
-def write_edited(job: EditJob, editor: Editor, edited: Edited, notes: Mapping[str, Any] | None = None) -> EditResult:
-    """Write what a job has made to its run folder, as a whole; `notes` join the options in its record.
+def write_edited(
+    job: EditJob, editor: Editor, edited: Edited, notes: Mapping[str, Any] | None = None, overwrite: bool = False
+) -> EditResult:
+    """Write what a job has made to its run folder, as a whole; `notes` join the options in its record, and
+    `overwrite` removes the run before.
 
     Raises:
         UserError: the folder cannot be written.
@@ -146,7 +149,9 @@ def write_edited(job: EditJob, editor: Editor, edited: Edited, notes: Mapping[st
     originals = {"original": job.init_image, "original_mask": job.mask}
     with _videos(job, editor, edit) as videos:
         grid = _grid(edited)
-        samples = write_run(job.outdir, record, grid, images, edited.results, edit.z0, assets, originals, videos)
+        samples = write_run(
+            job.outdir, record, grid, images, edited.results, edit.z0, assets, originals, videos, overwrite
+        )
     return EditResult(job.outdir / f"{prompt_slug(record.prompt)}.png", samples, edited)
 
 

@@ -31,7 +31,7 @@ from ldm.imaging.images import load_image, to_tensor
 from ldm.imaging.masks import load_mask, shown
 from ldm.imaging.region import Window
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.runs.folder import Run, check_writable, read_run, write_reconstruction
+from ldm.runs.folder import Run, check_reconstruction, read_run, write_reconstruction
 from ldm.util import choose_device
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def run_reconstruction(job: ReconstructionJob) -> list[Restored]:
         job.optimization_steps, job.learning_rate, tuned_levels=job.tuned_levels, precision=job.precision
     )
     canvas = _canvas(job, run)
-    check_writable(run.path)
+    check_reconstruction(run, job.kind, indices)
     optimizing = job.kind in LEARNING_RATES
     model = None  # the others need none: what they make of the prediction is of 8 bits anyway
     if optimizing or job.kind == "residual":
@@ -120,7 +120,7 @@ def run_reconstruction(job: ReconstructionJob) -> list[Restored]:
             result = reconstruct(job.kind, task, options, _on_bar(bar))
         image, measures = finish_reconstruction(canvas, job.kind, task, result)
         info = _info(job, task, options, result, measures)
-        path = write_reconstruction(run.path, job.kind, index, image, info)
+        path = write_reconstruction(run, job.kind, index, image, info)
         restored.append(Restored(path, info))
     return restored
 

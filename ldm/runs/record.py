@@ -1,13 +1,17 @@
 """The record of a run: everything that is needed to make it again, as run.json and the pictures hold it."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
 import re
 import unicodedata
+import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import PIL
@@ -15,7 +19,8 @@ import torch
 
 from ldm.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
+_READABLE = (2, 3)  # 2: absolute paths, no run_id, device and precision as asked for
 _SLUG_LENGTH = 80
 _SAMPLERS = {"ddim": "DDIM", "dpmpp_2m": "DPM++ 2M"}  # as the common viewers know them
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
@@ -38,8 +43,25 @@ def prompt_slug(prompt: str) -> str:
     return (name or "prompt")[: _SLUG_LENGTH - len(mark)].strip("-") + mark
 
 
+def portable_path(path: str | os.PathLike) -> str:
+    """A path as a record may hold it: as given where it is relative, else the file's name alone.
+
+    Records travel with pictures, and an absolute path tells of its author's machine.
+    """
+    return str(Path(path).name if Path(path).is_absolute() else path)
+
+
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "pillow": PIL.__version__}
+    try:
+        own = importlib.metadata.version("blended-latent-diffusion")
+    except importlib.metadata.PackageNotFoundError:  # run from a folder that was not installed
+        own = "not installed"
+    return {
+        "blended-latent-diffusion": own,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pillow": PIL.__version__,
+    }
 
 
 def _now() -> str:
@@ -53,40 +75,49 @@ class RunRecord:
     Attributes:
         prompt: as given; "" is unconditional.
         model: the model's name.
-        config, weights: their paths; `weights_sha256` where it is known.
         seed: the first prediction's; `seeds` are those of the predictions in rank order, best first.
-        scores: CLIP distances in rank order, lower is better; None where nothing ranked them.
-        options: the command line's options under their names (`ddim_steps`, `scale`, ...).
-        image, mask, invert_mask: the input as given.
         size: (H,W) that the model worked at.
-        window: the part of the image that it saw, the fields of `Window`; None where nothing was edited (plain
-            generation).
+        image, mask, invert_mask: the input, see `portable_path`; None where nothing was edited (plain generation).
+        options: all other options under their names on the command line, defaults filled in.
+        scores: CLIP distances in rank order, lower is better; None where nothing ranked them.
+        window: the part of the image that the model saw, the fields of `Window`; None where nothing was edited.
         feather: width of the band around the mask, in pixels of the image.
         measures: of each result in rank order, the fields of `Measures`.
+        device, precision: what was used, never "auto"; None in records of format 2.
+        ranker: the name of the model that scored the predictions, None where there was none.
+        config, weights: files of a model without a name, see `write_run`; None for the others.
+        weights_sha256: of the weights' content, see `ldm.checkpoint.weights_hash`.
+        versions: of Python, this program, and the packages that decide what the pictures are.
+        created: in UTC, ISO 8601.
+        run_id: tells this run from all others, wherever its folder lies.
     """
 
     prompt: str
     model: str
-    config: str
-    weights: str
     seed: int
     seeds: tuple[int, ...]
-    image: str
-    mask: str
     size: tuple[int, int]
+    image: str | None = None
+    mask: str | None = None
+    invert_mask: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     scores: tuple[float, ...] | None = None
-    invert_mask: bool = False
     window: dict[str, Any] | None = None
     feather: float | None = None
     measures: tuple[dict[str, Any], ...] | None = None
+    device: str | None = None
+    precision: str | None = None
+    ranker: str | None = None
+    config: str | None = None
+    weights: str | None = None
     weights_sha256: str | None = None
     versions: dict[str, str] = field(default_factory=_versions)
     created: str = field(default_factory=_now)
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     format: int = FORMAT
 
     def __post_init__(self):
-        """Lists (as JSON has them) become tuples.
+        """Lists (as JSON has them) become tuples, and paths portable.
 
         Raises:
             ValueError: as many scores as there are not predictions.
@@ -96,6 +127,13 @@ class RunRecord:
             object.__setattr__(self, name, None if value is None else tuple(value))
         if self.scores is not None and len(self.scores) != len(self.seeds):
             raise ValueError(f"{len(self.scores)} scores for {len(self.seeds)} predictions")
+        if self.format < FORMAT:  # the released program found files by the absolute paths of its records
+            return
+        for name in ("image", "mask"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else portable_path(value))
+        options = {k: portable_path(v) if isinstance(v, os.PathLike) else v for k, v in self.options.items()}
+        object.__setattr__(self, "options", options)
 
     def to_json(self) -> str:
         """The record as indented JSON; what JSON has no word for (paths, devices) as text."""
@@ -115,20 +153,23 @@ class RunRecord:
         if not isinstance(values, dict):
             raise UserError(f'"{source}" is not the record of a run: make the run again')
         version = values.get("format", FORMAT)
-        if version != FORMAT:
+        if version not in _READABLE:
             mend = "update the program" if isinstance(version, int) and version > FORMAT else "make the run again"
             raise UserError(f'"{source}" has format {version}, this version reads {FORMAT}: {mend}')
         try:
-            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+            known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+            return cls(**{"run_id": _released_id(values), **known})
         except (TypeError, ValueError) as error:
             raise UserError(f'"{source}" is damaged ({error}): make the run again') from error
 
     def png_text(self, index: int) -> dict[str, str]:
         """The text chunks of a prediction: `parameters` as common viewers read it, and `ldm`, JSON of everything."""
         distance = None if self.scores is None else self.scores[index]
+        sampler = self.options.get("sampler", "ddim")
         words = {
             "Steps": self.options.get("ddim_steps"),
-            "Sampler": _SAMPLERS[self.options.get("sampler", "ddim")],
+            "Sampler": _SAMPLERS.get(sampler, sampler),
+            "Eta": self.options.get("ddim_eta") or None,
             "CFG scale": self.options.get("scale"),
             "Seed": self.seeds[index],
             "Size": f"{self.size[1]}x{self.size[0]}",  # width first, as everybody has it
@@ -143,3 +184,15 @@ class RunRecord:
             "run": json.loads(self.to_json()),
         }
         return {"parameters": f"{self.prompt}\n{line}", "ldm": json.dumps(about, ensure_ascii=False)}
+
+    def grid_text(self) -> dict[str, str]:
+        """The text chunks of a run's grid: as of its best prediction, but `ldm` tells that it is a grid."""
+        about = {"kind": "grid", "run": json.loads(self.to_json())}
+        return self.png_text(0) | {"ldm": json.dumps(about, ensure_ascii=False)}
+
+
+def _released_id(values: Mapping[str, Any]) -> str:
+    """The `run_id` of a record of format 2, which has none: the same for run.json and the run's pictures."""
+    names = ("prompt", "model", "seeds", "size", "options", "scores", "window", "feather", "created")
+    content = json.dumps({name: values.get(name) for name in names}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]

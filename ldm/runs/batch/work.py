@@ -21,7 +21,7 @@ from ldm.editing.editor import Editor, EditTask, finish_edit
 from ldm.errors import UserError
 from ldm.runs.batch.report import Outcome, save_thumbnails
 from ldm.runs.batch.rows import Chunk, Row
-from ldm.runs.folder import check_writable
+from ldm.runs.folder import check_run
 from ldm.runs.job import EditJob, write_edited
 from ldm.runs.video import require_video_writer
 from ldm.util import choose_device
@@ -265,7 +265,7 @@ def prepare_row(outline: Editor | UserError, row: Row) -> EditTask:
     if isinstance(outline, UserError):
         raise outline
     job = row.job
-    check_writable(job.outdir)
+    check_run(job.outdir, job.request.prompt, overwrite=True)
     if job.save_video:
         require_video_writer()
     return outline.prepare(job.init_image, job.mask, job.request, job.place, job.invert_mask, job.soft_mask)
@@ -284,7 +284,7 @@ def _write_row(editor: Editor, one: _Ready, edit: Edit, device: str, note: Outco
     mask = Image.fromarray((canvas.mask[0, 0] * 255).byte().numpy())
     # Before the run itself, which is what tells that the row is done.
     save_thumbnails(one.row.job.outdir, canvas.picture.rgb, mask, edited.results)
-    write_edited(replace(one.row.job, device=device), editor, edited, {"row": one.digest})
+    write_edited(replace(one.row.job, device=device), editor, edited, {"row": one.digest}, overwrite=True)
     times = {**note.seconds, "writing": perf_counter() - start}
     seconds = {name: round(time, 3) for name, time in times.items()}
     measures = [measures.info() for measures in edited.measures]
