@@ -560,3 +560,67 @@ def test_what_a_killed_batch_leaves_behind_is_cleared(folder, tmp_path):
     (tmp_path / ".mine").write_text("not ours")
     assert batch(folder, source, tmp_path) == 0
     assert [path.name for path in leftovers(tmp_path)] == [".mine"]
+
+
+# ---- files of the user's
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("index.html", b"<!doctype html><title>my pages</title>"),
+        ("index.html", b""),
+        ("summary.jsonl", b'{"image": "a.png", "mask": "a_mask.png", "prompt": "a red ball"}\n'),
+        ("summary.jsonl", b'{"row": 1, "image": "a.png"}'),
+        ("summary.jsonl", b"notes\n"),
+        ("summary.jsonl", None),
+        (".lock", b"mine"),
+    ],
+)
+def test_a_file_of_the_users_in_the_output_folder_stays(folder, tmp_path, capsys, name, content):
+    (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_bytes(content)
+    assert batch(folder, write_jsonl(folder, edit_rows(1)), tmp_path) == 2
+    said = capsys.readouterr().err
+    assert f'"{tmp_path / name}"' in said and "so it stays" in said and len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name], "and no row was made"
+    assert content is None or (tmp_path / name).read_bytes() == content
+
+
+def test_the_rows_themselves_stay(folder, tmp_path, capsys):
+    for path in folder.glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    source = write_jsonl(tmp_path, edit_rows(1), "summary.jsonl")
+    before = source.read_bytes()
+    assert batch(folder, source, tmp_path) == 2
+    assert source.read_bytes() == before and "summary.jsonl" in capsys.readouterr().err
+    assert batch(folder, source, tmp_path / "out") == 0
+    noted = tmp_path / "out" / "summary.jsonl"  # ours, but it is what the batch is told to read
+    before = noted.read_bytes()
+    assert batch(folder, noted, tmp_path / "out") == 2
+    assert noted.read_bytes() == before and "would be replaced while" in capsys.readouterr().err
+
+
+def test_a_file_of_the_users_in_a_rows_folder_fails_that_row_alone(folder, tmp_path):
+    rows = [{**row, "name": name} for row, name in zip(edit_rows(4), "abcd", strict=True)]
+    theirs = {"a": "a-red-ball-0.png", "b": "samples/photo.png", "c": ".thumbnails.json"}
+    for name, file in theirs.items():
+        (tmp_path / name / file).parent.mkdir(parents=True)
+        (tmp_path / name / file).write_text("mine")
+    assert batch(folder, write_jsonl(folder, rows), tmp_path) == 1
+    lines = summary(tmp_path)
+    assert [line["status"] for line in lines] == ["failed"] * 3 + ["done"]
+    for line, (name, file) in zip(lines, theirs.items(), strict=False):
+        assert str(tmp_path / name / Path(file).parts[0]) in line["error"]
+        assert (tmp_path / name / file).read_text() == "mine"
+
+
+def test_the_files_of_an_earlier_batch_are_replaced(folder, tmp_path):
+    source = write_jsonl(folder, edit_rows(1))
+    assert batch(folder, source, tmp_path) == 0
+    page = tmp_path / "index.html"
+    page.write_text(page.read_text().replace(report._GENERATOR, ""))  # as before it was named
+    (tmp_path / "summary.jsonl").write_text('{"row": 1, "name": "0001-a-r')  # killed while it noted the first row
+    assert batch(folder, write_jsonl(folder, edit_rows(1, scale=3)), tmp_path) == 0
+    assert report._GENERATOR in page.read_text() and summary(tmp_path)[0]["status"] == "done"
+    (run_folder,) = tmp_path.glob("*/samples*")
+    assert run_folder.name == "samples", "a changed row replaces its run"

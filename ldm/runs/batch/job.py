@@ -13,13 +13,13 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -27,11 +27,11 @@ from ldm.backbones import zoo
 from ldm.editing.editor import Editor
 from ldm.errors import UserError
 from ldm.files import write_error
-from ldm.runs.batch.report import PAGE, Outcome, Summary, read_summary
+from ldm.runs.batch.report import PAGE, Outcome, Summary, check_report, read_summary
 from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
 from ldm.runs.batch.work import Profile, Worker, outline_editor, prepare_row, row_digest
 from ldm.runs.batch.workers import run_workers
-from ldm.runs.folder import Run, check_writable, read_run
+from ldm.runs.folder import Run, check_writable, locked, read_run
 from ldm.runs.record import prompt_slug
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ def run_batch(job: BatchJob) -> BatchResult:
             by another batch, or the disk is full. What is done stays.
     """
     devices = choose_devices(job.devices)
+    check_report(job.outdir, job.source)
     rows = _read(job)
     with _held(job.outdir):
         found = find_done(rows)
@@ -181,20 +182,18 @@ def _model(options: Mapping[str, Any]) -> tuple:
 def _held(outdir: Path) -> Iterator[None]:
     """The output folder, for this process alone; the lock goes with the process, however that ends."""
     check_writable(outdir)
-    lock = FileLock(outdir / ".lock")
     try:
         outdir.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f'another batch is at work in "{outdir}": wait for its end or choose another --outdir'
-        ) from error
     except OSError as error:
         raise write_error(outdir, error) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(outdir / ".lock", timeout=0))
+        except Timeout as error:
+            raise UserError(
+                f'another batch is at work in "{outdir}": wait for its end or choose another --outdir'
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
 def _clear(outdir: Path, rows: Sequence[Row]) -> None:

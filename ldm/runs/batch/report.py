@@ -3,6 +3,8 @@
 import base64
 import html
 import json
+import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,10 +16,15 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from ldm.errors import UserError
 from ldm.files import atomic_file, write_error
 from ldm.imaging.images import as_picture
 
 SUMMARY, PAGE, _THUMBNAILS = "summary.jsonl", "index.html", ".thumbnails.json"
+# How our pages and lines begin; the second is of pages that were written before they named their generator.
+_GENERATOR = '<meta name="generator" content="blended-latent-diffusion">'
+_PAGE_MARKS = (_GENERATOR, '<form hidden><input type="search" name="words" placeholder="find in prompts and files"')
+_LINE = re.compile(rb'\{"row": \d+, "name": "[\w-]*", "status": "(done|failed)"')
 _SIDE = 192  # pixels of a thumbnail's longer side
 _BEST = 4  # results that the page shows
 _SHARE = 20  # the page is written again when this many times the time has gone by that it took to write
@@ -70,6 +77,49 @@ def read_summary(outdir: Path) -> list[Outcome]:
             values = json.loads(line)
             outcomes.append(Outcome(**{name: value for name, value in values.items() if name in names}))
     return outcomes
+
+
+def check_report(outdir: Path, source: Path) -> None:
+    """Make sure, before any work is done, that the two files replace only what an earlier batch wrote.
+
+    Args:
+        source: the batch's rows.
+
+    Raises:
+        UserError: a file of the user's lies there; or it is the rows.
+    """
+    checks = {SUMMARY: _is_summary, PAGE: _is_page}
+    for name, is_ours in checks.items():
+        path = outdir / name
+        try:
+            ours = not os.path.lexists(path) or (not path.is_symlink() and is_ours(path.read_bytes()))
+        except OSError:  # a folder, or nothing that we may read
+            ours = False
+        if not ours:
+            raise UserError(f'"{path}" is no {name} of a batch, so it stays: move it away or choose another "--outdir"')
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UserError(f'"{path}" would be replaced while its rows are read: copy it or choose another "--outdir"')
+
+
+def check_thumbnails(folder: Path) -> None:
+    """Make sure, before any work is done, that `save_thumbnails` replaces only what it wrote.
+
+    Raises:
+        UserError: a file of the user's lies there.
+    """
+    path = folder / _THUMBNAILS
+    if os.path.lexists(path) and not _thumbnails(folder):
+        raise UserError(f'"{path}" holds no thumbnails of a batch, so it stays: move it away')
+
+
+def _is_summary(content: bytes) -> bool:
+    first, _, more = content.partition(b"\n")
+    torn = not more and b'{"row": '.startswith(first[:8]) and not first.endswith(b"}")  # a batch was killed
+    return not content.strip() or torn or _LINE.match(first) is not None
+
+
+def _is_page(content: bytes) -> bool:
+    return any(mark.encode() in content for mark in _PAGE_MARKS)
 
 
 class Summary:
@@ -135,9 +185,11 @@ def _thumbnail(image: Image.Image) -> dict[str, Any]:
 
 
 def _thumbnails(folder: Path) -> list[dict[str, Any]]:
+    """What `save_thumbnails` wrote; nothing where it did not."""
     try:
-        return json.loads((folder / _THUMBNAILS).read_bytes())
-    except (OSError, ValueError):
+        pictures = json.loads((folder / _THUMBNAILS).read_bytes())
+        return [{name: picture[name] for name in ("src", "width", "height")} for picture in pictures]
+    except (OSError, ValueError, TypeError, LookupError):
         return []
 
 
@@ -195,7 +247,7 @@ def _page(summary: Summary, outcomes: Sequence[Outcome]) -> Iterable[str]:
     count = f"{summary.total} rows: {done} done, {failed} failed" + (f", {waiting} to go" if waiting else "")
     yield (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'{_GENERATOR}<meta name="viewport" content="width=device-width, initial-scale=1">'
         # The page may load nothing and send nothing: what it shows is in it.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"

@@ -19,7 +19,7 @@ from ldm.backbones import zoo
 from ldm.editing.edit import Edit, edit_images
 from ldm.editing.editor import Editor, EditTask, finish_edit
 from ldm.errors import UserError
-from ldm.runs.batch.report import Outcome, save_thumbnails
+from ldm.runs.batch.report import Outcome, check_thumbnails, save_thumbnails
 from ldm.runs.batch.rows import Chunk, Row
 from ldm.runs.folder import check_run
 from ldm.runs.job import EditJob, write_edited
@@ -266,6 +266,7 @@ def prepare_row(outline: Editor | UserError, row: Row) -> EditTask:
         raise outline
     job = row.job
     check_run(job.outdir, job.request.prompt, overwrite=True)
+    check_thumbnails(job.outdir)
     if job.save_video:
         require_video_writer()
     return outline.prepare(job.init_image, job.mask, job.request, job.place, job.invert_mask, job.soft_mask)

@@ -61,7 +61,7 @@ class _Team:
     def start(self, devices: Sequence[str], batch_size: int) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         threads = max(1, torch.get_num_threads() // max(1, devices.count("cpu")))
-        with _deaf_to_ctrl_c():
+        with _ignoring_ctrl_c():
             for device in devices:
                 here, there = context.Pipe()
                 process = context.Process(target=_work, args=(there, device, batch_size, threads), daemon=True)
@@ -136,7 +136,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
+def _ignoring_ctrl_c() -> Iterator[None]:
     """Processes that start here ignore Ctrl-C, which a terminal sends to all of them: the parent ends them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
