@@ -1,7 +1,6 @@
 """The first stage against a discriminator, its decoder alone, and the grids that are drawn on the way."""
 
 import copy
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from ldm.errors import UserError
 from ldm.training.autoencoder import AutoencoderTrainer
 from ldm.training.grids import SampleGrid
 from ldm.training.losses import PatchDiscriminator, TextureLoss, adaptive_weight, gabor_pairs, hinge_loss
+from scripts import export_model, train
 from tests.tiny import save_tiny_model, tiny_config, tiny_model, tiny_picture
 
 ROOT = Path(__file__).parents[1]
@@ -28,13 +28,6 @@ DD = {"double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "ou
 DD |= {"num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0, "patch_size": 4}
 MODEL = {"target": "ldm.models.autoencoder.AutoencoderKL", "params": {"embed_dim": 4, "ddconfig": DD}}
 SMALL = {"channels": 8, "layers": 2}
-
-
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Pictures(pl.LightningDataModule):
@@ -213,7 +206,7 @@ def train_decoder(scenes: Path, rundir: Path, begin: Path, *overrides: str) -> i
     argv += [f"data.params.train={scenes}", f"data.params.val={scenes}", "data.params.batch_size=2"]
     argv += ["data.params.crop=32", f"module.params.begin={begin}", "trainer.max_steps=2", "trainer.accelerator=cpu"]
     argv += ["trainer.enable_progress_bar=false", "trainer.limit_val_batches=1", "trainer.val_check_interval=2"]
-    return run(script("train").main, [*argv, *overrides])
+    return run(train.main, [*argv, *overrides])
 
 
 def test_a_new_decoder_in_an_exported_model(scenes, tmp_path, capsys):
@@ -231,7 +224,7 @@ def test_a_new_decoder_in_an_exported_model(scenes, tmp_path, capsys):
     assert np.abs(grid[132:260, 132:260] - scene).mean() > 5  # random weights
 
     last = str(tmp_path / "run/last.ckpt")
-    assert run(script("export_model").main, [last, str(model)]) == 0
+    assert run(export_model.main, [last, str(model)]) == 0
     after = read_state_dict(weights)
     assert changed(before, after) == {"first_stage_model.decoder", "first_stage_model.post_quant_conv"}
     zoo.load(zoo.resolve(str(model)), torch.device("cpu"), torch.float32)
@@ -239,9 +232,9 @@ def test_a_new_decoder_in_an_exported_model(scenes, tmp_path, capsys):
     # An encoder that has moved makes latents that the denoiser does not know.
     assert train_decoder(scenes, tmp_path / "both", weights, "module.params.train_encoder=true") == 0
     capsys.readouterr()
-    assert run(script("export_model").main, [str(tmp_path / "both/last.ckpt"), str(model)]) == 2
+    assert run(export_model.main, [str(tmp_path / "both/last.ckpt"), str(model)]) == 2
     assert "train_encoder: false" in capsys.readouterr().err
-    assert run(script("export_model").main, [last, str(tmp_path / "none")]) == 2
+    assert run(export_model.main, [last, str(tmp_path / "none")]) == 2
     assert "there is no model" in capsys.readouterr().err
     assert changed(after, read_state_dict(weights)) == set()
 

@@ -1,7 +1,6 @@
 """The fast paths give what the plain one gives; the benchmark measures them, tells what fails, and leaves a record."""
 
 import copy
-import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -26,6 +25,7 @@ from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.model import Decoder
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.util import peak_memory
+from scripts import benchmark
 from tests.convert import randomise
 from tests.tiny import normal, save_tiny_model, tiny_config, tiny_model, tiny_picture
 
@@ -267,14 +267,11 @@ def test_a_report_is_a_table_and_json(tmp_path: Path):
 
 
 def test_the_script_writes_and_prints(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    spec = importlib.util.spec_from_file_location("script", Path(__file__).parents[1] / "scripts/benchmark.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     out = tmp_path / "b.json"
     words = ["--model", str(folder), "--parts", "text", "--device", "cpu", "--precision", "float32", "--quick"]
-    assert run(script.main, [*words, "--out", str(out)]) == 0
+    assert run(benchmark.main, [*words, "--out", str(out)]) == 0
     assert "| text encoder, 2 prompts | plain float32 |" in capsys.readouterr().out
     content = json.loads(out.read_text())
     assert content["matrix_rates"]["float32"] > 0 and torch.__version__.startswith(content["versions"]["torch"])
-    assert run(script.main, [*words[:-1], "--parts", "nothing"]) == 2
+    assert run(benchmark.main, [*words[:-1], "--parts", "nothing"]) == 2
     assert capsys.readouterr().err.startswith("error: --parts nothing")

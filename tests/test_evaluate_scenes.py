@@ -1,6 +1,5 @@
 """The evaluation: its questions, its arithmetic, its files, and a whole run with tiny models."""
 
-import importlib.util
 import json
 from dataclasses import replace
 from itertools import islice
@@ -37,18 +36,12 @@ from ldm.evaluation.triples import (
 )
 from ldm.imaging.images import to_pil, to_tensor
 from ldm.training.judge import JudgeTrainer, export
+from scripts import evaluate_scenes
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[1]
 SERIES = [object_triples, background_triples, scribble_triples]
 BALL = {"shape": "ball", "material": "yarn", "color": "pink"}
-
-
-def script():
-    spec = importlib.util.spec_from_file_location("evaluate_scenes", ROOT / "scripts" / "evaluate_scenes.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -443,14 +436,14 @@ def test_the_precision_of_another_machine_needs_another_folder(job, monkeypatch)
     ],
 )
 def test_bad_options_are_one_line(options, said, capsys, tmp_path):
-    assert run(script().main, [*options, "--outdir", str(tmp_path / "out")]) == 2
+    assert run(evaluate_scenes.main, [*options, "--outdir", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_no_triples(capsys):
     with pytest.raises(SystemExit) as stop:
-        script().main(["--n_triples", "0"])
+        evaluate_scenes.main(["--n_triples", "0"])
     assert stop.value.code == 2 and "at least 1" in capsys.readouterr().err
 
 
@@ -465,10 +458,10 @@ def test_the_script_prints_the_table(job, models, tmp_path, capsys):
         "--device",
         "cpu",
     ]
-    assert run(script().main, [*argv, "--device", "cpu"]) == 0
+    assert run(evaluate_scenes.main, [*argv, "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "| autoencoder | PSNR, held-out renders" in said and "at least 28 dB" in said
 
 
 def test_the_script_knows_every_part():
-    assert tuple(PARTS) == script().PARTS
+    assert tuple(PARTS) == evaluate_scenes.PARTS

@@ -1,9 +1,9 @@
 """The three commands that make a model: render, train (and resume), export. All at the smallest widths."""
 
 import csv
-import importlib.util
 import json
 import math
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +27,13 @@ from ldm.training.base import adamw_with_cosine
 from ldm.training.data import LatentScenes, RandomCrops, SceneImages
 from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.losses import reconstruction_loss
+from scripts import export_model
+from scripts import train as train_model
 from tests.tiny import save_tiny_model, tiny_config, tiny_model
 
 ROOT = Path(__file__).parents[1]
 SMALL_AE = ["params.ddconfig.ch=32", "params.ddconfig.ch_mult=[1,1]"]
 QUIET = ["trainer.enable_progress_bar=false", "trainer.limit_val_batches=1", "trainer.accelerator=cpu"]
-
-
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +48,7 @@ def work(tmp_path_factory):
 def train(config: str, work: Path, *overrides: str) -> int:
     argv = [str(ROOT / "configs" / "scenes" / f"{config}.yaml"), "--rundir", str(work / config)]
     data = [f"data.params.train={work / 'train'}", f"data.params.val={work / 'val'}", "data.params.batch_size=4"]
-    return run(script("train").main, [*argv, *data, *QUIET, *overrides])
+    return run(train_model.main, [*argv, *data, *QUIET, *overrides])
 
 
 def step_of(checkpoint: Path) -> int:
@@ -96,7 +91,7 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     kept = torch.load(work / "diffusion/last.ckpt", weights_only=True)["state_dict"]
     assert all(key.startswith("ldm.") for key in kept)  # the reader is not the model's
 
-    export = script("export_model").main
+    export = export_model.main
     sections = ["--reconstruction_lr", "1e-3", "--context", "0.25", "--scale", "3", "--background_noise", "one"]
     assert run(export, [str(work / "diffusion/last.ckpt"), str(work / "model"), *sections]) == 0
     config = zoo.read_config(work / "model/config.yaml")
@@ -135,7 +130,7 @@ DIFFUSION_FILES = {"first_stage": "autoencoder/last.ckpt", "tokenizer": "tokeniz
     ],
 )
 def test_mistakes_are_one_line(name, argv, named, capsys):
-    assert run(script(name).main, argv) == 2
+    assert run(import_module(f"scripts.{name}").main, argv) == 2
     assert named in capsys.readouterr().err
 
 
@@ -372,7 +367,7 @@ def test_what_begins_from_a_model_keeps_its_scale_and_has_an_average(train_furth
     own = first_stage_checkpoint(tmp_path / "autoencoder.ckpt")
     one, other = train_further(tiny_folder, tiny_folder), train_further(own, tiny_folder, steps=2)
     assert scale_of(one) == scale_of(other) == 0.18215
-    export = script("export_model").main
+    export = export_model.main
     assert run(export, [str(one), str(tmp_path / "mean"), "--average", str(other)]) == 0
     mean = zoo.load(zoo.resolve(str(tmp_path / "mean")), torch.device("cpu"), torch.float32)
     key = "model.diffusion_model.out.2.weight"
