@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ldm.backbones import zoo
 from ldm.editing import ranking
 from ldm.editing.ranking import CLIPRanker, Framing, find_ranker, rank
 from ldm.errors import UserError
@@ -141,6 +142,15 @@ def test_prompts_of_every_length(ranker):
     assert ranker.distances(x, None, "🧶/\n") != long
 
 
+def test_a_prompt_that_is_cut_is_told_of_once(ranker, caplog):
+    ranker = CLIPRanker(ranker.model, ranker.tokenizer)
+    fits = "a red ball on a ball"  # 6 words, [CLS] and [SEP]: all 8 tokens
+    for prompt in (fits, fits + " on grass", fits + " on grass", ""):
+        ranker.distances(predictions(1), None, prompt)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "CLIP reads 8 tokens" in caplog.text
+
+
 def test_shapes_that_do_not_fit_are_named(ranker):
     with pytest.raises(ValueError, match=r"\(3, 8, 8\)"):
         ranker.distances(torch.zeros(3, 8, 8), None, "")
@@ -167,6 +177,32 @@ def test_find_ranker_loads_a_folder_and_its_framing(folder, tmp_path):
     assert ranker.framing == Framing(crop=True, margin=0.25)
     weights = ranker.model.visual.conv1.weight
     assert weights.dtype == torch.float32 and not weights.requires_grad
+
+
+PROMPTS = ("", "a red ball", "A  RED\nball,", "é &amp; “ball”", "[MASK] [SEP] ball", "🧶", "a ball " * 50)
+
+
+@pytest.mark.parametrize("model", ["tiny", "scenes"])
+def test_a_local_tokenizer_is_read_as_open_clip_reads_it(folder, model):
+    import open_clip
+
+    folder = folder if model == "tiny" else zoo.REPOSITORY / "models/clip/scenes"
+    ours, theirs = CLIPRanker.from_folder(folder).tokenizer, open_clip.get_tokenizer(f"local-dir:{folder}")
+    assert type(ours) is not type(theirs)
+    for prompt in PROMPTS:
+        for length in (None, 5):
+            assert torch.equal(ours(prompt, length), theirs(prompt, length))
+
+
+@pytest.mark.parametrize("change", [{"tokenizer_class": "BertTokenizerFast"}, {"padding_side": "left"}])
+def test_a_tokenizer_with_settings_of_its_own_is_left_to_transformers(folder, tmp_path, change):
+    from open_clip.tokenizer import HFTokenizer
+
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | change))
+    assert type(CLIPRanker.from_folder(tmp_path).tokenizer) is HFTokenizer
 
 
 def test_a_missing_folder_gives_one_notice_and_no_ranker(tmp_path, caplog):

@@ -139,8 +139,9 @@ class _Run:
         for samples, steps in ((1, 1), *([] if self.job.quick else [(4, 50)])):
             about = f"text_editing.py, cold, {samples} x {steps} step(s)"
             with self._failing(f"{name}, {about}"):
-                timing = process(name, str(self.device), self.job.precision, samples, steps, self.repeats)
-                self.rows.append(Row(name, PROCESS, about, "process", timing.seconds, timing.median, timing.peak))
+                cold = process(name, str(self.device), self.job.precision, samples, steps, self.repeats)
+                for what, timing in ((f"{about}, until the first", cold.before), (about, cold.whole)):
+                    self.rows.append(Row(name, PROCESS, what, "process", timing.seconds, timing.median, timing.peak))
 
     @contextlib.contextmanager
     def _failing(self, what: str) -> Iterator[None]:
