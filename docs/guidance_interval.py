@@ -1,4 +1,4 @@
-"""The same predictions, guided at all noise levels and at some: python docs/guidance_interval.py OUT.png"""
+"""The same predictions, guided at all noise levels and at some of them: python docs/guidance_interval.py OUT.png"""
 
 import sys
 

@@ -25,6 +25,7 @@ from tests.tiny import normal, squares, tiny_model
 
 LEVELS = schedule_buffers(make_beta_schedule("linear", 1000, 0.00085, 0.012))["alphas_cumprod"]
 SIZE = 12  # of the latents
+CONTEXT, EMPTY = normal(1, 7, 32), normal(1, 7, 32, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,26 @@ def test_a_prediction_does_not_depend_on_its_batch(model: LatentDiffusion):
     assert not torch.allclose(batch[0], batch[1], atol=1e-2)
 
 
+PINS = [
+    (6, 4, None, None, {}, [-7.4985, 2.0257, 2.4455, -3.9387]),
+    (6, 4, None, None, {"eta": 1.0}, [-8.8672, 1.0415, -0.2464, -1.3632]),
+    (6, 4, True, None, {}, [-7.5262, 2.0129, 2.4125, -3.9134]),
+    (8, 3, None, None, {"sampler": "dpmpp_2m"}, [-17.8302, 3.4061, 5.4383, -12.3054]),
+    (8, 2, None, None, {"sampler": "dpmpp_2m", "skip_steps": 3}, [-1.7803, 1.2697, 1.0757, 0.2483]),
+    (8, 4, None, (0.2, 0.6), {"skip_steps": 2}, [-3.0976, 1.3478, 1.4641, -0.613]),
+]
+"""Steps, masks, shared noise, guidance interval, and the latents at one place: a seed keeps its picture."""
+
+
+@pytest.mark.parametrize(("steps", "masks", "shared", "interval", "options", "expected"), PINS)
+def test_trajectories_stay_what_they_were(model, steps, masks, shared, interval, options, expected):
+    schedule = make_sampling_schedule(model.alphas_cumprod, steps, **options)
+    denoiser = guided_denoiser(model, CONTEXT, EMPTY, 3.0, interval)
+    per = per_step(squares(8, 6, 4, 2, size=8)[-masks:], schedule)
+    z = blended_sample(denoiser, schedule, normal(1, 4, 8, 8, seed=3), per, NoiseSource([1, 2]), shared_noise=shared)
+    assert z[1, :, 4, 4].tolist() == pytest.approx(expected, abs=2e-3)
+
+
 # --- guidance in an interval -----------------------------------------------------------------------------------------
 
 
@@ -189,9 +210,6 @@ class Counting:
     def predict_eps(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         self.rows[t[0].item()] = len(z)
         return self.model.predict_eps(z, t, context)
-
-
-CONTEXT, EMPTY = normal(1, 7, 32), normal(1, 7, 32, seed=2)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
