@@ -12,4 +12,4 @@ class MissingExtra(UserError):
     """An optional package is needed and not installed."""
 
     def __init__(self, package: str, extra: str, what: str):
-        super().__init__(f'{what} needs the package "{package}": pip install -e ".[{extra}]"')
+        super().__init__(f'{what} needs the package "{package}": pip install {package} (the extra "{extra}" has it)')
