@@ -97,7 +97,7 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     assert run(export, [str(work / "diffusion/last.ckpt"), str(work / "model"), *sections]) == 0
     config = zoo.read_config(work / "model/config.yaml")
     assert config["reconstruction"] == {"learning_rate": 1e-3}
-    assert Defaults.of(zoo.resolve(str(work / "model"))) == Defaults(0.25, 3.0, "one")
+    assert Defaults.of(zoo.resolve(str(work / "model"))) == Defaults(0.25, 3.0, "shared")
     assert config["words"]["shapes"][:2] == ["ball", "cube"] and "red" in config["words"]["colours"]
     exported = zoo.load(zoo.resolve(str(work / "model")), torch.device("cpu"), torch.float32)
     trained = torch.load(work / "diffusion/last.ckpt", weights_only=True)
