@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class OutOfMemory(UserError):
+    """The device has too little memory for what is asked."""
+
+
 class MissingExtra(UserError):
     """An optional package is needed and not installed."""
 

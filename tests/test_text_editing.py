@@ -263,7 +263,7 @@ def test_any_prompt_is_a_safe_file_name(folder, tmp_path, prompt):
         ({"more": ["--n_samples", 0]}, '--n_samples is "0": give an integer of at least 1'),
         ({"more": ["--scale", "much"]}, '--scale is "much": give a number of at least 0'),
         ({"more": ["--percentage_of_pixel_blending", 30]}, '"30": give a number from 0 to 1'),
-        ({"more": ["--H", 1000000]}, "--H"),
+        ({"more": ["--H", 1000000]}, '--H is "1000000": give an integer from 8 to 8192'),
         ({"more": ["--model", "nonesuch"]}, "nonesuch"),
         ({"more": ["--device", "cuda:99"]}, "cuda:99"),
         ({"more": ["--config", "x.yaml"]}, "ckpt"),
