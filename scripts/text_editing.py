@@ -36,9 +36,7 @@ def parse(argv: Sequence[str]) -> tuple[EditJob, bool]:
     if source is not None:
         from ldm.runs.again import options_of
 
-        options |= options_of(source)
-        if given.keys() & {"model", "config", "ckpt"}:  # another model is meant
-            options = {name: value for name, value in options.items() if name not in ("model", "config", "ckpt")}
+        options |= options_of(source, given)
     return EditJob(**options | given), check
 
 

@@ -62,7 +62,7 @@ def write_jsonl(folder: Path, rows: list, name: str = "edits.jsonl") -> Path:
 def batch(folder: Path, source: Path, out: Path, *more) -> int:
     argv = [str(source), "--outdir", str(out), "--model", str(folder / "model"), "--ddim_steps", "2"]
     try:
-        return run(batch_editing.main, [*argv, "--n_samples", "2", "--devices", "cpu", *map(str, more)])
+        return run(batch_editing.main, [*argv, "--n_samples", "2", "--devices", "cpu", "--force", *map(str, more)])
     except SystemExit as stop:
         return stop.code
 

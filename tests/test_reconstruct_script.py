@@ -160,8 +160,22 @@ def test_without_latents_the_picture_is_encoded(call: Run, samples: Path):
 )
 def test_each_kind_has_a_folder(options: tuple[str, str], kind: str, call: Run, samples: Path):
     pytest.importorskip("cv2") if kind == "poisson" else None
-    assert call(*options)[0] == 0
+    assert call(*options, "--selected_indices", 0)[0] == 0
     assert made(samples) == [f"reconstructed_{kind}/0000.png", f"reconstructed_{kind}/reconstruction.json"]
+
+
+def test_without_indices_all_are_restored(call: Run, samples: Path):
+    assert call("--reconstruction_type", "pixel")[0] == 0
+    pictures = [f"reconstructed_pixel/{i:04d}.png" for i in range(3)]
+    assert made(samples) == [*pictures, "reconstructed_pixel/reconstruction.json"]
+
+
+def test_a_mask_that_leaves_the_window_is_refused_before_the_work(call: Run, samples: Path, tmp_path: Path):
+    edit_record(samples, window={"left": 8, "top": 8, "width": 24, "height": 16, "image_size": list(SIZE)})
+    Image.new("L", SIZE[::-1], 255).save(tmp_path / "all.png")
+    code, out, err = call("--mask", tmp_path / "all.png")
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and made(samples) == []
+    assert "leaves the window of the run, 24x16 from (8, 8)" in err
 
 
 def test_pasting_is_exact_and_needs_no_model(call: Run, samples: Path, model_folder: Path):
@@ -265,7 +279,7 @@ def edit_record(samples: Path, **changes) -> None:
 MISTAKES = {
     # Before the model, which takes long to load, is even looked for.
     "index": (("--selected_indices", 0, 3), "there is no prediction 3", lambda s: edit_record(s, weights="/gone.ckpt")),
-    "no integer": (("--selected_indices", "best"), '"best" is not an integer', lambda s: None),
+    "no integer": (("--selected_indices", "best"), '--selected_indices is "best": give numbers of predictions, from 0', lambda s: None),
     "no run": (("--images_path", "/nowhere"), "scripts/text_editing.py", lambda s: None),
     "steps": (("--optimization_steps", 0), "at least 1", lambda s: None),
     "rate": (("--learning_rate", 0), "above 0", lambda s: None),
@@ -278,7 +292,7 @@ MISTAKES = {
     "model": (("--model", "/no/folder"), "neither auto", lambda s: None),
     "weights": (
         (),
-        '"/gone.ckpt" of the model that made this run is missing: give it by --model',
+        '"/gone.ckpt" of the model "tiny" is gone: give it by --model',
         lambda s: edit_record(s, weights="/gone.ckpt"),
     ),
     "latents": ((), "give the model that made the run", lambda s: edit_record(s, size=(64, 48))),

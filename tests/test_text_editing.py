@@ -189,7 +189,7 @@ def test_making_again_with_a_change(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     assert edit(folder, tmp_path / "a", "--invert_mask", "--n_samples", 1) == 0
     picture = str(shutil.copy(tmp_path / "a/samples/images/0000.png", tmp_path / "alone.png"))
-    shutil.rmtree(tmp_path / "a")  # then the files that it was made from serve
+    shutil.rmtree(tmp_path / "a")
     argv = ["--from", picture, "--prompt", "a blue cube", "-o", str(tmp_path / "b"), "--device", "cpu"]
     argv += ["--config", "model/config.yaml", "--ckpt", "model/model.safetensors"]  # no name tells where they are
     assert run(text_editing.main, argv) == 0
@@ -243,6 +243,7 @@ def test_working_size(folder, tmp_path):
 def test_any_prompt_is_a_safe_file_name(folder, tmp_path, prompt):
     argv = [f"--prompt={prompt}", "-i", str(folder / "img.png"), "--mask", str(folder / "mask.png")]
     argv += ["--model", str(folder / "model"), "-o", str(tmp_path / "o"), "--ddim_steps", "1", "--n_samples", "1"]
+    argv += ["--force"]
     assert run(text_editing.main, argv) == 0
     grids = list((tmp_path / "o").glob("*.png"))
     assert len(grids) == 1 and len(grids[0].name) < 100
@@ -347,3 +348,45 @@ def test_the_mask_doctor_reports_and_does_not_edit(folder, tmp_path, capsys):
     argv[3] = str(tmp_path / "turned.png")
     assert run(text_editing.main, [*argv, "-o", str(tmp_path / "o"), "--check"]) == 0
     assert "--invert_mask" in capsys.readouterr().out
+
+
+def test_a_picture_elsewhere_is_made_again_from_the_files_that_made_it_and_no_others(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("img.png", "mask.png"):
+        shutil.copy(folder / name, name)
+    own = ["-i", "img.png", "--mask", "mask.png", "-p", "a red ball", "--n_samples", "1", "--ddim_steps", "2"]
+    assert run(text_editing.main, [*own, "--model", "scenes", "--precision", "float32", "-o", "a"]) == 0
+    shutil.move("a/samples/results/0000.png", "alone.png")
+    shutil.rmtree("a")
+    assert run(text_editing.main, ["--from", "alone.png", "-o", "b"]) == 0
+    record = json.loads(Path("b/samples/run.json").read_text())
+    assert record["model"] == "scenes" and record["ranker"] == "clip/scenes" and len(record["scores"]) == 1
+    assert Image.open("b/samples/results/0000.png").tobytes() == Image.open("alone.png").tobytes()
+    assert str(tmp_path) not in read_png_text(tmp_path / "alone.png")["ldm"], "nobody's folders"
+    Image.new("RGB", (120, 90)).save("img.png")  # another picture of that name
+    assert run(text_editing.main, ["--from", "alone.png", "-o", "c"]) == 2
+
+
+def test_a_check_does_not_write_over_a_picture_of_the_users(folder, tmp_path, capsys):
+    (tmp_path / "mask-check.png").write_bytes((folder / "img.png").read_bytes())
+    argv = ["-i", str(folder / "img.png"), "--mask", str(folder / "mask.png"), "--model", str(folder / "model")]
+    assert run(text_editing.main, [*argv, "-o", str(tmp_path), "--check"]) == 2
+    assert (tmp_path / "mask-check.png").read_bytes() == (folder / "img.png").read_bytes()
+    (tmp_path / "mask-check.png").unlink()
+    for _ in range(2):  # our own is replaced
+        assert run(text_editing.main, [*argv, "-o", str(tmp_path), "--check"]) == 0
+
+
+def test_options_of_the_released_program_are_taken(folder, tmp_path, capsys):
+    assert edit(folder, tmp_path / "o", "--batch_size", 3, "--n_samples", 1) == 0
+    said = capsys.readouterr().err
+    assert said.count("note: taken as --n_samples 3") == 1
+    assert len(json.loads((tmp_path / "o/samples/run.json").read_text())["seeds"]) == 1, "ours wins"
+    job, _ = text_editing.parse(["-p", "p", "-i", "x.png", "--mask", "m.png", "--gpu_id", "1"])
+    assert job.device == "cuda:1"
+
+
+def test_a_prompt_without_a_known_word_is_refused_unless_it_is_forced(folder, tmp_path, capsys):
+    assert edit(folder, tmp_path / "o", prompt="fire") == 2
+    assert "knows no word of" in capsys.readouterr().err and not (tmp_path / "o").exists()
+    assert edit(folder, tmp_path / "o", "--force", prompt="fire") == 0

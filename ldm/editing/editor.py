@@ -6,6 +6,7 @@ may be restored in another way. No files are needed.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class Editor:
     def __init__(self, model: LatentDiffusion, ranker: CLIPRanker | None = None, files: zoo.ModelFiles | None = None):
         self.model, self.ranker, self.files = model, ranker, files
         self.defaults = Defaults() if files is None else Defaults.of(files)
+        self._weights_sha256: Future[str] | None = None
 
     @classmethod
     def load(
@@ -105,17 +107,26 @@ class Editor:
         model.alphas_cumprod = torch.linspace(0.99, 0.01, len(model.alphas_cumprod))
         return cls(model, None, files)
 
+    def begin_identity(self) -> None:
+        """Hash the weights in a thread, seconds for a large model, while the device works; for `identity`."""
+        if self.files is not None and self._weights_sha256 is None:
+            pool = ThreadPoolExecutor(1)
+            self._weights_sha256 = pool.submit(weights_hash, self.files.weights)
+            pool.shutdown(wait=False)
+
     def identity(self) -> dict[str, Any]:
         """What a run's record says of the model: its name, its files where it has none, its weights, where it ran."""
         files = self.files
         if files is None:
             raise ValueError("this editor's model has no files to record")
+        self.begin_identity()
+        assert self._weights_sha256 is not None
         own = files.name not in zoo.MODELS  # a model with a name is found by it
         return {
             "model": files.name,
             "config": str(files.config) if own else None,
             "weights": str(files.weights) if own else None,
-            "weights_sha256": weights_hash(files.weights),
+            "weights_sha256": self._weights_sha256.result(),
             "ranker": None if self.ranker is None else _ranker_name(files.clip),
             "device": str(self.model.device),
             "precision": str(self.model.dtype).removeprefix("torch."),

@@ -1,11 +1,13 @@
 """Making a prediction again: from one of its pictures to the options that made it."""
 
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from ldm.backbones import zoo
 from ldm.errors import UserError
+from ldm.files import file_sha256
 from ldm.imaging.images import read_png_text
 from ldm.options import subset
 from ldm.runs.folder import Run, read_run
@@ -16,15 +18,16 @@ OUTDIR = Path("outputs/again")
 """Where such a run goes unless told otherwise: the run that the picture is of shall stay."""
 
 
-def options_of(picture: Path) -> dict[str, Any]:
+def options_of(picture: Path, given: Container[str] = ()) -> dict[str, Any]:
     """The options of an `EditJob`, by name, that make the prediction of a picture again, alone.
 
     Args:
         picture: a PNG of `samples/images`, `samples/results` or a reconstruction. Image and mask are the copies that
-            its run folder keeps, and where the picture has left that folder, the paths that it was made from.
+            its run folder keeps, and where the picture has left that folder, the files that it was made from.
+        given: names of options that need not be found, since the user gives them.
 
     Raises:
-        UserError: no picture of ours, or neither copies nor originals of its image and mask exist.
+        UserError: no picture of ours; or neither copies nor originals of its image and mask exist.
     """
     try:
         about = json.loads(read_png_text(picture)["ldm"])
@@ -38,13 +41,11 @@ def options_of(picture: Path) -> dict[str, Any]:
         raise UserError(f'"{picture}" was painted without an image: there is no edit to make again')
     run = _run_of(picture, record)
     record = record if run is None else run.record  # whose files of the model can be opened
-    return subset(EditJob, record.options) | {
+    options = subset(EditJob, record.options) | {
         "prompt": record.prompt,
         "seed": seed,
         "n_samples": 1,
         "n_iter": 1,
-        "init_image": _file(picture, run, "original", record.image),
-        "mask": _file(picture, run, "original_mask", record.mask),
         "invert_mask": record.invert_mask,
         "feather": record.feather,
         "H": record.size[0],
@@ -52,8 +53,14 @@ def options_of(picture: Path) -> dict[str, Any]:
         "precision": record.precision or record.options.get("precision", "auto"),
         "device": "auto",
         "outdir": OUTDIR,
-        **model_of(record),
     }
+    if "init_image" not in given:
+        options["init_image"] = _file(picture, run, "original", "init_image", record.image, record.image_sha256)
+    if "mask" not in given:
+        options["mask"] = _file(picture, run, "original_mask", "mask", record.mask, record.mask_sha256)
+    if not any(name in given for name in ("model", "config", "ckpt")):
+        options |= model_of(record)
+    return options
 
 
 def model_of(record: RunRecord) -> dict[str, Any]:
@@ -72,12 +79,14 @@ def model_of(record: RunRecord) -> dict[str, Any]:
     return {"config": Path(record.config), "ckpt": Path(record.weights)}
 
 
-def _file(picture: Path, run: Run | None, asset: str, given: str) -> Path:
-    """The copy in the picture's run folder, else the file as it was given."""
+def _file(picture: Path, run: Run | None, asset: str, option: str, given: str | None, digest: str | None) -> Path:
+    """The copy in the picture's run folder, else the file as it was given, if that is still the same."""
     kept = None if run is None else run.asset(asset)
-    path = kept or Path(given)
+    path = kept or Path(given or "")
     if not path.is_file():
-        raise UserError(f'"{path}", from which "{picture}" was made, is gone: give the file by `init_image` or `mask`')
+        raise UserError(f'"{path}", from which "{picture}" was made, is gone: give the file by `{option}`')
+    if kept is None and digest is not None and file_sha256(path) != digest:
+        raise UserError(f'"{path}" is not the file from which "{picture}" was made: give that one by `{option}`')
     return path
 
 

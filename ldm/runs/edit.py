@@ -1,5 +1,6 @@
 """An edit from files to a run folder: what `scripts/text_editing.py` does."""
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +17,13 @@ from ldm.backbones import zoo
 from ldm.editing.editor import Editor
 from ldm.editing.mask_check import MaskReport
 from ldm.editing.result import EditResult
+from ldm.files import file_sha256
 from ldm.imaging.images import load_image, save_png, to_pil
 from ldm.options import recorded
 from ldm.runs.folder import check_run, check_writable, write_run
 from ldm.runs.grid import edit_grid
 from ldm.runs.jobs import EditJob
+from ldm.runs.ownership import check_png
 from ldm.runs.record import RunRecord, prompt_slug
 from ldm.runs.video import decode_steps, require_video_writer, write_video
 
@@ -56,6 +59,7 @@ def run_edit(job: EditJob) -> SavedEdit:
     files = zoo.resolve(job.model, job.config, job.ckpt)
     task = Editor.outline(files).prepare(load_image(job.init_image), job.mask, job.request)
     editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision, job.low_memory)
+    editor.begin_identity()
     steps = (job.ddim_steps - job.skip_steps) * job.n_iter
     with tqdm(total=steps, desc="denoising", unit="step", disable=None) as bar:
         (result,) = editor.run([task], on_step=lambda _: bar.update(), keep_steps=job.save_video)
@@ -72,11 +76,12 @@ def check_edit(job: EditJob) -> tuple[MaskReport, Path]:
         UserError: bad input, no model, or a folder that cannot be written.
     """
     check_writable(job.outdir)
+    path = job.outdir / f"{job.mask.stem}-check.png"
+    check_png(path, "check")
     files = zoo.resolve(job.model, job.config, job.ckpt)
     report = Editor.outline(files).check(load_image(job.init_image), job.mask, job.request)
-    path = job.outdir / f"{job.mask.stem}-check.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(report.picture, path)
+    save_png(report.picture, path, {"ldm": json.dumps({"kind": "check"})})
     return report, path
 
 
@@ -125,6 +130,8 @@ def _record(job: EditJob, editor: Editor, result: EditResult, notes: Mapping[str
         seeds=result.seeds,
         image=str(job.init_image),
         mask=str(job.mask),
+        image_sha256=file_sha256(job.init_image),
+        mask_sha256=file_sha256(job.mask),
         size=tuple(canvas.x_source.shape[2:]),
         options={name: value for name, value in options.items() if name not in elsewhere},
         scores=result.distances,

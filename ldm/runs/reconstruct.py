@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,9 +35,12 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.runs.again import model_of
 from ldm.runs.folder import Run, check_reconstruction, read_run, write_reconstruction
 from ldm.runs.jobs import ReconstructionJob
+from ldm.runs.record import portable_path
 from ldm.util import choose_device
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Inside the mask, the decoded latent and the saved prediction differ by rounding and precision: 40 dB and more.
 _SAME_PREDICTION = 25.0
@@ -109,7 +112,7 @@ def _canvas(job: ReconstructionJob, run: Run) -> Canvas:
         raise UserError("`invert_mask` needs `mask`: the mask that the run kept is inverted already where it should be")
     if record.window is None:
         raise UserError(f'the run in "{run.path}" edited no image: there is no background to restore')
-    picture = load_image(job.init_image or _kept(run, "original", "init_image"))
+    picture = load_image(job.init_image) if job.init_image else _kept(run, "original", "init_image", load_image)
     image_size, window = (picture.rgb.height, picture.rgb.width), Window(**record.window)
     if (window.height, window.width) == window.image_size:
         window = Window(0, 0, *image_size[::-1], image_size)  # all of the image, so all of one of another size too
@@ -118,9 +121,11 @@ def _canvas(job: ReconstructionJob, run: Run) -> Canvas:
             f'"{picture.path}" is {shown(image_size)}, the image of the run was {shown(window.image_size)}: give '
             "that one by `init_image`"
         )
-    path = job.mask or _kept(run, "full_mask", "mask")
-    mask = mask_from(path, image_size, job.invert_mask)
-    _check_inside(path, mask, window)
+    if job.mask is None:
+        mask = _kept(run, "full_mask", "mask", lambda path: mask_from(path, image_size))
+    else:
+        mask = mask_from(job.mask, image_size, job.invert_mask)
+        _check_inside(job.mask, mask, window)
     feather = record.feather if job.feather is None else job.feather
     strip = bool(record.options.get("strip", False))
     return Canvas.at(picture, mask, window, size, feather or 0.0, strip=strip)
@@ -136,11 +141,16 @@ def _check_inside(path: Path, mask: Tensor, window: Window) -> None:
             )
 
 
-def _kept(run: Run, name: str, option: str) -> Path:
-    path = run.asset(name)
-    if path is None:
-        raise UserError(f'the run in "{run.path}" kept no {name}: give the file by `{option}`')
-    return path
+def _kept(run: Run, name: str, option: str, load: Callable[[Path], T]) -> T:
+    """What `load` makes of a file that the run kept, and no other run that comes to its place meanwhile."""
+
+    def read(folder: Path) -> T:
+        path = next(iter(sorted((folder / "assets").glob(f"{name}.*"))), None)
+        if path is None:
+            raise UserError(f'the run in "{run.path}" kept no {name}: give the file by `{option}`')
+        return load(path)
+
+    return run.read(read)
 
 
 def _model_files(job: ReconstructionJob, run: Run) -> zoo.ModelFiles:
@@ -211,4 +221,5 @@ def _info(
         numbers["background_weight"] = options.background_weight
     given = {"init_image": job.init_image, "mask": job.mask}
     finite = {name: "inf" if value == math.inf else value for name, value in numbers.items()}
-    return finite | measures.info() | {name: str(path) for name, path in given.items() if path is not None}
+    paths = {name: portable_path(path) for name, path in given.items() if path is not None}
+    return finite | measures.info() | paths

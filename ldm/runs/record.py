@@ -80,6 +80,7 @@ class RunRecord:
         image, mask, invert_mask: the input, see `portable_path`; None where nothing was edited (plain generation).
         options: all other options under their names on the command line, defaults filled in.
         scores: CLIP distances in rank order, lower is better; None where nothing ranked them.
+        image_sha256, mask_sha256: of the files' content.
         window: the part of the image that the model saw, the fields of `Window`; None where nothing was edited.
         feather: width of the band around the mask, in pixels of the image.
         measures: of each result in rank order, the fields of `Measures`.
@@ -99,6 +100,8 @@ class RunRecord:
     size: tuple[int, int]
     image: str | None = None
     mask: str | None = None
+    image_sha256: str | None = None
+    mask_sha256: str | None = None
     invert_mask: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     scores: tuple[float, ...] | None = None

@@ -33,6 +33,7 @@ def run_generation(job: GenerationJob) -> SavedPictures:
     check_pictures(job.outdir, job.prompt)
     request = Editor.outline(zoo.resolve(job.model, job.config, job.ckpt)).prepare_generation(job.request)
     editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision, job.low_memory)
+    editor.begin_identity()
     with tqdm(total=job.ddim_steps * job.n_iter, desc="denoising", unit="step", disable=None) as bar:
         made = editor.paint(request, lambda _: bar.update())
     options = recorded(job) | recorded(request)

@@ -174,9 +174,12 @@ class Worker:
         start = perf_counter()
         model, config, ckpt, precision, low_memory = row.model
         try:
-            return Editor.load(model, config, ckpt, str(self.device), precision, low_memory)
+            editor = Editor.load(model, config, ckpt, str(self.device), precision, low_memory)
         except UserError as error:
             return error
+        else:
+            editor.begin_identity()
+            return editor
         finally:
             self.profile.loading += perf_counter() - start
 
