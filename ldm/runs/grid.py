@@ -174,10 +174,10 @@ def _marked(image: Image.Image, mask: np.ndarray, window: Window) -> Image.Image
         left, top = max(round(columns.start * x) - 3, 0), max(round(rows.start * y) - 3, 0)
         right, bottom = min(round(columns.stop * x) + 3, image.width), min(round(rows.stop * y) + 3, image.height)
         draw = ImageDraw.Draw(image)
-        for inset, colour in enumerate(("black", _FRAME, _FRAME, "black")):
+        for inset, ink in enumerate(((0, 0, 0), _FRAME, _FRAME, (0, 0, 0))):
             box = (left + inset, top + inset, right - 1 - inset, bottom - 1 - inset)
             if box[0] <= box[2] and box[1] <= box[3]:
-                draw.rectangle(box, outline=colour)
+                draw.rectangle(box, outline=ink)
     return image
 
 
@@ -195,6 +195,7 @@ def _reduced(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _page(parts: Sequence[tuple[_Block, Sequence[Image.Image], Sequence[str]]]) -> Image.Image:
     """Blocks below each other, each picture with its caption beneath it."""
     font = ImageFont.load_default(max(12, min(18, min(block.slot for block, _, _ in parts) // 14)))
+    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's own, of any size, where it was built with FreeType
     strips = []
     for block, images, captions in parts:
         for start in range(0, len(images), block.columns):
@@ -229,13 +230,17 @@ def _strip(
 
 
 def _lines(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """A caption in lines of at most `width` pixels, broken between its words."""
-    lines = [""]
-    for word in re.split(r" (?!\d)", caption):  # a number stays with its name
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines[-1] = lines[-1].removesuffix(" ·")
-            lines.append("" if word == "·" else word)
-        else:
-            lines[-1] = longer
+    """A caption in lines of at most `width` pixels, broken between its parts, and between words where one is long."""
+    lines: list[str] = []
+    for part in caption.split(" · "):
+        if lines and font.getlength(f"{lines[-1]} · {part}") <= width:
+            lines[-1] += f" · {part}"
+            continue
+        lines.append("")
+        for word in re.split(r" (?!\d)", part):  # a number stays with its name
+            longer = f"{lines[-1]} {word}".strip()
+            if lines[-1] and font.getlength(longer) > width:
+                lines.append(word)
+            else:
+                lines[-1] = longer
     return lines
