@@ -8,8 +8,12 @@ class UserError(Exception):
     """
 
 
+class OutOfMemory(UserError):
+    """The device has too little memory for what is asked."""
+
+
 class MissingExtra(UserError):
     """An optional package is needed and not installed."""
 
     def __init__(self, package: str, extra: str, what: str):
-        super().__init__(f'{what} needs the package "{package}": pip install -e ".[{extra}]"')
+        super().__init__(f'{what} needs the package "{package}": pip install {package} (the extra "{extra}" has it)')

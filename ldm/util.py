@@ -1,13 +1,14 @@
 """What every floor may use: objects from configs, and the choice of device and precision."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldm.errors import UserError
+from ldm.errors import OutOfMemory, UserError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -91,6 +92,26 @@ def peak_memory() -> int | None:
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     except (OSError, StopIteration):
         return None
+
+
+@contextmanager
+def told_out_of_memory() -> Iterator[None]:
+    """Report in one line that memory does not suffice, whichever part of PyTorch or Python found it out.
+
+    Raises:
+        OutOfMemory: names what takes less.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from pytorch_lightning.utilities.memory import is_oom_error  # a second to import, and seldom needed
+
+        if isinstance(error, RuntimeError) and not is_oom_error(error):
+            raise
+        reason = str(error).partition("\n")[0].partition(". ")[0] or "out of memory"
+        raise OutOfMemory(
+            f"too little memory ({reason}): try a smaller `H` and `W`, or fewer `n_samples` and more `n_iter`"
+        ) from error
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

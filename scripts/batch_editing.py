@@ -11,7 +11,6 @@ from ldm.runs.jobs import BatchJob, EditJob
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
-        prog="batch_editing.py",
         description=__doc__,
         epilog="The options of an edit are defaults: a row may give its own by the same names, without the dashes.",
     )

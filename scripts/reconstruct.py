@@ -10,7 +10,7 @@ from ldm.runs.jobs import ReconstructionJob
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(prog="reconstruct.py", description=__doc__)
+    parser = Parser(description=__doc__)
     add_options(parser, ReconstructionJob)
     add_released_options(parser)
     return parser

@@ -12,7 +12,7 @@ from ldm.runs.jobs import EditJob
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(prog="text_editing.py", description=__doc__)
+    parser = Parser(description=__doc__)
     add_options(parser, EditJob)
     parser.add_argument(
         "--from",

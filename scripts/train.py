@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         loggers.append(TensorBoardLogger(rundir, name="", version="tensorboard"))
     except ModuleNotFoundError:
-        print('no TensorBoard logs: pip install -e ".[train]"')
+        print("no TensorBoard logs: pip install tensorboard")
     # Without the counter a resumed run writes last.ckpt again, and not a last-v1.ckpt that nothing resumes from.
     every = config.get("checkpoint_every", 500)
     checkpoints = ModelCheckpoint(rundir, save_last=True, every_n_train_steps=every, enable_version_counter=False)

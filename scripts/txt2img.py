@@ -10,7 +10,7 @@ from ldm.runs.jobs import GenerationJob
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(prog="txt2img.py", description=__doc__)
+    parser = Parser(description=__doc__)
     add_options(parser, GenerationJob)
     return parser
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ldm.cli import run
+from ldm.editing import edit
 from ldm.runs.batch import report, work, workers
 from ldm.runs.batch.report import Outcome, Summary
 from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
@@ -240,17 +241,17 @@ def test_together_rows_give_what_each_gives_alone(folder, tmp_path):
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(folder, tmp_path, monkeypatch, capsys):
-    tried, edit_tasks = [], work.edit_tasks
+    tried, blended_sample = [], edit.blended_sample
 
-    def small_memory(model, inputs, batch_size, *rest, **more):
-        tried.append(batch_size)
-        if batch_size > 2:
+    def small_memory(denoiser, schedule, z_source, masks, noise, **more):
+        tried.append(len(noise))
+        if len(noise) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return edit_tasks(model, inputs, batch_size, *rest, **more)
+        return blended_sample(denoiser, schedule, z_source, masks, noise, **more)
 
     source = write_jsonl(folder, edit_rows(4))
     assert batch(folder, source, tmp_path / "large") == 0
-    monkeypatch.setattr(work, "edit_tasks", small_memory)
+    monkeypatch.setattr(edit, "blended_sample", small_memory)
     assert batch(folder, source, tmp_path / "small", "--batch_size", 6) == 0
     assert tried == [6, 3, 1, 1], "6 predictions of three rows, then with what was found to fit"
     assert "out of memory" in capsys.readouterr().err
@@ -258,14 +259,14 @@ def test_out_of_memory_halves_the_batch_and_goes_on(folder, tmp_path, monkeypatc
 
 
 def test_a_row_that_never_fits_in_memory_fails_alone(folder, tmp_path, monkeypatch):
-    edit_tasks = work.edit_tasks
+    blended_sample = edit.blended_sample
 
-    def no_memory(model, inputs, *rest, **more):
-        if any(one.request.prompt == "a red ball 1" for one in inputs):
+    def no_memory(denoiser, schedule, z_source, masks, noise, **more):
+        if 7 in noise.seeds:  # the second row's
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return edit_tasks(model, inputs, *rest, **more)
+        return blended_sample(denoiser, schedule, z_source, masks, noise, **more)
 
-    monkeypatch.setattr(work, "edit_tasks", no_memory)
+    monkeypatch.setattr(edit, "blended_sample", no_memory)
     assert batch(folder, write_jsonl(folder, edit_rows(3)), tmp_path) == 1
     assert [line["status"] for line in summary(tmp_path)] == ["done", "failed", "done"]
     assert "memory" in summary(tmp_path)[1]["error"]

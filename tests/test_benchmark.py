@@ -84,14 +84,6 @@ def test_a_compiled_denoiser_predicts_the_same(mode: str):
         compiled.compile_denoiser("fast")
 
 
-@torch.no_grad()
-def test_an_offloaded_text_encoder_still_reads():
-    model = tiny_model()
-    before = model.get_learned_conditioning(["a red ball"])
-    model.offload_text_encoder()
-    assert torch.equal(model.get_learned_conditioning(["a red ball"]), before)
-
-
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
 
 

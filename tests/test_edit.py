@@ -5,7 +5,7 @@ import torch
 
 from ldm.editing.edit import edit_image
 from ldm.editing.request import EditRequest
-from ldm.errors import UserError
+from ldm.errors import OutOfMemory, UserError
 from ldm.imaging.images import to_pil
 from ldm.models.diffusion.sampling import StepInfo
 from tests.tiny import tiny_model
@@ -182,3 +182,12 @@ def test_weights_in_half_precision_leave_the_latents_in_float32(x_source, mask):
     z_source = half.encode_first_stage(x_source)
     outside = (edit.latent_masks[-1:] == 0).expand_as(z_source)
     assert torch.equal(edit.z0[outside], z_source[outside])
+
+
+def test_too_little_memory_is_one_line_with_its_mend(model, x_source, mask, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(model.first_stage_model, "encode", full)
+    with pytest.raises(OutOfMemory, match=r"too little memory \(CUDA out of memory\): try a smaller `H`"):
+        edit_image(model, x_source, mask, request())

@@ -346,7 +346,7 @@ def finished_noise(picture: Image.Image) -> Finished:
 
 
 def test_a_result_has_its_inputs_alpha_and_profile(tmp_path):
-    image, alpha = noise(60, 80), noise(60, 80, 1).getchannel(0).point(lambda code: code | 128)
+    image, alpha = noise(60, 80), noise(60, 80, 1).getchannel(0)
     finished = finished_noise(image)
     plain = deliver(finished, Picture(image, None, None, Path("a.png")))
     assert plain.mode == "RGB" and "icc_profile" not in plain.info
@@ -388,13 +388,15 @@ def test_what_is_cut_out_keeps_its_outline():
     mask = disc(60, 80, 30, 40, 10)
     finished = finish(image, choose_window(mask, (32, 32)), mask, *[random_x((32, 32), 1)] * 2, 4)
     assert np.array_equal(deliver(finished, picture).getchannel("A"), picture.alpha)
+    faded = with_alpha(image, np.tile(np.linspace(60, 120, 80).astype(np.uint8), (60, 1)))
+    assert np.array_equal(deliver(finished, faded).getchannel("A"), faded.alpha), "nor that of a picture that fades out"
 
 
 def test_measures_are_of_what_is_delivered(tmp_path):
     """A fault on the way to the file's colours and alpha is seen, though the sRGB result is exact."""
     noise(60, 80).save(tmp_path / "wide.png", icc_profile=wide_profile())
     picture, mask = load_image(tmp_path / "wide.png"), disc(60, 80, 30, 40, 10)
-    picture = replace(picture, alpha=noise(60, 80, 1).getchannel(0).point(lambda code: code | 128))
+    picture = replace(picture, alpha=noise(60, 80, 1).getchannel(0))
     result = deliver(finished_noise(picture.rgb), picture)
     good = measure(result, picture, mask, 4)
     assert good.max_difference == 0 and good.source_seam == seam_score(picture.own, mask) > 10

@@ -667,7 +667,7 @@ def test_a_picture_of_the_users_where_the_grid_goes_stays(tmp_path, check_and_ru
     make(tmp_path / "a-pink-yarn-ball.png")
     before = tree(tmp_path)
     for call in check_and_run:
-        with pytest.raises(UserError, match=r"a-pink-yarn-ball\.png.*--outdir") as caught:
+        with pytest.raises(UserError, match=r"a-pink-yarn-ball\.png.*outdir") as caught:
             call(tmp_path)
         assert "\n" not in str(caught.value)
     after = tree(tmp_path)
@@ -685,7 +685,7 @@ def test_a_folder_of_the_users_stays(tmp_path, check_and_run, name, make):
         os.rename(tmp_path / "file.png", tmp_path / folder / name)
     before = tree(tmp_path)
     for call in check_and_run:
-        with pytest.raises(UserError, match="--outdir") as caught:
+        with pytest.raises(UserError, match="outdir") as caught:
             call(tmp_path)
         assert "\n" not in str(caught.value)
     after = tree(tmp_path)
@@ -698,7 +698,7 @@ def test_a_folder_of_the_users_among_the_older_runs_is_not_moved(tmp_path):
     (tmp_path / "samples.1").mkdir()
     (tmp_path / "samples.1" / "thesis.txt").write_text("precious")
     for call in RUNS[0]:
-        with pytest.raises(UserError, match=r"samples\.1.*--outdir"):
+        with pytest.raises(UserError, match=r"samples\.1.*outdir"):
             call(tmp_path)
     save(tmp_path, 1, overwrite=True)  # moves nothing on
     assert (tmp_path / "samples.1" / "thesis.txt").read_text() == "precious" and len(read_run(tmp_path)) == 1
@@ -756,7 +756,7 @@ def test_folders_that_are_not_ours_are_refused(tmp_path):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "thesis.txt").write_text("precious")
     for call in RUNS[0]:
-        with pytest.raises(UserError, match=r"no run\.json.*--outdir"):
+        with pytest.raises(UserError, match=r"no run\.json.*outdir"):
             call(tmp_path)
     (tmp_path / "samples" / "thesis.txt").unlink()
     save(tmp_path)

@@ -334,7 +334,7 @@ def test_pixel_blending_changes_the_estimate_and_keeps_the_noise_of_the_step():
 def test_inside_the_mask_pixel_blending_changes_nothing_whatever_the_autoencoder_loses(sampler: str, first_stage):
     """Each step would add its loss, and noise that is not the trajectory's: contrast burnt in."""
     seen = [pixel_edit(fraction, sampler=sampler, first_stage=first_stage)[-1] for fraction in (0.0, 0.2)]
-    blended, plain = seen[1][8], seen[0][8]  # the first step that blends: later ones also hear of the border
+    blended, plain = seen[1][8], seen[0][8]  # the first step that blends: later ones also see the border
     inside = F.max_pool2d(1 - pixel_edit(0.0)[2], 2)[0, 0] == 0
     assert inside.sum() > 4
     same(blended.z[..., inside], plain.z[..., inside])

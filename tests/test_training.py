@@ -22,6 +22,7 @@ from ldm.editing.request import EditRequest
 from ldm.errors import UserError
 from ldm.models.autoencoder import DiagonalGaussian
 from ldm.models.diffusion.sampling import noised
+from ldm.models.diffusion.schedule import NoiseLevel
 from ldm.training.autoencoder import AutoencoderTrainer, psnr
 from ldm.training.base import adamw_with_cosine
 from ldm.training.data import LatentScenes, RandomCrops, SceneImages
@@ -96,7 +97,7 @@ def test_train_resume_export_and_edit(work, monkeypatch):
     assert run(export, [str(work / "diffusion/last.ckpt"), str(work / "model"), *sections]) == 0
     config = zoo.read_config(work / "model/config.yaml")
     assert config["reconstruction"] == {"learning_rate": 1e-3}
-    assert Defaults.of(zoo.resolve(str(work / "model"))) == Defaults(0.25, 3.0, "one")
+    assert Defaults.of(zoo.resolve(str(work / "model"))) == Defaults(0.25, 3.0, "shared")
     assert config["words"]["shapes"][:2] == ["ball", "cube"] and "red" in config["words"]["colours"]
     exported = zoo.load(zoo.resolve(str(work / "model")), torch.device("cpu"), torch.float32)
     trained = torch.load(work / "diffusion/last.ckpt", weights_only=True)
@@ -175,7 +176,8 @@ def test_a_denoiser_that_knows_the_answer_has_no_loss(parameterization, monkeypa
     eps = trainer.ldm.predict_eps(seen["z_t"], seen["t"], None)
     torch.testing.assert_close(eps, seen["eps"], atol=1e-3, rtol=1e-3)
     alpha = trainer.ldm.alphas_cumprod[seen["t"][0]].item()
-    torch.testing.assert_close(noised(z[:1], alpha, eps[:1]), seen["z_t"][:1], atol=1e-3, rtol=1e-3)
+    level = NoiseLevel(alpha**0.5, (1 - alpha) ** 0.5)
+    torch.testing.assert_close(noised(z[:1], level, eps[:1]), seen["z_t"][:1], atol=1e-3, rtol=1e-3)
 
 
 def test_validation_tells_how_much_worse_a_wrong_material_is(monkeypatch):

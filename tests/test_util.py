@@ -135,4 +135,4 @@ def test_an_unknown_precision_is_one_line(name: str):
 def test_a_missing_extra_names_the_package_and_the_way_to_get_it():
     error = MissingExtra("imageio", "video", "--save_video")
     assert isinstance(error, UserError)
-    assert str(error) == '--save_video needs the package "imageio": pip install -e ".[video]"'
+    assert str(error) == '--save_video needs the package "imageio": pip install imageio (the extra "video" has it)'

@@ -19,6 +19,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.guidance import guided_denoiser
 from ldm.models.diffusion.sampling import NoiseSource, StepInfo, sample
 from ldm.models.diffusion.schedule import SamplingSchedule, make_sampling_schedule
+from ldm.util import told_out_of_memory
 
 Progress = Callable[[StepInfo], None]
 
@@ -64,6 +65,7 @@ def edit_image(
 
 
 @torch.no_grad()
+@told_out_of_memory()
 def edit_tasks(
     model: LatentDiffusion,
     tasks: Sequence[EditTask],
@@ -85,6 +87,7 @@ def edit_tasks(
         keep_steps: keep the z0 estimates of all steps, for a video.
 
     Raises:
+        OutOfMemory: smaller batches or sizes may fit.
         UserError: a size that does not fit the network, or steps out of range.
         ValueError: tasks that cannot share a batch.
     """
@@ -112,6 +115,7 @@ def edit_tasks(
 
 
 @torch.no_grad()
+@told_out_of_memory()
 def generate(
     model: LatentDiffusion,
     request: SamplingRequest,

@@ -52,8 +52,8 @@ class SamplingRequest:
         metavar=("LOW", "HIGH"),
     )
     sampler: Literal["ddim", "dpmpp_2m"] = option("ddim", "dpmpp_2m (DPM-Solver++, second order) needs fewer steps")
-    H: int | None = option(None, "height to work at", group="where", low=8, shown="the model's")
-    W: int | None = option(None, "width to work at", group="where", low=8, shown="the model's")
+    H: int | None = option(None, "height to work at", group="where", low=8, high=8192, shown="the model's")
+    W: int | None = option(None, "width to work at", group="where", low=8, high=8192, shown="the model's")
     force: bool = option(False, "paint a prompt of which the model knows no word", record=False)
 
     def __post_init__(self) -> None:

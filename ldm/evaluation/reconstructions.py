@@ -178,5 +178,5 @@ def _shown(value: float) -> str:
 def _has_opencv() -> bool:
     if importlib.util.find_spec("cv2") is not None:
         return True
-    logger.warning('poisson is left out: OpenCV is not installed (pip install -e ".[poisson]")')
+    logger.warning("poisson is left out: OpenCV is not installed (pip install opencv-python-headless)")
     return False

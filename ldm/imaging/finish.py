@@ -27,6 +27,9 @@ from torch import Tensor
 from ldm.imaging.images import Picture
 from ldm.imaging.region import Window, flat_mask, mask_box, resize_back
 
+# Alpha, of 255, below which a pixel counts as transparent: an eraser of 80 % opacity leaves 51.
+_HARDLY_VISIBLE = 64
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -199,8 +202,8 @@ def seam_score(image: Image.Image | np.ndarray, mask: np.ndarray) -> float:
 def deliver(finished: Finished, picture: Picture, strip: bool = False) -> Image.Image:
     """The result as its input's file was: in its colour space, with its profile, metadata (in `info`) and alpha.
 
-    Where most of what was edited is transparent, as a hole in a photograph, the edit is made opaque, or nobody would
-    see it. Otherwise alpha stays, and so the outline of what has been cut out.
+    Where most of what was edited can hardly be seen, as a hole in a photograph, the edit is made opaque. Otherwise
+    alpha stays: the outline of what has been cut out, a picture that fades out.
 
     Args:
         strip: leave out EXIF data and resolution. What decides how colours look stays: profile, gAMA and cHRM.
@@ -217,9 +220,9 @@ def deliver(finished: Finished, picture: Picture, strip: bool = False) -> Image.
 
 
 def _filled(alpha: Image.Image, edited: np.ndarray) -> Image.Image:
-    """Alpha (mode L), opaque where (h,w) `edited` is 1 if what it means is mostly transparent; see `deliver`."""
+    """Alpha (mode L); opaque where (h,w) `edited` is 1, if most of that was hardly visible; see `deliver`."""
     codes = np.asarray(alpha)
-    if (codes[edited == 1] < 128).mean() <= 0.5:
+    if (codes[edited == 1] < _HARDLY_VISIBLE).mean() <= 0.5:
         return alpha
     return Image.fromarray(_codes(codes + edited * (255 - codes.astype(np.float32))))
 

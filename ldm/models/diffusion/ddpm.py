@@ -147,10 +147,6 @@ class LatentDiffusion(nn.Module):
         else:
             raise ValueError(f"mode {mode!r} is unknown: regions or graphs")
 
-    def offload_text_encoder(self) -> None:
-        """Keep the text encoder on the CPU from now on: its device memory is free once the prompts are encoded."""
-        self.cond_stage_model.to("cpu")
-
     def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
         """Prompts -> context (b, m, d)."""
         return self.cond_stage_model(prompts).to(self.device)

@@ -18,7 +18,7 @@ from ldm.backbones import zoo
 from ldm.editing.edit import edit_tasks
 from ldm.editing.editor import Editor
 from ldm.editing.result import EditResult, EditTask
-from ldm.errors import UserError
+from ldm.errors import OutOfMemory, UserError
 from ldm.runs.batch.report import Outcome, check_thumbnails, save_thumbnails
 from ldm.runs.batch.rows import Chunk, Row
 from ldm.runs.edit import write_result
@@ -213,13 +213,11 @@ class Worker:
             size = min(self.batch_size, total)
             try:
                 return edit_tasks(editor.model, tasks, size, editor.ranker, keep_steps=keep_steps)
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                reason = str(error).partition("\n")[0]
+            except OutOfMemory as error:
+                reason = str(error)
             _free_memory()  # here the failed attempt's frames, which held what it had, are gone
             if size == 1:
-                raise UserError(f"one prediction at a time needs too much memory ({reason}): try a smaller `H` and `W`")
+                raise UserError(reason)
             self.batch_size = size // 2
             logger.warning("out of memory: from now on %d predictions at a time instead of %d", self.batch_size, size)
 
@@ -294,14 +292,8 @@ def _outcome(row: Row, status: str, **more: Any) -> Outcome:
     return Outcome(row.number, row.name, status, job.prompt, str(job.init_image), str(job.mask), **more)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    from pytorch_lightning.utilities.memory import is_oom_error  # seconds to import, and seldom needed
-
-    return is_oom_error(error)
-
-
 def _free_memory() -> None:
-    from pytorch_lightning.utilities.memory import garbage_collection_cuda
+    from pytorch_lightning.utilities.memory import garbage_collection_cuda  # a second to import, and seldom needed
 
     garbage_collection_cuda()
 
