@@ -9,7 +9,7 @@ from ldm.runs.jobs import BatchJob, EditJob, GenerationJob, ReconstructionJob
 HEAD = """# Options
 
 All options of the commands, as `--help` has them. The Python API takes those of an edit under the same names
-(`editor.edit(image, mask, prompt, n_samples=8)`), and so does each row of a batch.
+(`editor.edit(image, mask, prompt, n_samples=8)`), and so does each row of a [batch](batch.md).
 
 <!-- Written by `python docs/options.py` from `ldm/editing/request.py` and `ldm/runs/jobs.py`: change them there. -->
 """
@@ -17,7 +17,8 @@ All options of the commands, as `--help` has them. The Python API takes those of
 EDIT_MORE = """
 `--from PNG` makes the prediction of a picture of a run again, alone, unless other options change it. `--check` is the
 mask doctor: it says what is odd about image and mask, draws it, and runs no model ([docs/masks.md](masks.md)). A switch
-such as `--soft_mask` is turned off again by `--no-soft_mask`, which is of use with `--from`."""
+such as `--soft_mask` is turned off again by `--no-soft_mask`, which is of use with `--from`. `--gpu_id` and
+`--batch_size` are taken as the released programs have them ([docs/migration.md](migration.md))."""
 
 BATCH_MORE = """
 and all options of `text_editing.py` but `--outdir`, `--overwrite` and `--device`, as defaults of the rows: a row may

@@ -11,13 +11,13 @@ EDITS = [  # prompt, and the middle and the radius of its disc in pixels
     ("a red ball", (330, 60), 34),
     ("a green ball", (255, 42), 30),
     ("a blue striped ball", (360, 135), 34),
-    ("a yellow cone", (345, 345), 40),
-    ("a purple donut", (300, 190), 36),
+    ("a yellow donut", (350, 350), 38),
+    ("a purple donut", (305, 190), 38),
     ("a white polka dot ball", (362, 225), 30),
     ("a pink yarn ball", (285, 290), 36),
     ("an orange checkered ball", (345, 285), 28),
     ("a turquoise ball", (270, 360), 32),
-    ("a black donut", (215, 375), 24),
+    ("a brick ball", (210, 368), 28),
 ]
 
 source = picture = Image.open("inputs/img.png").convert("RGB")

@@ -627,7 +627,15 @@ def test_mistakes_of_the_caller():
 
 
 def test_shipped_inputs_are_of_one_size_and_usable():
-    for name in ("img.png", "mask.png", "mask_thin.png", "scribble.png", "scribble_mask.png"):
+    for name in (
+        "img.png",
+        "mask.png",
+        "mask_thin.png",
+        "scribble.png",
+        "scribble_mask.png",
+        "donut_mask.png",
+        "spoon_mask.png",
+    ):
         with Image.open(INPUTS / name) as image:
             assert image.size == (400, 400)
     mask = load_mask(INPUTS / "mask.png", (400, 400))
@@ -637,7 +645,7 @@ def test_shipped_inputs_are_of_one_size_and_usable():
     photo, scribble = (np.asarray(Image.open(INPUTS / n)).astype(int) for n in ("img.png", "scribble.png"))
     painted = (photo != scribble).any(-1)
     inside = load_mask(INPUTS / "scribble_mask.png", (400, 400))[0, 0].bool().numpy()
-    assert painted.sum() > 10_000 and not (painted & ~inside).any()
+    assert painted.sum() > 5_000 and not (painted & ~inside).any()
 
 
 def test_drawn_outline_is_kept(saved):

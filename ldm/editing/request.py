@@ -40,18 +40,22 @@ class SamplingRequest:
     prompt: str = option(..., "what to paint; '' paints what fits", group="what to edit", short="-p")
     n_samples: int = option(4, "predictions in one batch: as many as the memory takes", low=1)
     n_iter: int = option(1, "how many batches", low=1)
-    seed: int = option(42, "of prediction 0; prediction i has seed + i, whatever its batch", low=0, high=2**63 - 1)
+    seed: int = option(42, "seed of prediction 0; prediction i has seed + i, whatever its batch", low=0, high=2**63 - 1)
     ddim_steps: int = option(50, "denoising steps, of either sampler", low=1, high=1000)
-    ddim_eta: float = option(0.0, "0 is deterministic, 1 as noisy as DDPM", low=0, high=1)
-    scale: float | None = option(None, "classifier-free guidance; 1 is without", low=0, shown="the model's, or else 5")
+    ddim_eta: float = option(0.0, "noise that each step adds: 0 is deterministic, 1 as noisy as DDPM", low=0, high=1)
+    scale: float | None = option(
+        None, "strength of classifier-free guidance; 1 is none", low=0, shown="the model's, or else 5"
+    )
     guidance_interval: Annotated[tuple[NoiseLevel, NoiseLevel] | None, BeforeValidator(_numbers)] = option(
         None,
-        "guide between these noise levels only, 0 (clean) to 1 (pure noise): half the cost elsewhere",
+        "guide between these noise levels only, 0 (clean) to 1 (noise); other steps cost half",
         shown="everywhere",
         expects="two numbers, the lower first, from 0 (clean) to 1 (pure noise)",
         metavar=("LOW", "HIGH"),
     )
-    sampler: Literal["ddim", "dpmpp_2m"] = option("ddim", "dpmpp_2m (DPM-Solver++, second order) needs fewer steps")
+    sampler: Literal["ddim", "dpmpp_2m"] = option(
+        "ddim", "dpmpp_2m is DPM-Solver++, second order: it needs fewer steps"
+    )
     H: int | None = option(None, "height to work at", group="where", low=8, high=8192, shown="the model's")
     W: int | None = option(None, "width to work at", group="where", low=8, high=8192, shown="the model's")
     force: bool = option(False, "paint a prompt of which the model knows no word", record=False)
@@ -80,18 +84,18 @@ class EditRequest(SamplingRequest):
     skip_steps: int = option(0, "steps left out at the noisy start: keeps more of what lies under the mask", low=0)
     background_noise: Annotated[Literal["resampled", "shared"] | None, BeforeValidator(_noise)] = option(
         None,
-        "noise the background with new noise at each step, as in the paper, or with that of the start",
+        "noise of the background: new at each step, as in the paper, or that of the start",
         shown="the model's, or else resampled; shared for dpmpp_2m",
     )
     percentage_of_pixel_blending: float = option(
-        0.0, "the last part of the steps, 0 to 1, that blends pixels, not latents", low=0, high=1
+        0.0, "share of the steps, the last ones, that blend pixels instead of latents, 0 to 1", low=0, high=1
     )
     region: Literal["auto", "whole"] = option(
         "auto", "edit a window around the mask, or the whole image squashed to the working size", group="where"
     )
     context: float | None = option(
         None,
-        "of the window: how much lies around the mask on each side, in parts of the mask's extent",
+        "how much of the window lies around the mask on each side, as a share of the mask's extent",
         group="where",
         low=0,
         shown="the model's, or else 0.5",
@@ -153,7 +157,7 @@ class ReconstructionOptions:
     )
     optimization_steps: int = option(75, "steps of Adam", low=1)
     learning_rate: Annotated[float, Field(gt=0)] | None = option(
-        None, "of Adam", shown="the model's", expects="a number above 0"
+        None, "learning rate of Adam", shown="the model's", expects="a number above 0"
     )
     background_weight: float = option(100.0, "the paper's lambda: how much the background counts", low=0)
     tuned_levels: int | None = option(
@@ -162,7 +166,7 @@ class ReconstructionOptions:
         low=1,
         shown="all weights, as in the paper",
     )
-    precision: Literal["float32", "bfloat16"] = option("float32", "of the decoder's work during the steps")
+    precision: Literal["float32", "bfloat16"] = option("float32", "precision of the decoder during the steps")
 
     @staticmethod
     def way(kind: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ class ModelChoice:
 
     model: str = option(
         "auto",
-        "scenes, text2img-large, or a folder",
+        "which model: scenes, text2img-large, or a folder",
         group="with what",
         shown="auto: text2img-large where it has been downloaded, else scenes",
         record=False,
@@ -28,7 +28,11 @@ class ModelChoice:
     config: Path | None = option(None, "a config of your own, with `ckpt`", group="with what", record=False)
     ckpt: Path | None = option(None, "weights of your own, with `config`", group="with what", record=False)
     device: str = option(
-        "auto", "cuda, cuda:1, mps, cpu", group="with what", shown="auto: the first there is of these", record=False
+        "auto",
+        "where the model runs: cuda, cuda:1, mps, cpu",
+        group="with what",
+        shown="auto: the first of these that there is",
+        record=False,
     )
 
 
@@ -38,7 +42,7 @@ class SamplingChoice(ModelChoice):
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
-        "of the networks",
+        "precision of the networks",
         group="with what",
         shown="auto: bfloat16 where the device is fast in it, else float16 on a GPU, float32 on a CPU",
         record=False,
@@ -56,7 +60,10 @@ class EditJob(SamplingChoice, EditRequest):
     mask: Path = option(..., "the mask: white is edited", group="what to edit", keyword=True, record=False)
     outdir: Path = option(OUTDIR, "where results go", group="what comes out", short="-o", record=False)
     overwrite: bool = option(
-        False, "replace the last run in `outdir`, which is else kept as samples.1", group="what comes out", record=False
+        False,
+        "replace the last run in `outdir`, which is otherwise kept as samples.1",
+        group="what comes out",
+        record=False,
     )
     save_video: bool = option(False, "an mp4 of the x0 estimates for each prediction", group="what comes out")
 
@@ -84,7 +91,9 @@ class GenerationJob(SamplingChoice, SamplingRequest):
 class ReconstructionJob(ModelChoice, ReconstructionOptions):
     """Which predictions of which run to restore, and how. The model "auto" is the one that made the run."""
 
-    model: str = option("auto", "scenes, text2img-large, or a folder", group="with what", shown="auto: that of the run")
+    model: str = option(
+        "auto", "which model: scenes, text2img-large, or a folder", group="with what", shown="auto: that of the run"
+    )
     images_path: Path = option(OUTDIR / "samples", "the samples folder of a run", group="what to restore")
     selected_indices: tuple[Annotated[int, Field(ge=0)], ...] | None = option(
         None,
@@ -128,5 +137,8 @@ class BatchJob:
         8, "predictions sampled at a time, of whichever rows; halved where memory does not suffice", group="rows", low=1
     )
     devices: str = option(
-        "auto", "cpu, or one worker for each of cuda:0,cuda:1", group="rows", shown="auto: all of CUDA"
+        "auto",
+        "devices, a worker for each, such as cpu or cuda:0,cuda:1",
+        group="rows",
+        shown="auto: every CUDA device",
     )
