@@ -253,7 +253,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(folder, tmp_path, monkeypatc
     assert batch(folder, source, tmp_path / "large") == 0
     monkeypatch.setattr(edit, "blended_sample", small_memory)
     assert batch(folder, source, tmp_path / "small", "--batch_size", 6) == 0
-    assert tried == [6, 3, 1, 1], "6 predictions of three rows, then with what was found to fit"
+    assert tried == [6, 3, *[1] * 8], "6 predictions of three rows, then with what was found to fit"
     assert "out of memory" in capsys.readouterr().err
     assert nearly_same(tmp_path / "large", tmp_path / "small")
 
@@ -493,7 +493,7 @@ def test_check_tells_of_bad_rows_and_batches_and_writes_nothing(folder, tmp_path
     assert batch(folder, source, tmp_path / "out", "--check", "--batch_size", 4) == 1
     said = capsys.readouterr().out.splitlines()
     assert not (tmp_path / "out").exists()
-    words = ("none.png", "black", "scale", "skip_steps 5", "--H 48")
+    words = ("none.png", "black", "scale", "--skip_steps is 5", "--H 48")
     for line, number, word in zip(said, (4, 5, 6, 7, 8), words, strict=False):
         assert line.startswith(f"row {number}: ") and word in line
     assert said[5:] == ["rows: 3 to make in 2 batches, 0 done, 5 bad"]

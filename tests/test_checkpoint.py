@@ -324,7 +324,7 @@ def test_load_model_names_the_file_that_does_not_fit(tmp_path: Path):
         UserError, match=r"w\.ckpt does not fit.*1 wrong: model\.0\.weight \(2, 3\) instead of \(2, 5\)"
     ):
         load_model(config, path, device=CPU, dtype=torch.float32)
-    with pytest.raises(UserError, match="no part `model`"):
+    with pytest.raises(UserError, match="no part 'model'"):
         load_model({"target": "x"}, path, device=CPU, dtype=torch.float32)
 
 

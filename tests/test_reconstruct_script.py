@@ -172,8 +172,10 @@ def test_without_indices_all_are_restored(call: Run, samples: Path):
 
 def test_a_mask_that_leaves_the_window_is_refused_before_the_work(call: Run, samples: Path, tmp_path: Path):
     edit_record(samples, window={"left": 8, "top": 8, "width": 24, "height": 16, "image_size": list(SIZE)})
-    Image.new("L", SIZE[::-1], 255).save(tmp_path / "all.png")
-    code, out, err = call("--mask", tmp_path / "all.png")
+    mask = Image.new("L", SIZE[::-1])
+    mask.paste(255, (10, 2, 20, 14))
+    mask.save(tmp_path / "above.png")
+    code, out, err = call("--mask", tmp_path / "above.png")
     assert code == 2 and out == "" and len(err.splitlines()) == 1 and made(samples) == []
     assert "leaves the window of the run, 24x16 from (8, 8)" in err
 
@@ -279,7 +281,11 @@ def edit_record(samples: Path, **changes) -> None:
 MISTAKES = {
     # Before the model, which takes long to load, is even looked for.
     "index": (("--selected_indices", 0, 3), "there is no prediction 3", lambda s: edit_record(s, weights="/gone.ckpt")),
-    "no integer": (("--selected_indices", "best"), '--selected_indices is "best": give numbers of predictions, from 0', lambda s: None),
+    "no integer": (
+        ("--selected_indices", "best"),
+        '--selected_indices is "best": give numbers of predictions, from 0',
+        lambda s: None,
+    ),
     "no run": (("--images_path", "/nowhere"), "scripts/text_editing.py", lambda s: None),
     "steps": (("--optimization_steps", 0), "at least 1", lambda s: None),
     "rate": (("--learning_rate", 0), "above 0", lambda s: None),

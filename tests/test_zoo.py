@@ -186,11 +186,11 @@ def test_what_is_recorded_finds_the_same_model_where_the_clone_has_moved(
     "arguments, message",
     [
         ({"model": "stable"}, 'model "stable" is neither auto, scenes, text2img-large, nor a folder'),
-        ({"config": "c.yaml"}, "config needs ckpt"),
-        ({"ckpt": "w.pt"}, "ckpt needs config"),
+        ({"config": "c.yaml"}, "`config` needs `ckpt`"),
+        ({"ckpt": "w.pt"}, "`ckpt` needs `config`"),
         ({"model": "scenes", "config": "c.yaml", "ckpt": "w.pt"}, "two models"),
-        ({"config": "none.yaml", "ckpt": "w.pt"}, "config .*none.yaml.*: there is no such file"),
-        ({"config": "c.yaml", "ckpt": "none.pt"}, "ckpt .*none.pt.*: there is no such file"),
+        ({"config": "none.yaml", "ckpt": "w.pt"}, "`config` .*none.yaml.*: there is no such file"),
+        ({"config": "c.yaml", "ckpt": "none.pt"}, "`ckpt` .*none.pt.*: there is no such file"),
     ],
 )
 def test_contradictions(house: Path, arguments: dict, message: str):
@@ -280,6 +280,9 @@ def test_script_without_a_mirror_is_one_line_and_exit_code_2(
 ):
     from ldm import cli
 
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", False
+    )  # the environment of the first import decides
     closed = zoo.KnownModel("nowhere", "ldm/nowhere", remote=Remote(("http://127.0.0.1:1/x",), 1))
     monkeypatch.setitem(zoo.MODELS, "nowhere", closed)
     monkeypatch.setattr(logging.getLogger("ldm"), "handlers", [])  # `run` sets its own: put back what was there

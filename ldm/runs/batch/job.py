@@ -33,7 +33,7 @@ from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
 from ldm.runs.batch.work import Profile, Worker, outline_editor, prepare_row, row_digest
 from ldm.runs.batch.workers import run_workers
 from ldm.runs.folder import Run, check_writable, locked, read_run
-from ldm.runs.jobs import BatchJob, ModelChoice
+from ldm.runs.jobs import BatchJob, EditJob, ModelChoice
 from ldm.runs.record import prompt_slug
 
 logger = logging.getLogger(__name__)
@@ -160,6 +160,7 @@ def _run_of(row: Row) -> Run | None:
 
 
 def _read(job: BatchJob, options: Mapping[str, Any]) -> list[Row | BadRow]:
+    EditJob(**{"prompt": "", "init_image": job.rows, "mask": job.rows} | options)  # the command line's own mistakes
     rows = read_rows(job.rows, job.outdir, options)
     asked = ModelChoice(**subset(ModelChoice, options))
     if any(

@@ -15,10 +15,12 @@ from typing import Any
 from PIL import Image
 
 from ldm.backbones import zoo
+from ldm.checkpoint import weights_hash
 from ldm.editing.edit import edit_tasks
 from ldm.editing.editor import Editor
 from ldm.editing.result import EditResult, EditTask
 from ldm.errors import OutOfMemory, UserError
+from ldm.files import file_sha256
 from ldm.runs.batch.report import Outcome, check_thumbnails, save_thumbnails
 from ldm.runs.batch.rows import Chunk, Row
 from ldm.runs.edit import write_result
@@ -77,7 +79,7 @@ class _Ready:
 def row_digest(job: EditJob) -> str:
     """SHA-256 of all that decides what a row's run holds: its options, the content of its files, and the weights.
 
-    Not of paths and device: a batch may be moved. The weights go by path, size and time, being large.
+    Not of paths and device: a batch may be moved.
 
     Raises:
         UserError: a file cannot be read, or there is no such model.
@@ -86,11 +88,10 @@ def row_digest(job: EditJob) -> str:
     elsewhere = ("init_image", "mask", "outdir", "overwrite", "model", "config", "ckpt", "device")
     settings = {name: value for name, value in asdict(job).items() if name not in elsewhere}
     try:
-        weights = files.weights.stat()
-        content = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (job.init_image, job.mask)]
+        content = [file_sha256(path) for path in (job.init_image, job.mask)]
     except OSError as error:
         raise UserError(f'"{error.filename}" cannot be read ({error.strerror}): check the path') from error
-    about = [settings, str(files.weights), weights.st_size, weights.st_mtime_ns, content]
+    about = [settings, weights_hash(files.weights), content]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
