@@ -94,7 +94,7 @@ def task() -> ReconstructionTask:
     return ReconstructionTask(tiny_picture(32, 48), decode_prediction(model, z0), mask, z0, model)
 
 
-QUICK = ReconstructionOptions(steps=12, learning_rate=1e-3)
+QUICK = ReconstructionOptions(optimization_steps=12, learning_rate=1e-3)
 
 
 @torch.no_grad()
@@ -108,28 +108,28 @@ def test_a_decoder_in_two_parts_is_the_decoder(options: dict):
 
 def test_the_finest_levels_alone_bring_back_the_background(task: ReconstructionTask):
     before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
-    result = reconstruct("optimization", task, replace(QUICK, tuned_levels=1))
+    result = reconstruct(task, replace(QUICK, tuned_levels=1))
     assert result.background_psnr > psnr(task.x_hat, task.x_source, 1 - task.mask) + 6
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
     # With no weight on the background nothing is to be done: it starts from the prediction.
-    still = reconstruct("optimization", task, replace(QUICK, tuned_levels=1, background_weight=0, steps=2))
+    still = reconstruct(task, replace(QUICK, tuned_levels=1, background_weight=0, optimization_steps=2))
     torch.testing.assert_close(still.x, task.x_hat.clamp(-1, 1), rtol=0, atol=1e-5)
 
 
 def test_bfloat16_steps_reach_what_float32_reaches(task: ReconstructionTask):
-    plain = reconstruct("optimization", task, QUICK)
-    half = reconstruct("optimization", task, replace(QUICK, precision="bfloat16"))
+    plain = reconstruct(task, QUICK)
+    half = reconstruct(task, replace(QUICK, precision="bfloat16"))
     assert half.x.dtype == torch.float32 and not torch.equal(half.x, plain.x)
     assert half.background_psnr == pytest.approx(plain.background_psnr, abs=0.5)
 
 
 def test_options_of_the_fine_tuning_are_checked(task: ReconstructionTask):
-    with pytest.raises(UserError, match="tuned_levels is 0"):
+    with pytest.raises(UserError, match="`tuned_levels` is 0"):
         ReconstructionOptions(tuned_levels=0)
-    with pytest.raises(UserError, match="precision is 'float16'"):
+    with pytest.raises(UserError, match='`precision` is "float16"'):
         ReconstructionOptions(precision="float16")
-    with pytest.raises(UserError, match="tuned_levels is 9: this model's decoder has 4"):
-        reconstruct("optimization", task, replace(QUICK, tuned_levels=9))
+    with pytest.raises(UserError, match="`tuned_levels` is 9: this model's decoder has 4"):
+        reconstruct(task, replace(QUICK, tuned_levels=9))
 
 
 def test_channels_last_gives_the_gradients_of_the_other_layout(task: ReconstructionTask):

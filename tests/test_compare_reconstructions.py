@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ldm.editing.editor import Editor
-from ldm.editing.reconstruct import RECONSTRUCTIONS, ReconstructionOptions
+from ldm.editing.reconstruct import RECONSTRUCTIONS
 from ldm.evaluation.reconstructions import Outcome, cases, compare, table
 from tests.tiny import tiny_model
 
@@ -25,7 +25,7 @@ def test_cases_are_a_series():
 
 
 def test_every_way_is_measured_on_the_same_edits(tmp_path):
-    outcomes = compare(Editor(tiny_model()), 2, 0, 2, tmp_path, ReconstructionOptions(steps=4))
+    outcomes = compare(Editor(tiny_model()), 2, 0, 2, tmp_path, optimization_steps=4)
     assert outcomes.keys() == RECONSTRUCTIONS.keys()
     assert all(one.max_difference == 0 and one.seconds > 0 for made in outcomes.values() for one in made)
     assert all(one.background_psnr == float("inf") for one in outcomes["pixel"])

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldm.errors import UserError
-from ldm.imaging.images import read_png_text
+from ldm.imaging.images import read_png_text, save_png
 from ldm.runs import folder as run_folder
 from ldm.runs.folder import (
     Run,
@@ -34,6 +34,7 @@ from ldm.runs.folder import (
     write_reconstruction,
     write_run,
 )
+from ldm.runs.places import locked
 from ldm.runs.record import RunRecord, prompt_slug
 
 
@@ -612,7 +613,7 @@ def test_a_run_that_was_read_stays_that_run(tmp_path):
 
 
 def test_a_writer_waits_for_another(tmp_path, caplog):
-    with run_folder.locked(tmp_path / ".run.lock"):
+    with locked(tmp_path / ".run.lock"):
         thread = threading.Thread(target=save, args=(tmp_path,))
         thread.start()
         thread.join(1.5)
@@ -732,7 +733,7 @@ def test_what_the_released_program_wrote_is_replaced(tmp_path):
     """Grids with `parameters` alone, runs of format 2, folders of pictures without a record."""
     run = RunRecord.from_json(json.dumps(released_record()))
     samples = save(tmp_path, 2)
-    grid = run_folder.save_png
+    grid = save_png
     for overwrite in (False, True):
         (samples / "run.json").write_text(json.dumps(released_record()))
         for path in [*samples.glob("images/*.png"), *samples.glob("results/*.png")]:

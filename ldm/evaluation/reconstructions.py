@@ -117,7 +117,7 @@ def compare(
     roughest = -math.inf
     outdir.mkdir(parents=True, exist_ok=True)
     for case in tqdm(cases(count, seed), total=count, desc="comparing", unit="edit", disable=None):
-        request = EditRequest(case.prompt, seed=case.seed, n_samples=1, ddim_steps=ddim_steps)
+        request = EditRequest(case.prompt, seed=case.seed, n_samples=1, ddim_steps=ddim_steps, force=True)
         (edited,) = editor.run([editor.prepare(case.image, case.mask, request)])
         restored = {kind: editor.reconstruct(edited, 0, **ReconstructionOptions.way(kind), **options) for kind in kinds}
         for kind in kinds:

@@ -18,29 +18,22 @@ and of pictures from a prompt alone
       <prompt-slug>/               the latest run of that prompt
         0000.png ...  run.json  latents.safetensors
 
-A run is built in a hidden folder, `.samples.new-...`, and comes to its place by renames: samples.1 -> samples.2,
-samples -> samples.1, the new one -> samples. A process that is killed between two of them leaves a gap in the
-numbers, which is where the next run's renames begin. To a reader the latest run is `samples`, or while there is none
-`.samples.old` (which is being replaced) or the lowest number. Writers of a folder wait for one another (`.run.lock`);
-readers never wait, and change nothing.
+`ldm.runs.places` says how a run comes to its place.
 """
 
 import json
-import logging
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from itertools import chain, count, takewhile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -48,14 +41,12 @@ from ldm.checkpoint import save_safetensors
 from ldm.errors import UserError
 from ldm.files import atomic_file, write_error
 from ldm.imaging.images import load_image, save_png
-from ldm.runs.ownership import PICTURES, RUN, check_folder, check_lock, check_png, is_free, run_id
-from ldm.runs.record import FORMAT, RunRecord, portable_path, prompt_slug
-
-logger = logging.getLogger(__name__)
+from ldm.runs.ownership import PICTURES, RUN, check_lock, check_png, run_id
+from ldm.runs.places import LOCK, check_place, latest, openable, places, portable, replacing, writing
+from ldm.runs.record import RunRecord, portable_path, prompt_slug
 
 T = TypeVar("T")
 
-_LOCK = ".run.lock"
 _LOOKS = 5  # that a reader takes before a run is missing: it may be between two of a writer's renames
 
 
@@ -93,7 +84,7 @@ class Run:
             UserError: it has been replaced or removed.
         """
         for _ in range(_LOOKS):
-            for place in (self.path, *_places(_latest(self.path))):
+            for place in (self.path, *places(latest(self.path))):
                 if run_id(place) == self.record.run_id:
                     return place
             time.sleep(0.01)
@@ -184,13 +175,13 @@ def check_run(outdir: str | os.PathLike, prompt: str, overwrite: bool = False) -
         UserError: the folder cannot be made or written, or a file of the user's lies where the run or its grid goes.
     """
     check_writable(outdir)
-    _check(Path(outdir) / "samples", RUN, prompt, overwrite)
+    check_place(Path(outdir) / "samples", RUN, prompt, overwrite)
 
 
 def check_pictures(outdir: str | os.PathLike, prompt: str, overwrite: bool = True) -> None:
     """As `check_run`, for `write_pictures`."""
     check_writable(outdir)
-    _check(Path(outdir) / prompt_slug(prompt), PICTURES, prompt, overwrite)
+    check_place(Path(outdir) / prompt_slug(prompt), PICTURES, prompt, overwrite)
 
 
 def check_reconstruction(run: Run, kind: str, indices: Sequence[int]) -> None:
@@ -202,7 +193,7 @@ def check_reconstruction(run: Run, kind: str, indices: Sequence[int]) -> None:
     folder = run.find() / f"reconstructed_{kind}"
     for path in (folder, run.path.parent):
         check_writable(path)
-    check_lock(run.path.parent / _LOCK)
+    check_lock(run.path.parent / LOCK)
     for index in indices:
         check_png(folder / f"{run.check(index):04d}.png", "prediction")
 
@@ -243,7 +234,7 @@ def write_run(
     """
     _check_counts(record.seeds, images, results, latents, *([] if videos is None else [videos]))
     samples = Path(outdir) / "samples"
-    with _replacing(samples, RUN, record, grid, overwrite) as (new, record):
+    with replacing(samples, RUN, record, grid, overwrite) as (new, record):
         for folder, pictures in (("images", images), ("results", results)):
             (new / folder).mkdir()
             for i, image in enumerate(pictures):
@@ -283,7 +274,7 @@ def write_pictures(
     """
     _check_counts(record.seeds, images, latents)
     folder = Path(outdir) / prompt_slug(record.prompt)
-    with _replacing(folder, PICTURES, record, grid, overwrite) as (new, record):
+    with replacing(folder, PICTURES, record, grid, overwrite) as (new, record):
         for i, image in enumerate(images):
             save_png(image, new / f"{i:04d}.png", record.png_text(i))
         _save_z0(latents, new)
@@ -300,14 +291,14 @@ def read_run(samples_path: str | os.PathLike) -> Run:
     if path.name in ("", "..") or path.is_symlink():  # so that its neighbours are the run's
         path = path.resolve()
     for look in range(_LOOKS):
-        for folder in chain([path], _places(path / "samples"), _places(path)):
+        for folder in chain([path], places(path / "samples"), places(path)):
             try:
                 text = (folder / "run.json").read_text(encoding="utf-8")
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f'"{folder / "run.json"}" cannot be read ({error}): make the run again') from error
-            return Run(folder, _openable(RunRecord.from_json(text, folder / "run.json"), folder))
+            return Run(folder, openable(RunRecord.from_json(text, folder / "run.json"), folder))
         time.sleep(0.01 * look)
     raise UserError(
         f'no run in "{path}" (no run.json): make one with scripts/text_editing.py, or name its samples folder'
@@ -330,14 +321,14 @@ def write_reconstruction(run: Run, kind: str, index: int, image: Image.Image, in
     if not re.fullmatch("[a-z][a-z0-9_]*", kind):
         raise ValueError(f"{kind!r} is no kind of reconstruction")
     name = f"{run.check(index):04d}"
-    with _writing(run.path.parent):
+    with writing(run.path.parent):
         folder = run.find() / f"reconstructed_{kind}"
         check_png(folder / f"{name}.png", "prediction")
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise write_error(folder, error) from error
-        save_png(image, folder / f"{name}.png", _portable(run.record, folder.parent).png_text(index))
+        save_png(image, folder / f"{name}.png", portable(run.record, folder.parent).png_text(index))
         notes = folder / "reconstruction.json"
         try:
             known = dict(json.loads(notes.read_text(encoding="utf-8")))
@@ -349,101 +340,6 @@ def write_reconstruction(run: Run, kind: str, index: int, image: Image.Image, in
     return folder / f"{name}.png"
 
 
-@contextmanager
-def locked(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold a lock, an empty file that stays; it goes with the process, however that ends.
-
-    Args:
-        path: its folder exists. timeout: seconds to wait for another holder; -1 waits until it is done.
-
-    Raises:
-        UserError: it cannot be written, or a file of the user's lies there.
-        filelock.Timeout: another holds it.
-    """
-    check_lock(path)
-    lock = FileLock(path)
-    try:
-        try:
-            lock.acquire(1 if timeout < 0 else timeout)
-        except Timeout:
-            if timeout >= 0:
-                raise
-            logger.warning('another program is writing to "%s": waiting until it is done', path.parent)
-            lock.acquire()
-    except Timeout:
-        raise
-    except OSError as error:
-        raise write_error(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _writing(outdir: Path) -> Iterator[None]:
-    """The runs of an output folder, for this writer alone."""
-    outdir.mkdir(parents=True, exist_ok=True)
-    with locked(outdir / _LOCK):
-        yield
-
-
-@contextmanager
-def _replacing(
-    folder: Path, layout: re.Pattern[str], record: RunRecord, grid: Image.Image, overwrite: bool
-) -> Iterator[tuple[Path, RunRecord]]:
-    """A new folder to be filled and the record as it is kept; when the block ends well it is the run in `folder`."""
-    outdir, slug = folder.parent, prompt_slug(record.prompt)
-    record = _portable(record, folder)
-    try:
-        with _writing(outdir):
-            _sweep(folder)
-            _check(folder, layout, record.prompt, overwrite)
-            staging = outdir / f"{_staging(folder)}{uuid.uuid4().hex[:12]}"
-            try:
-                new = staging / folder.name
-                new.mkdir(parents=True)
-                yield new, record
-                save_png(grid, staging / "grid.png", record.grid_text())
-                (new / "run.json").write_text(record.to_json(), encoding="utf-8", errors="replace")
-                _swap(folder, new, overwrite)
-                os.replace(staging / "grid.png", outdir / f"{slug}.png")
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        raise write_error(outdir, error) from error
-
-
-def _swap(folder: Path, new: Path, overwrite: bool) -> None:
-    """Move the runs of `folder` on, or the latest away, and the new one in. What goes wrong is undone."""
-    if overwrite and not is_free(folder):
-        moves = [(folder, _old(folder))]
-    else:
-        moves = [(run, _older(folder, number)) for number, run in enumerate(_chain(folder), 1)][::-1]
-    moves.append((new, folder))
-    free = moves[0][1]
-    try:
-        if free.is_dir():  # and empty, or it would be moved
-            free.rmdir()
-        for source, target in moves:
-            os.rename(source, target)
-    except BaseException:
-        for source, target in reversed(moves):
-            if target.exists() and not source.exists():
-                os.rename(target, source)
-        raise
-    with suppress(OSError):  # nothing was replaced; or the next writer removes it
-        os.rename(_old(folder), new)  # where all is removed at the end
-
-
-def _check(folder: Path, layout: re.Pattern[str], prompt: str, overwrite: bool) -> None:
-    """Refuse to move or replace what we did not make."""
-    check_lock(folder.parent / _LOCK)
-    check_png(folder.parent / f"{prompt_slug(prompt)}.png", "grid")
-    for run in [folder] if overwrite else _chain(folder):
-        check_folder(run, layout, whole=overwrite)
-
-
 def _check_counts(*parts: Sequence[Any] | torch.Tensor) -> None:
     counts = {*map(len, parts)}
     if len(counts) != 1 or 0 in counts:
@@ -452,82 +348,3 @@ def _check_counts(*parts: Sequence[Any] | torch.Tensor) -> None:
 
 def _save_z0(latents: torch.Tensor, folder: Path) -> None:
     save_safetensors({"z0": latents.detach().float().cpu().contiguous()}, folder / "latents.safetensors")
-
-
-def _sweep(folder: Path) -> None:
-    """Clear what a writer that was killed has left; there is none at work but the caller."""
-    old = _old(folder)
-    if old.is_dir() and is_free(folder):
-        with suppress(FileNotFoundError):
-            folder.rmdir()
-        os.rename(old, folder)
-        logger.warning('"%s" was being replaced when the program was stopped: the earlier run is back', folder)
-    for left in (old, *folder.parent.glob(f"{_staging(folder)}*")):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-# ---- the places of runs
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def _staging(folder: Path) -> str:
-    return f".{folder.name}.new-"
-
-
-def _older(folder: Path, number: int) -> Path:
-    return folder.with_name(f"{folder.name}.{number}")
-
-
-def _chain(folder: Path) -> list[Path]:
-    """`folder`, `folder.1` ..., up to the first that is free: what moves on when a run is added."""
-    places = chain([folder], (_older(folder, number) for number in count(1)))
-    return list(takewhile(lambda place: not is_free(place), places))
-
-
-def _latest(place: Path) -> Path:
-    """The folder whose latest run a place was, or an older one."""
-    match = re.fullmatch(r"\.(.+)\.old|(.+)\.[1-9]\d*", place.name)
-    return place.with_name(match[1] or match[2]) if match else place
-
-
-def _places(folder: Path) -> Iterator[Path]:
-    """Where the runs of `folder` may be, the latest first."""
-    if not folder.name:  # the root
-        return
-    yield folder
-    yield _old(folder)
-    name = re.compile(re.escape(folder.name) + r"\.([1-9]\d*)")
-    with suppress(OSError):
-        found = (name.fullmatch(path.name) for path in folder.parent.iterdir())
-        yield from (_older(folder, number) for number in sorted(int(match[1]) for match in found if match))
-
-
-# ---- files of a model without a name
-
-
-def _portable(record: RunRecord, folder: Path) -> RunRecord:
-    """The record with the model's files relative to the run's folder, as it may travel."""
-    files = {name: getattr(record, name) for name in ("config", "weights")}
-    relative = {name: _relative(path, folder) for name, path in files.items() if path}
-    return replace(record, format=FORMAT, **relative)
-
-
-def _relative(path: str, folder: Path) -> str:
-    here, there = (Path(p).resolve() for p in (folder, path))
-    try:
-        common = Path(os.path.commonpath([here, there]))
-    except ValueError:  # two drives
-        return there.name
-    home = Path.home()
-    return there.name if common in home.parents else Path(os.path.relpath(there, here)).as_posix()
-
-
-def _openable(record: RunRecord, folder: Path) -> RunRecord:
-    """The record with the model's files as paths from here; those of format 2 are as they are."""
-    if record.format < FORMAT:
-        return record
-    files = {name: getattr(record, name) for name in ("config", "weights")}
-    return replace(record, **{name: str((folder / path).resolve()) for name, path in files.items() if path})

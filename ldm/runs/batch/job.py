@@ -32,8 +32,9 @@ from ldm.runs.batch.report import PAGE, Outcome, Summary, check_report, read_sum
 from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
 from ldm.runs.batch.work import Profile, Worker, outline_editor, prepare_row, row_digest
 from ldm.runs.batch.workers import run_workers
-from ldm.runs.folder import Run, check_writable, locked, read_run
+from ldm.runs.folder import Run, check_writable, read_run
 from ldm.runs.jobs import BatchJob, EditJob, ModelChoice
+from ldm.runs.places import locked
 from ldm.runs.record import prompt_slug
 
 logger = logging.getLogger(__name__)
