@@ -26,6 +26,7 @@ from tests.tiny import save_tiny_model
 
 batch_editing = load_script("batch_editing")
 reconstruct = load_script("reconstruct")
+text_editing = load_script("text_editing")
 
 
 @pytest.fixture(scope="module")
@@ -623,3 +624,84 @@ def test_the_files_of_an_earlier_batch_are_replaced(folder, tmp_path):
     assert report._GENERATOR in page.read_text() and summary(tmp_path)[0]["status"] == "done"
     (run_folder,) = tmp_path.glob("*/samples*")
     assert run_folder.name == "samples", "a changed row replaces its run"
+
+
+# ---- rows as other programs write them
+
+
+def rows_of(tmp_path: Path, text: str, name: str = "rows.csv") -> list[Row | BadRow]:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return options_of(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (",image,mask,prompt\n0,a.png,m.png,a ball\n", {"prompt": "a ball"}),  # pandas with its index
+        ("image,mask,prompt,\na.png,m.png,a ball,\n", {"prompt": "a ball"}),
+        ("image,mask,prompt,seed\na.png,m.png,a ball,7.0\n", {"seed": 7}),
+        ("image,mask,prompt,seed\na.png,m.png,a ball,\n", {"seed": 42}),
+        (
+            'image, mask, prompt, ddim_steps\na.png, m.png, "a ball, blue", 1\n',
+            {"prompt": "a ball, blue", "ddim_steps": 1},
+        ),
+        ("\n\nimage,mask,prompt\n\na.png,m.png,a ball\n,,\n", {"prompt": "a ball"}),
+        ("image,mask,prompt,guidance_interval\na.png,m.png,a ball,0.2 0.8\n", {"guidance_interval": (0.2, 0.8)}),
+        ('image,mask,prompt\na.png,m.png,"two\nlines"\n', {"prompt": "two\nlines"}),
+    ],
+    ids=["index", "trailing comma", "float", "empty cell", "spaces", "blank lines", "pair", "two lines"],
+)
+def test_a_csv_as_pandas_and_spreadsheets_write_it(tmp_path, text, expected):
+    (row,) = rows_of(tmp_path, text)
+    assert isinstance(row, Row), row
+    assert {name: getattr(row.job, name) for name in expected} == expected
+
+
+def test_what_is_no_option_is_told_once_and_what_is_nearly_one_is_a_bad_row(tmp_path, caplog):
+    rows = [bad(notes="hello", name="a"), bad(notes="again", name="b"), bad(promt="x", name="c")]
+    one, two, three = rows_of(tmp_path, "\n".join(map(json.dumps, rows)), "rows.jsonl")
+    assert isinstance(one, Row) and isinstance(two, Row) and isinstance(three, BadRow)
+    assert [record.getMessage() for record in caplog.records if '"notes"' in record.getMessage()] == [
+        f'"{tmp_path / "rows.jsonl"}": "notes" is no option of a row and is ignored'
+    ]
+    assert '"promt"' in three.error and '"prompt"' in three.error
+
+
+def test_a_prompt_that_is_no_text_is_one_bad_row(tmp_path):
+    for stem in ("a", "b"):
+        for name in (f"{stem}.png", f"{stem}_mask.png"):
+            (tmp_path / name).write_text("")
+    (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "b.txt").write_text("café", encoding="utf-8")
+    one, two = options_of(tmp_path)
+    assert isinstance(one, BadRow) and "a.txt" in one.error and "UTF-8" in one.error
+    assert isinstance(two, Row) and two.job.prompt == "café"
+
+
+def test_a_folder_takes_every_kind_of_picture_that_an_edit_takes(tmp_path):
+    kinds = ["avif", "gif", "ppm", "jp2", "PNG", "jpeg", "webp", "tif", "bmp"]
+    for kind in kinds:
+        for name in (f"{kind}.{kind}", f"{kind}_mask.png"):
+            (tmp_path / name).write_text("")
+    (tmp_path / "notes.txt").write_text("of no picture")
+    assert sorted(row.name for row in options_of(tmp_path, prompt="p")) == sorted(kinds)
+
+
+def test_a_row_and_an_edit_of_the_same_options_are_the_same_bit_for_bit(folder, tmp_path):
+    """Also where the model's config has its own defaults; and the record says what was used."""
+    model = save_tiny_model(tmp_path / "model", editing={"scale": 3.0, "context": 0.1, "background_noise": "one"})
+    options = ["--model", str(model), "--ddim_steps", "3", "--n_samples", "2", "--precision", "float32", "--force"]
+    files = {"image": str(folder / "a.png"), "mask": str(folder / "a_mask.png"), "prompt": "a red ball"}
+    source = write_jsonl(tmp_path, [files])
+    assert run(batch_editing.main, [str(source), "-o", str(tmp_path / "batch"), "--devices", "cpu", *options]) == 0
+    argv = ["-p", files["prompt"], "-i", files["image"], "--mask", files["mask"], "--device", "cpu"]
+    assert run(text_editing.main, [*argv, "-o", str(tmp_path / "edit"), *options]) == 0
+    (row,) = (tmp_path / "batch").glob("*/samples")
+    for path in (tmp_path / "edit/samples").rglob("*.png"):
+        assert Image.open(path).tobytes() == Image.open(row / path.relative_to(tmp_path / "edit/samples")).tobytes()
+    of_row, of_edit = (json.loads((one / "run.json").read_text()) for one in (row, tmp_path / "edit/samples"))
+    del of_row["options"]["row"]
+    for name in ("options", "seeds", "window", "feather", "measures", "device", "precision", "weights_sha256"):
+        assert of_row[name] == of_edit[name], name
+    assert (of_row["options"]["scale"], of_row["options"]["context"]) == (3.0, 0.1)
+    assert of_row["options"]["background_noise"] == "shared" and of_row["device"] == "cpu"

@@ -154,6 +154,12 @@ def test_by_a_record_and_from_a_picture(name, tmp_path):
         assert getattr(again, name) == getattr(job, name)
 
 
+def test_a_prompt_of_bytes_that_are_no_utf_8_is_one_line():
+    with pytest.raises(UserError, match=r'`prompt` is "caf\?", which is not UTF-8') as error:
+        EditJob(**NEEDED | {"prompt": b"caf\xe9".decode("utf-8", "surrogateescape")})
+    str(error.value).encode()  # it can be shown
+
+
 @pytest.mark.parametrize("text", ["auto", None])
 def test_auto_is_what_is_left_to_the_mask(text):
     assert EditJob(**NEEDED, mask_dilation_iterations=text).mask_dilation_iterations is None

@@ -61,6 +61,9 @@ class SamplingRequest:
     force: bool = option(False, "paint a prompt of which the model knows no word", record=False)
 
     def __post_init__(self) -> None:
+        text = self.prompt.encode("utf-8", "replace").decode()
+        if text != self.prompt:  # a command line may hold bytes of another encoding
+            raise UserError(f'`prompt` is "{text}", which is not UTF-8: type it anew')
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             low, high = self.guidance_interval
             raise UserError(f"`guidance_interval` is {low:g} {high:g}: give the lower noise level first")

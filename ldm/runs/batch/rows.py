@@ -143,14 +143,17 @@ def _object(line: str) -> Mapping[str, Any] | UserError:
 
 
 def _read_csv(file: Iterable[str], source: Path) -> Iterator[Mapping[str, Any] | UserError]:
-    lines = iter(file)
-    header = next(lines, "")
+    lines, header, above = iter(file), "", 0
+    for header in lines:
+        above += 1
+        if header.strip():
+            break
     delimiter = max(",;\t", key=header.count)  # spreadsheets write what their country uses
     dialect: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
     columns = [name.strip() for name in next(csv.reader([header], **dialect), [])]
     reader = csv.reader(lines, **dialect)
     while True:
-        line = reader.line_num + 2  # of the file, from 1, in which the row begins
+        line = above + reader.line_num + 1  # of the file, from 1, in which the row begins
         try:
             cells = next(reader)
         except StopIteration:
