@@ -42,6 +42,8 @@ setup(
         "pytorch-lightning>=2.6",
         "omegaconf>=2.3",
         "pydantic>=2.7",
+        "annotated-types",  # these two come with pydantic
+        "typing_extensions",
         "pyyaml",
         "transformers>=4.45",
         "tokenizers>=0.20",

@@ -99,6 +99,12 @@ def server() -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
+@pytest.fixture(autouse=True)
+def online(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client may ask: the servers are those of these tests."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the second that the client waits after a break, which costs it a chunk of 10 MB: here 1 kB."""

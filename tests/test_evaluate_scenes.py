@@ -254,7 +254,7 @@ def test_answers_survive_and_belong_to_their_settings(tmp_path):
     assert Answers(path, {"seed": 0}).of("edits") == {3: {"part": "edits", "index": 3}}
     Answers(path, {"seed": 0}).add({"part": "edits", "index": 4})
     assert list(Answers(path, {"seed": 0}).of("edits")) == [3, 4]
-    with pytest.raises(UserError, match="another seed: give another --outdir"):
+    with pytest.raises(UserError, match="another seed: give another `outdir`"):
         Answers(path, {"seed": 1})
 
 
@@ -282,7 +282,7 @@ def test_a_run_answers_what_the_model_paints_and_goes_on_where_it_stopped(job, m
     mask = (triple.mask[0, 0] * 255).byte().numpy()
     edited = editor.edit(to_pil(triple.x), mask, triple.prompt, seed=1000, n_samples=4, ddim_steps=2)
     assert lines[1]["expected"] == triple.expected and lines[1]["seeds"] == [1000, 1001, 1002, 1003]
-    x = torch.cat([to_tensor(to_pil(one)) for one in edited.edit.x])
+    x = torch.cat([to_tensor(to_pil(one)) for one in edited.x])
     assert lines[1]["verdicts"] == verdicts(load_judge(), x, edited.task.canvas.x_mask)
 
     saved = json.loads((out / "evaluation.json").read_text())

@@ -51,7 +51,7 @@ def test_the_config_is_not_changed():
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"params": {}}, ["`target`", "params"]),
+        ({"params": {}}, ["'target'", "params"]),
         ({"target": BOX}, [BOX, "'size'"]),
         ({"target": BOX, "params": {"size": 1, "weight": 2}}, [BOX, "'weight'"]),
         ({"target": BOX, "params": {"size": -1}}, [BOX, "size -1 is negative"]),
@@ -95,7 +95,7 @@ def test_a_named_device_is_taken_at_its_word():
 @pytest.mark.parametrize("name", ["banana", "", "cuda:99", "meta", "privateuseone", "fpga", "CPU"])
 def test_a_device_that_cannot_be_had_is_one_line(name: str):
     message = error_of(choose_device, name)
-    assert message.startswith(f"--device {name} ") and "--device auto" in message
+    assert message.startswith(f"`device={name}` ") and "`device=auto`" in message
 
 
 def test_auto_precision_is_the_device_s(monkeypatch):
@@ -129,7 +129,7 @@ def test_a_named_precision_is_taken_at_its_word(name: str):
 @pytest.mark.parametrize("name", ["float8", "", "Float32", "half"])
 def test_an_unknown_precision_is_one_line(name: str):
     message = error_of(choose_precision, name, CPU)
-    assert message.startswith(f"--precision {name} ") and "bfloat16" in message
+    assert message.startswith(f"`precision={name}` ") and "bfloat16" in message
 
 
 def test_a_missing_extra_names_the_package_and_the_way_to_get_it():

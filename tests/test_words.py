@@ -48,7 +48,7 @@ def test_unknown_words_are_told_with_the_known_ones_by_kind(told):
 
 @pytest.mark.parametrize("prompt", ["fire", "a fire", "a spaceship on fire!", "!!!", "🔥", "feu\nfeu", "feuer " * 100])
 def test_a_prompt_without_any_known_word_is_refused_unless_forced(told, prompt: str):
-    with pytest.raises(UserError, match=r"knows no word of.*it knows colours \(red, blue\).*--force") as caught:
+    with pytest.raises(UserError, match=r"knows no word of.*it knows colours \(red, blue\).*`force`") as caught:
         told(prompt)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
     told(prompt, force=True)
@@ -92,7 +92,7 @@ def test_models_without_a_list_of_words_and_the_large_one_itself(tmp_path, caplo
 
 def test_a_damaged_list_of_words_is_one_line(tmp_path):
     files = zoo.resolve(str(save_tiny_model(tmp_path / "model", words={"shapes": "ball"})))
-    with pytest.raises(UserError, match="section `words`"):
+    with pytest.raises(UserError, match="section 'words'"):
         check_words(tiny_model(), files, "a spaceship")
 
 
