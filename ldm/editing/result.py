@@ -45,7 +45,7 @@ class EditTask:
         return cls(canvas, replace(request, **filled))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Predictions:
     """What was sampled, in rank order, the best first.
 
@@ -79,6 +79,11 @@ class Predictions:
         """The pictures to show or to keep, best first."""
         return self.images
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the results, as Pillow has it."""
+        return self.x.shape[3], self.x.shape[2]
+
     def captions(self) -> list[str]:
         """Of each picture, its place, seed and CLIP distance."""
         scores = [""] * len(self) if self.distances is None else [f" · {one:.3f}" for one in self.distances]
@@ -86,14 +91,14 @@ class Predictions:
 
     def __repr__(self) -> str:
         best = f", best distance {min(self.distances):.3f}" if self.distances else ""
-        width, height = self.results[0].size
+        width, height = self.size
         return f"<{type(self).__name__}: {len(self)} of {self.prompt!r:.60}, {width}x{height}{best}>"
 
     def _repr_html_(self) -> str:
         return html_of(self.results, self.captions())
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class EditResult(Predictions):
     """What came out of a task, best first.
 
@@ -103,6 +108,11 @@ class EditResult(Predictions):
     task: EditTask = field(kw_only=True)
     latent_masks: Tensor = field(kw_only=True)
     x_reference: Tensor = field(kw_only=True)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the results, those of the input."""
+        return self.task.canvas.picture.rgb.size
 
     @cached_property
     def finished(self) -> tuple[tuple[Image.Image, Measures], ...]:
