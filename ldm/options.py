@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass, is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 from typing_extensions import dataclass_transform
 
@@ -33,8 +33,8 @@ NAMES: set[str] = set()
 
 
 def option(
-    default: Any = ...,
-    help: str = "",
+    default: Any,
+    help: str,
     *,
     group: str = "how",
     short: str | None = None,
@@ -44,12 +44,12 @@ def option(
     expects: str | None = None,
     metavar: str | tuple[str, ...] | None = None,
     record: bool = True,
-    keyword: bool = False,
+    kw_only: bool | None = None,
 ) -> Any:
     """Declare a field of an `@options` dataclass.
 
     Args:
-        default: without one the option must be given.
+        default: of an option that must be given there is none, see `required`.
         help: one sentence.
         group: of `--help`. short: such as "-p".
         low, high: of a number, both included.
@@ -57,17 +57,28 @@ def option(
         expects: what an error asks for, where type and range do not say it.
         metavar: of `--help`.
         record: whether a run's record holds it.
-        keyword: whether the option is given by keyword alone, as one without a default after others with one must.
+        kw_only: whether it is given by keyword alone.
     """
-    extra = {"group": group, "short": short, "shown": shown, "expects": expects, "metavar": metavar, "record": record}
-    return Field(default, description=help, ge=low, le=high, json_schema_extra=extra, kw_only=keyword or None)
+    extra: dict[str, Any] = {"group": group, "short": short, "shown": shown, "expects": expects}
+    extra |= {"metavar": metavar, "record": record}
+    return Field(default, description=help, ge=low, le=high, json_schema_extra=extra, kw_only=kw_only)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(option,))
+def required(help: str, *, kw_only: bool | None = None, **more: Any) -> Any:
+    """Declare a field that must be given: by keyword alone, where fields with a default stand before it.
+
+    Args:
+        help, kw_only, more: as of `option`.
+    """
+    return option(..., help, kw_only=kw_only, **more)
+
+
+# A type checker takes what an `option(...)` gives for the default, and what `required(...)` gives for none.
+@dataclass_transform(frozen_default=True, field_specifiers=(required,))
 def options(cls: Cls) -> Cls:
     """Make a class a frozen dataclass of options. Its `__init__` raises UserError for a value that does not fit."""
     config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
-    made = dataclass(frozen=True, config=config)(cls)
+    made: Any = dataclass(frozen=True, config=config)(cls)
     init = made.__init__
 
     @functools.wraps(init)
@@ -84,7 +95,8 @@ def options(cls: Cls) -> Cls:
 
 def declared(cls: type) -> Mapping[str, FieldInfo]:
     """The options of a class, by name, those of its bases first."""
-    return cls.__pydantic_fields__  # type: ignore[attr-defined]
+    assert is_pydantic_dataclass(cls)
+    return cls.__pydantic_fields__
 
 
 def about(field: FieldInfo) -> dict[str, Any]:
@@ -96,11 +108,6 @@ def about(field: FieldInfo) -> dict[str, Any]:
 def subset(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of some values that are options of a class."""
     return {name: value for name, value in values.items() if name in declared(cls)}
-
-
-def narrowed(cls: Callable[..., Any], told: Any) -> Any:
-    """An object of `cls` with the values of an object that has all of its options, and more."""
-    return cls(**{name: getattr(told, name) for name in declared(cls)})  # type: ignore[arg-type]
 
 
 def recorded(told: Any) -> dict[str, Any]:
@@ -220,9 +227,9 @@ def _refused(cls: type, error: ValidationError) -> UserError:
         return UserError(f'there is no option "{name}"' + (f": `{near[0]}` is one" if near else f" among {_list(own)}"))
     if first["type"] in ("missing", "missing_argument") and len(first["loc"]) == 1:
         return UserError(f"`{name}` is missing: give {own[name].description}")
-    value = first["input"]
+    value, verb = first["input"], "is" if len(first["loc"]) == 1 else "holds"
     given = f'"{value}"' if isinstance(value, str) else f"{value}"
-    return UserError(f"`{name}` is {given}: give {expected(own[name])}")
+    return UserError(f"`{name}` {verb} {given}: give {expected(own[name])}")
 
 
 def expected(field: FieldInfo) -> str:
@@ -238,11 +245,11 @@ def expected(field: FieldInfo) -> str:
 
 
 def _span(field: FieldInfo) -> str:
-    bounds = {type(one): one for one in field.metadata}
-    low, high = bounds.get(annotated_types.Ge), bounds.get(annotated_types.Le)
-    if low is not None and high is not None:
-        return f" from {low.ge:g} to {high.le:g}" if high.le < 2**53 else f" from {low.ge:g} to {high.le}"  # type: ignore
-    return "" if low is None else f" of at least {low.ge:g}"  # type: ignore
+    low = next((one.ge for one in field.metadata if isinstance(one, annotated_types.Ge)), None)
+    high = next((one.le for one in field.metadata if isinstance(one, annotated_types.Le)), None)
+    if low is None:
+        return ""
+    return f" of at least {low}" if high is None else f" from {low} to {high}"
 
 
 def _plain(annotation: Any) -> Any:

@@ -20,6 +20,7 @@ from ldm.runs.jobs import BatchJob, EditJob, GenerationJob, ReconstructionJob
 from ldm.runs.record import RunRecord
 
 ROOT = Path(__file__).parents[1]
+NOISE_LEVELS = "two numbers, the lower first, from 0 (clean) to 1 (pure noise)"
 NEEDED = {"prompt": "a red ball", "init_image": "img.png", "mask": "mask.png"}
 
 # A value that is not the default, for every option of an edit.
@@ -180,6 +181,9 @@ def test_whole_numbers_as_spreadsheets_write_them(seed):
         ({"sampler": "euler"}, '`sampler` is "euler": give one of ddim, dpmpp_2m'),
         ({"mask_dilation_iterations": 17}, "`mask_dilation_iterations` is 17: give auto or an integer from 0 to 16"),
         ({"guidance_interval": "0.8 0.2"}, "`guidance_interval` is 0.8 0.2: give the lower noise level first"),
+        ({"guidance_interval": (0.0, 1.1)}, f"`guidance_interval` holds 1.1: give {NOISE_LEVELS}"),
+        ({"guidance_interval": (-0.1, 1.0)}, f"`guidance_interval` holds -0.1: give {NOISE_LEVELS}"),
+        ({"guidance_interval": (float("nan"), 1.0)}, f"`guidance_interval` holds nan: give {NOISE_LEVELS}"),
         ({"promt": "x"}, 'there is no option "promt": `prompt` is one'),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from ldm.errors import UserError
-from ldm.options import option, options
+from ldm.options import option, options, required
 
 NoiseLevel = Annotated[float, Field(ge=0, le=1)]
 
@@ -37,7 +37,7 @@ class SamplingRequest:
         UserError: a value that is no option's, or out of its range.
     """
 
-    prompt: str = option(..., "what to paint; '' paints what fits", group="what to edit", short="-p")
+    prompt: str = required("what to paint; '' paints what fits", group="what to edit", short="-p")
     n_samples: int = option(4, "predictions in one batch: as many as the memory takes", low=1)
     n_iter: int = option(1, "how many batches", low=1)
     seed: int = option(42, "seed of prediction 0; prediction i has seed + i, whatever its batch", low=0, high=2**63 - 1)
@@ -169,7 +169,7 @@ class ReconstructionOptions:
     precision: Literal["float32", "bfloat16"] = option("float32", "precision of the decoder during the steps")
 
     @staticmethod
-    def way(kind: str) -> dict[str, str]:
+    def way(kind: str) -> dict[str, Any]:
         """The options that mean a name in `RECONSTRUCTIONS`, as `kind` has it."""
         if kind == "optimization_latents":
             return {"reconstruction_type": "optimization", "optimization_mode": "latents"}

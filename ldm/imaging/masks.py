@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from bisect import bisect_left
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +27,6 @@ _ONE_COLOUR = 32
 # A corner of a thick part, unlike a thin part, extends beyond what a disc sweeps by less than this share of the
 # disc's width: right angles by 0.21, angles of 60 degrees by 0.5.
 _REACH = 2 / 3
-
-
-def load_mask(
-    path: str | os.PathLike,
-    size: tuple[int, int] | None = None,
-    invert: bool = False,
-    image_size: tuple[int, int] | None = None,
-) -> torch.Tensor:
-    """The mask of a file: see `mask_from`."""
-    return mask_from(path, size, invert, image_size)
 
 
 def mask_from(
@@ -81,7 +72,7 @@ def part(grey: Image.Image, size: tuple[int, int] | None, invert: bool, name: st
     """
     mask = (resize_levels(_unit(grey, invert), size) >= 0.5).float()
     if not mask.any():
-        raise UserError(_nothing_left(name, invert, grey.getextrema()[1]))
+        raise UserError(_nothing_left(name, invert, int(np.asarray(grey).max())))
     return mask
 
 
@@ -126,7 +117,7 @@ def grey_levels(picture: Picture, soft: bool = False) -> tuple[Image.Image, str 
     grey = picture.rgb.convert("L")
     if picture.alpha is None:
         return grey, None
-    most = picture.alpha.getextrema()[1]
+    most = int(np.asarray(picture.alpha).max())
     if most == 0:
         raise UserError(
             f'the mask "{picture.path}" is transparent all over, so there is nothing to edit: paint where to edit, or '
@@ -243,12 +234,12 @@ def _unit(grey: Image.Image, invert: bool) -> torch.Tensor:
 
 def _nothing_left(path: str | os.PathLike, invert: bool, brightest: int) -> str:
     if invert:
-        return f'the mask "{path}" is all white and inverted: leave out "invert_mask", or paint black where to edit'
+        return f'the mask "{path}" is all white and inverted: leave out `invert_mask`, or paint black where to edit'
     if 0 < brightest < 128:
         return f'the mask "{path}" has no level above {brightest} of 255: paint white (255) where to edit'
-    return f'the mask "{path}" is all black: paint white where to edit, or use "invert_mask" if black is to be edited'
+    return f'the mask "{path}" is all black: paint white where to edit, or use `invert_mask` if black is to be edited'
 
 
-def shown(size: tuple[int, int]) -> str:
+def shown(size: Sequence[int]) -> str:
     """(H,W) -> the usual WxH."""
     return f"{size[1]}x{size[0]}"

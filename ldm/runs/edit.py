@@ -132,13 +132,13 @@ def _record(job: EditJob, editor: Editor, result: EditResult, notes: Mapping[str
         mask=str(job.mask),
         image_sha256=file_sha256(job.init_image),
         mask_sha256=file_sha256(job.mask),
-        size=tuple(canvas.x_source.shape[2:]),
+        size=canvas.size,
         options={name: value for name, value in options.items() if name not in elsewhere},
         scores=result.distances,
         invert_mask=request.invert_mask,
         window=asdict(canvas.window),
         feather=canvas.feather,
-        measures=[measures.info() for measures in result.measures],
+        measures=tuple(measures.info() for measures in result.measures),
         **editor.identity(),
     )
 

@@ -38,11 +38,12 @@ def run_generation(job: GenerationJob) -> SavedPictures:
         made = editor.paint(request, lambda _: bar.update())
     options = recorded(job) | recorded(request)
     elsewhere = ("prompt", "seed", "H", "W")
+    height, width = made.x.shape[2:]
     record = RunRecord(
         prompt=request.prompt,
         seed=request.seed,
         seeds=made.seeds,
-        size=tuple(made.x.shape[2:]),
+        size=(height, width),
         options={name: value for name, value in options.items() if name not in elsewhere},
         scores=made.distances,
         **editor.identity(),

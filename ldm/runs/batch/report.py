@@ -61,6 +61,7 @@ class Outcome:
     error: str | None = None
 
     def line(self) -> bytes:
+        """A line of the summary: JSON in UTF-8."""
         text = json.dumps(asdict(self), ensure_ascii=False, default=str)
         return text.encode("utf-8", "replace") + b"\n"
 

@@ -89,8 +89,8 @@ def read_rows(source: Path, outdir: Path, defaults: Mapping[str, Any]) -> list[R
         UserError: the file cannot be read or has no rows.
     """
     try:
-        base, records = (Path(), _read_folder(source)) if source.is_dir() else (source.parent, _read_file(source))
-        records = list(records)
+        base = Path() if source.is_dir() else source.parent
+        records = list(_read_folder(source) if source.is_dir() else _read_file(source))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f'"{source}" cannot be read as rows ({error}): give a JSONL, a CSV or a folder') from error
     if not records:
