@@ -20,6 +20,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, as all errors of this project are."""
 
     def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
@@ -68,10 +69,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         with own_process():
             main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"error: {as_flags(str(error))}", file=sys.stderr)
+        sys.stderr.write(f"error: {as_flags(str(error))}\n")
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        sys.stderr.write("stopped\n")
         return 130
     finally:
         logger.handlers = before[0]

@@ -21,11 +21,8 @@ from ldm.editing import edit
 from ldm.runs.batch import report, work, workers
 from ldm.runs.batch.report import Outcome, Summary
 from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
-from tests.test_text_editing import load_script
+from scripts import batch_editing, reconstruct
 from tests.tiny import save_tiny_model
-
-batch_editing = load_script("batch_editing")
-reconstruct = load_script("reconstruct")
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +38,6 @@ def folder(tmp_path_factory):
         Image.fromarray(mask).save(folder / f"{name}_mask.png")
     Image.new("L", (90, 70)).save(folder / "black.png")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def edit_rows(count: int, **more) -> list[dict]:

@@ -44,6 +44,7 @@ class Row:
 
     @property
     def predictions(self) -> int:
+        """How many it asks for."""
         return len(self.job.request.seeds)
 
     @property
