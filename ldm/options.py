@@ -27,6 +27,7 @@ from typing_extensions import dataclass_transform
 from ldm.errors import UserError
 
 Cls = TypeVar("Cls", bound=type)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 NAMES: set[str] = set()
 """Of all options: in an error's text, `name` and `name=value` are shown by command lines as flags, see `ldm.cli`."""
@@ -198,20 +199,23 @@ def _by_group(cls: type) -> list[tuple[str, FieldInfo]]:
     return sorted(declared(cls).items(), key=lambda item: groups.index(about(item[1]).get("group")))
 
 
-def signature(cls: type, function: Callable[..., Any], stop: str = "options") -> inspect.Signature:
-    """The signature of a function whose `**options` are those of a class, with their names, types and defaults."""
-    parameters: list[inspect.Parameter] = []
-    taken = set(inspect.signature(function).parameters)
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.name != stop:
-            parameters.append(parameter)
-            continue
+def takes(cls: type) -> Callable[[Function], Function]:
+    """Let a function whose `**options` are those of a class show their names, types, defaults and meaning."""
+
+    def show(function: Function) -> Function:
+        own, empty = inspect.signature(function), inspect.Parameter.empty
+        parameters = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        text = f"{inspect.getdoc(function)}\n\nOptions:\n"
         for name, field in declared(cls).items():
-            if name not in taken:
-                default = inspect.Parameter.empty if field.is_required() else field.default
-                kind = inspect.Parameter.KEYWORD_ONLY
+            if name not in own.parameters:
+                default, kind = empty if field.is_required() else field.default, inspect.Parameter.KEYWORD_ONLY
                 parameters.append(inspect.Parameter(name, kind, default=default, annotation=field.annotation))
-    return inspect.Signature(parameters, return_annotation=inspect.signature(function).return_annotation)
+                text += f"    {name}: {field.description}.\n"
+        vars(function)["__signature__"] = own.replace(parameters=parameters)
+        function.__doc__ = text
+        return function
+
+    return show
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -228,7 +232,8 @@ def _refused(cls: type, error: ValidationError) -> UserError:
     if first["type"] in ("missing", "missing_argument") and len(first["loc"]) == 1:
         return UserError(f"`{name}` is missing: give {own[name].description}")
     value, verb = first["input"], "is" if len(first["loc"]) == 1 else "holds"
-    given = f'"{value}"' if isinstance(value, str) else f"{value}"
+    text = " ".join(str(value).split())  # one line, whatever is given
+    given = f'"{text}"' if isinstance(value, str) else text
     return UserError(f"`{name}` {verb} {given}: give {expected(own[name])}")
 
 

@@ -17,7 +17,7 @@ from ldm.imaging.canvas import Canvas
 from ldm.models.diffusion.blending import PixelBlending, blended_sample
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.guidance import guided_denoiser
-from ldm.models.diffusion.sampling import Denoiser, NoiseSource, StepInfo, sample
+from ldm.models.diffusion.sampling import NoiseSource, StepInfo, sample
 from ldm.models.diffusion.schedule import SamplingSchedule, make_sampling_schedule
 from ldm.util import told_out_of_memory
 
@@ -134,8 +134,9 @@ def generate(
     height, width = size_of(request, model)
     check_size(model, height, width)
     schedule = sampling_schedule(model, request)
+    assert request.scale is not None  # `Defaults.fill` has filled it in
     context, empty = (model.get_learned_conditioning([prompt]) for prompt in (request.prompt, ""))
-    denoiser = _guided(model, context, empty, request)
+    denoiser = guided_denoiser(model, context, empty, request.scale, request.guidance_interval)
     shape = (model.channels, height // model.factor, width // model.factor)
 
     def paint(_: Sequence[int], noise: NoiseSource, see: Progress) -> Tensor:
@@ -150,12 +151,6 @@ def size_of(request: SamplingRequest, model: LatentDiffusion) -> tuple[int, int]
     """(H, W) that a request is worked at: its own, or the model's."""
     own = model.image_size * model.factor
     return request.H or own, request.W or own
-
-
-def _guided(model: LatentDiffusion, context: Tensor, empty: Tensor, request: SamplingRequest) -> Denoiser:
-    """The model under the guidance of a request."""
-    assert request.scale is not None  # `Defaults.fill` has filled it in
-    return guided_denoiser(model, context, empty, request.scale, request.guidance_interval)
 
 
 class _Inputs:
@@ -180,8 +175,9 @@ class _Inputs:
         """z_0 (b, c, h, w) of one batch; `rows` names the task of each sample."""
         rows = rows[:1] if len(set(rows)) == 1 else rows  # what all samples share is broadcast
         request, device = self.tasks[rows[0]].request, self.model.device
+        assert request.scale is not None  # as above
         context = torch.cat([self.contexts[self.tasks[i].request.prompt] for i in rows])
-        denoiser = _guided(self.model, context, self.contexts[""], request)
+        denoiser = guided_denoiser(self.model, context, self.contexts[""], request.scale, request.guidance_interval)
         pixels = None
         if request.percentage_of_pixel_blending > 0:
             canvases = [self.tasks[i].canvas for i in rows]

@@ -72,6 +72,11 @@ class SamplingRequest:
         """Of all predictions, in the order of their making."""
         return range(self.seed, self.seed + self.n_samples * self.n_iter)
 
+    @property
+    def steps(self) -> int:
+        """How many steps are made, those of all batches together."""
+        return self.ddim_steps * self.n_iter
+
 
 @options
 class EditRequest(SamplingRequest):
@@ -130,6 +135,11 @@ class EditRequest(SamplingRequest):
         if self.skip_steps >= self.ddim_steps:
             most = self.ddim_steps - 1
             raise UserError(f"`skip_steps` is {self.skip_steps}: give 0 to {most} with `ddim_steps={self.ddim_steps}`")
+
+    @property
+    def steps(self) -> int:
+        """See `SamplingRequest.steps`."""
+        return (self.ddim_steps - self.skip_steps) * self.n_iter
 
     @property
     def batch_key(self) -> "EditRequest":
