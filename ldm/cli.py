@@ -95,15 +95,19 @@ def add_released_options(parser: argparse.ArgumentParser, **same: str) -> None:
 
 
 def with_released_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parsed options with those of the released programs under our names, and one notice of it."""
+    """Parsed options with those of the released programs under our names, and one notice of it.
+
+    What is given under our name too is taken from there.
+    """
     options = {name: value for name, value in given.items() if name != "gpu_id" and not name.startswith("as_")}
     taken = {name.removeprefix("as_"): value for name, value in given.items() if name.startswith("as_")}
     if "gpu_id" in given:
         taken["device"] = f"cuda:{given['gpu_id']}"
+    taken = {name: value for name, value in taken.items() if name not in options}
     if taken:
         words = ", ".join(f"`{name}={value}`" for name, value in taken.items())
         logging.getLogger(__name__).warning("taken as %s", words)
-    return taken | options
+    return options | taken
 
 
 def _command(script: str) -> int:

@@ -282,7 +282,7 @@ MISTAKES = {
     "index": (("--selected_indices", 0, 3), "there is no prediction 3", lambda s: edit_record(s, weights="/gone.ckpt")),
     "no integer": (
         ("--selected_indices", "best"),
-        '--selected_indices is "best": give numbers of predictions, from 0',
+        '--selected_indices holds "best": give numbers of predictions, from 0',
         lambda s: None,
     ),
     "no run": (("--images_path", "/nowhere"), "scripts/text_editing.py", lambda s: None),

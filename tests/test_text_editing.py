@@ -366,9 +366,12 @@ def test_a_check_does_not_write_over_a_picture_of_the_users(folder, tmp_path, ca
 def test_options_of_the_released_program_are_taken(folder, tmp_path, capsys):
     assert edit(folder, tmp_path / "o", "--batch_size", 3, "--n_samples", 1) == 0
     said = capsys.readouterr().err
-    assert said.count("note: taken as --n_samples 3") == 1
-    assert len(json.loads((tmp_path / "o/samples/run.json").read_text())["seeds"]) == 1, "ours wins"
-    job, _ = text_editing.parse(["-p", "p", "-i", "x.png", "--mask", "m.png", "--gpu_id", "1"])
+    assert "taken as" not in said, "ours wins"
+    assert len(json.loads((tmp_path / "o/samples/run.json").read_text())["seeds"]) == 1
+    needed = ["-p", "p", "-i", "x.png", "--mask", "m.png"]
+    assert run(text_editing.main, [*needed, "--batch_size", "0"]) == 2
+    assert capsys.readouterr().err.startswith("note: taken as --n_samples 0\n")
+    job, _ = text_editing.parse([*needed, "--gpu_id", "1"])
     assert job.device == "cuda:1"
 
 

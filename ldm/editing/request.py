@@ -17,8 +17,8 @@ _RELEASED_NOISE = {"one": "shared", "fresh": "resampled"}  # as earlier versions
 
 
 def _numbers(value: Any) -> Any:
-    """Numbers in a text, as a spreadsheet's cell has them, with spaces or commas between."""
-    return value.replace(",", " ").split() or None if isinstance(value, str) else value
+    """Numbers in a text, as a spreadsheet's cell has them: spaces or commas between, or a list as Python writes it."""
+    return value.strip("[]() ").replace(",", " ").split() or None if isinstance(value, str) else value
 
 
 def _auto(value: Any) -> Any:
