@@ -20,6 +20,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, as all errors of this project are."""
 
     def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
@@ -68,10 +69,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         with own_process():
             main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"error: {as_flags(str(error))}", file=sys.stderr)
+        sys.stderr.write(f"error: {as_flags(str(error))}\n")
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        sys.stderr.write("stopped\n")
         return 130
     finally:
         logger.handlers = before[0]
@@ -94,15 +95,19 @@ def add_released_options(parser: argparse.ArgumentParser, **same: str) -> None:
 
 
 def with_released_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parsed options with those of the released programs under our names, and one notice of it."""
+    """Parsed options with those of the released programs under our names, and one notice of it.
+
+    What is given under our name too is taken from there.
+    """
     options = {name: value for name, value in given.items() if name != "gpu_id" and not name.startswith("as_")}
     taken = {name.removeprefix("as_"): value for name, value in given.items() if name.startswith("as_")}
     if "gpu_id" in given:
         taken["device"] = f"cuda:{given['gpu_id']}"
+    taken = {name: value for name, value in taken.items() if name not in options}
     if taken:
         words = ", ".join(f"`{name}={value}`" for name, value in taken.items())
         logging.getLogger(__name__).warning("taken as %s", words)
-    return taken | options
+    return options | taken
 
 
 def _command(script: str) -> int:

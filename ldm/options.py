@@ -20,21 +20,22 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass, is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 from typing_extensions import dataclass_transform
 
 from ldm.errors import UserError
 
 Cls = TypeVar("Cls", bound=type)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 NAMES: set[str] = set()
 """Of all options: in an error's text, `name` and `name=value` are shown by command lines as flags, see `ldm.cli`."""
 
 
 def option(
-    default: Any = ...,
-    help: str = "",
+    default: Any,
+    help: str,
     *,
     group: str = "how",
     short: str | None = None,
@@ -44,12 +45,12 @@ def option(
     expects: str | None = None,
     metavar: str | tuple[str, ...] | None = None,
     record: bool = True,
-    keyword: bool = False,
+    kw_only: bool | None = None,
 ) -> Any:
     """Declare a field of an `@options` dataclass.
 
     Args:
-        default: without one the option must be given.
+        default: of an option that must be given there is none, see `required`.
         help: one sentence.
         group: of `--help`. short: such as "-p".
         low, high: of a number, both included.
@@ -57,17 +58,28 @@ def option(
         expects: what an error asks for, where type and range do not say it.
         metavar: of `--help`.
         record: whether a run's record holds it.
-        keyword: whether the option is given by keyword alone, as one without a default after others with one must.
+        kw_only: whether it is given by keyword alone.
     """
-    extra = {"group": group, "short": short, "shown": shown, "expects": expects, "metavar": metavar, "record": record}
-    return Field(default, description=help, ge=low, le=high, json_schema_extra=extra, kw_only=keyword or None)
+    extra: dict[str, Any] = {"group": group, "short": short, "shown": shown, "expects": expects}
+    extra |= {"metavar": metavar, "record": record}
+    return Field(default, description=help, ge=low, le=high, json_schema_extra=extra, kw_only=kw_only)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(option,))
+def required(help: str, *, kw_only: bool | None = None, **more: Any) -> Any:
+    """Declare a field that must be given: by keyword alone, where fields with a default stand before it.
+
+    Args:
+        help, kw_only, more: as of `option`.
+    """
+    return option(..., help, kw_only=kw_only, **more)
+
+
+# A type checker takes what an `option(...)` gives for the default, and what `required(...)` gives for none.
+@dataclass_transform(frozen_default=True, field_specifiers=(required,))
 def options(cls: Cls) -> Cls:
     """Make a class a frozen dataclass of options. Its `__init__` raises UserError for a value that does not fit."""
     config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
-    made = dataclass(frozen=True, config=config)(cls)
+    made: Any = dataclass(frozen=True, config=config)(cls)
     init = made.__init__
 
     @functools.wraps(init)
@@ -84,7 +96,8 @@ def options(cls: Cls) -> Cls:
 
 def declared(cls: type) -> Mapping[str, FieldInfo]:
     """The options of a class, by name, those of its bases first."""
-    return cls.__pydantic_fields__  # type: ignore[attr-defined]
+    assert is_pydantic_dataclass(cls)
+    return cls.__pydantic_fields__
 
 
 def about(field: FieldInfo) -> dict[str, Any]:
@@ -96,11 +109,6 @@ def about(field: FieldInfo) -> dict[str, Any]:
 def subset(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of some values that are options of a class."""
     return {name: value for name, value in values.items() if name in declared(cls)}
-
-
-def narrowed(cls: Callable[..., Any], told: Any) -> Any:
-    """An object of `cls` with the values of an object that has all of its options, and more."""
-    return cls(**{name: getattr(told, name) for name in declared(cls)})  # type: ignore[arg-type]
 
 
 def recorded(told: Any) -> dict[str, Any]:
@@ -191,20 +199,23 @@ def _by_group(cls: type) -> list[tuple[str, FieldInfo]]:
     return sorted(declared(cls).items(), key=lambda item: groups.index(about(item[1]).get("group")))
 
 
-def signature(cls: type, function: Callable[..., Any], stop: str = "options") -> inspect.Signature:
-    """The signature of a function whose `**options` are those of a class, with their names, types and defaults."""
-    parameters: list[inspect.Parameter] = []
-    taken = set(inspect.signature(function).parameters)
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.name != stop:
-            parameters.append(parameter)
-            continue
+def takes(cls: type) -> Callable[[Function], Function]:
+    """Let a function whose `**options` are those of a class show their names, types, defaults and meaning."""
+
+    def show(function: Function) -> Function:
+        own, empty = inspect.signature(function), inspect.Parameter.empty
+        parameters = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        text = f"{inspect.getdoc(function)}\n\nOptions:\n"
         for name, field in declared(cls).items():
-            if name not in taken:
-                default = inspect.Parameter.empty if field.is_required() else field.default
-                kind = inspect.Parameter.KEYWORD_ONLY
+            if name not in own.parameters:
+                default, kind = empty if field.is_required() else field.default, inspect.Parameter.KEYWORD_ONLY
                 parameters.append(inspect.Parameter(name, kind, default=default, annotation=field.annotation))
-    return inspect.Signature(parameters, return_annotation=inspect.signature(function).return_annotation)
+                text += f"    {name}: {field.description}.\n"
+        vars(function)["__signature__"] = own.replace(parameters=parameters)
+        function.__doc__ = text
+        return function
+
+    return show
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -220,9 +231,10 @@ def _refused(cls: type, error: ValidationError) -> UserError:
         return UserError(f'there is no option "{name}"' + (f": `{near[0]}` is one" if near else f" among {_list(own)}"))
     if first["type"] in ("missing", "missing_argument") and len(first["loc"]) == 1:
         return UserError(f"`{name}` is missing: give {own[name].description}")
-    value = first["input"]
-    given = f'"{value}"' if isinstance(value, str) else f"{value}"
-    return UserError(f"`{name}` is {given}: give {expected(own[name])}")
+    value, verb = first["input"], "is" if len(first["loc"]) == 1 else "holds"
+    text = " ".join(str(value).split())  # one line, whatever is given
+    given = f'"{text}"' if isinstance(value, str) else text
+    return UserError(f"`{name}` {verb} {given}: give {expected(own[name])}")
 
 
 def expected(field: FieldInfo) -> str:
@@ -238,11 +250,11 @@ def expected(field: FieldInfo) -> str:
 
 
 def _span(field: FieldInfo) -> str:
-    bounds = {type(one): one for one in field.metadata}
-    low, high = bounds.get(annotated_types.Ge), bounds.get(annotated_types.Le)
-    if low is not None and high is not None:
-        return f" from {low.ge:g} to {high.le:g}" if high.le < 2**53 else f" from {low.ge:g} to {high.le}"  # type: ignore
-    return "" if low is None else f" of at least {low.ge:g}"  # type: ignore
+    low = next((one.ge for one in field.metadata if isinstance(one, annotated_types.Ge)), None)
+    high = next((one.le for one in field.metadata if isinstance(one, annotated_types.Le)), None)
+    if low is None:
+        return ""
+    return f" of at least {low}" if high is None else f" from {low} to {high}"
 
 
 def _plain(annotation: Any) -> Any:

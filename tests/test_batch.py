@@ -21,12 +21,8 @@ from ldm.editing import edit
 from ldm.runs.batch import report, work, workers
 from ldm.runs.batch.report import Outcome, Summary
 from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
-from tests.test_text_editing import load_script
+from scripts import batch_editing, reconstruct, text_editing
 from tests.tiny import save_tiny_model
-
-batch_editing = load_script("batch_editing")
-reconstruct = load_script("reconstruct")
-text_editing = load_script("text_editing")
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +38,6 @@ def folder(tmp_path_factory):
         Image.fromarray(mask).save(folder / f"{name}_mask.png")
     Image.new("L", (90, 70)).save(folder / "black.png")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def edit_rows(count: int, **more) -> list[dict]:
@@ -115,6 +106,19 @@ def test_a_rows_own_options_win_over_the_command_line(tmp_path):
     assert rows[0].name.startswith("0001-a-red-ball-0") and rows[1].job.outdir == Path("out/two")
 
 
+def test_a_row_that_says_which_model_leaves_nothing_of_the_command_lines(tmp_path):
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "own").mkdir()
+    source = write_jsonl(tmp_path, [bad(model="scenes"), bad(model="own"), bad(config="c.yaml", ckpt="c.ckpt"), bad()])
+    defaults = {"config": Path("a.yaml"), "ckpt": Path("a.ckpt")}
+    named, folder, files, none = (row.model[:3] for row in options_of(source, **defaults))
+    assert named == ("scenes", None, None), "a known name, whatever lies beside the rows"
+    assert folder == (str(tmp_path / "own"), None, None)
+    assert files == ("auto", tmp_path / "c.yaml", tmp_path / "c.ckpt")
+    assert none == ("auto", Path("a.yaml"), Path("a.ckpt"))
+    assert options_of(source, model="text2img-large")[2].model[:3] == files
+
+
 @pytest.mark.parametrize(("delimiter", "mark"), [(",", ""), (";", "\ufeff"), ("\t", "")])
 def test_a_csv_has_the_same_columns_and_empty_cells_are_defaults(tmp_path, delimiter, mark):
     lines = [["image", "mask", "prompt", "scale", "soft_mask", "name"], ["a.png", "m.png", '"x, y; z"', "", "true", ""]]
@@ -162,6 +166,7 @@ def bad(**row) -> dict:
         (bad(mask=None), "no mask"),
         (bad(name="first"), '"first" is that of row 1'),
         (bad(name="FIRST"), "row 1"),
+        (bad(init_image="b.png"), "`init_image` is given twice"),
     ],
 )
 def test_a_bad_row_says_why_and_leaves_the_others_alone(tmp_path, row, named):
@@ -183,6 +188,7 @@ def test_any_name_is_a_safe_folder(tmp_path, name):
         ("rows.txt", "x", "neither"),
         ("empty.jsonl", "\n\n", "no rows"),
         ("latin.jsonl", b"\xff\xfe", "latin.jsonl"),
+        ("twice.csv", "image,mask,prompt,seed,seed\na,b,c,1,2\n", 'more than one column "seed"'),
         ("open.csv", 'image,mask,prompt\na,b,"a red ball\na,b,c\n', "from line 2: a quotation mark is not closed"),
     ],
 )
@@ -241,7 +247,7 @@ def test_together_rows_give_what_each_gives_alone(folder, tmp_path):
     assert len(pixels(tmp_path / "together")) == 12 and nearly_same(tmp_path / "together", tmp_path / "alone")
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(folder, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_halves_the_batch(folder, tmp_path, monkeypatch, capsys):
     tried, blended_sample = [], edit.blended_sample
 
     def small_memory(denoiser, schedule, z_source, masks, noise, **more):

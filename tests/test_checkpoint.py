@@ -300,7 +300,7 @@ def test_load_model(tmp_path: Path, stored: torch.dtype, wanted: torch.dtype):
 
 
 def test_a_part_that_goes_elsewhere_is_never_on_the_device(tmp_path: Path):
-    """The meta device keeps no numbers: what had been there once would be lost."""
+    """The meta device keeps no values: what had been there once would be lost."""
 
     class Two(Tiny):
         def __init__(self):

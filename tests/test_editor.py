@@ -88,8 +88,7 @@ def test_a_residual_is_the_finish_of_an_edit(editor, photo, mask):
     assert np.abs(np.asarray(restored.image).astype(int) - np.asarray(edited.results[0])).max() <= 1
 
 
-def test_a_loaded_model_brings_its_own_learning_rate(photo, mask, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_loaded_model_brings_its_own_learning_rate(photo, mask, tmp_path):
     folder = save_tiny_model(tmp_path / "own", reconstruction={"learning_rate": 1e-12})
     editor = Editor.load(str(folder), device="cpu", precision="float32")
     edited = editor.edit(photo, mask, "a red ball", **QUICK)
@@ -97,8 +96,7 @@ def test_a_loaded_model_brings_its_own_learning_rate(photo, mask, tmp_path, monk
     assert torch.allclose(restored, edited.x[:1].clamp(-1, 1), atol=1e-4), "at that rate nothing moves"
 
 
-def test_a_loaded_model_brings_its_own_context(photo, mask, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_loaded_model_brings_its_own_context(photo, mask, tmp_path):
     windows = {}
     for context in (None, 0.25, 2.0):
         sections = {} if context is None else {"editing": {"context": context}}
@@ -114,8 +112,7 @@ def test_a_loaded_model_brings_its_own_context(photo, mask, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("name", "own", "usual"), [("scale", 2.0, 5.0), ("background_noise", "shared", "resampled")], ids=["scale", "noise"]
 )
-def test_a_loaded_model_brings_its_own_defaults(photo, mask, tmp_path, monkeypatch, name, own, usual):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_loaded_model_brings_its_own_defaults(photo, mask, tmp_path, name, own, usual):
     folders = [save_tiny_model(tmp_path / kind) for kind in ("plain", "own")]
     with (folders[1] / "config.yaml").open("a") as config:
         config.write(f"editing: {{{name}: {own}}}\n")
@@ -226,8 +223,7 @@ def test_samplers_that_cannot_do_what_is_asked_are_named(editor, photo, mask, op
         editor.edit(photo, mask, "a red ball", **QUICK | options)
 
 
-def test_with_low_memory_the_text_encoder_stays_on_the_cpu(photo, mask, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_with_low_memory_the_text_encoder_stays_on_the_cpu(photo, mask, tmp_path):
     folder = str(save_tiny_model(tmp_path / "own"))
     low, plain = (Editor.load(folder, device="cpu", low_memory=low) for low in (True, False))
     assert next(low.model.cond_stage_model.parameters()).device.type == "cpu"

@@ -264,7 +264,7 @@ def test_a_damaged_file_of_answers_is_told(tmp_path):
         Answers(tmp_path / "answers.jsonl", {})
 
 
-def test_a_run_answers_what_the_model_paints_and_goes_on_where_it_stopped(job, models, tmp_path, monkeypatch):
+def test_a_run_answers_what_the_model_paints_and_resumes_where_it_stopped(job, models, tmp_path, monkeypatch):
     first = run_evaluation(job("edits", n_triples=1))
     assert [row.part for row in first] == ["edits"] * 5
     saved, save = [], Paintings.save

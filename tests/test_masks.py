@@ -16,12 +16,11 @@ from ldm.editing.latent_masks import (
     area,
     auto_dilation,
     cover,
-    latent_masks,
     nearest,
     step_masks,
 )
 from ldm.errors import UserError
-from ldm.imaging.masks import load_mask, mask_from, mask_levels, resize_mask, thickness, thin_parts
+from ldm.imaging.masks import mask_from, mask_levels, resize_mask, thickness, thin_parts
 from ldm.models.diffusion.schedule import SamplingSchedule, make_beta_schedule, make_sampling_schedule, mask_parts
 
 INPUTS = Path(__file__).parent.parent / "inputs"
@@ -34,6 +33,16 @@ def disc(size: int = 128, centre: float = 64, radius: float = 30) -> np.ndarray:
 
 def tensor(levels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(levels >= 128).float()[None, None]
+
+
+def schedule(steps: int, sampler: str = "ddim") -> SamplingSchedule:
+    betas = make_beta_schedule("linear", 1000, 0.00085, 0.012)
+    return make_sampling_schedule(torch.cumprod(1 - betas, 0), steps, sampler=sampler)
+
+
+def shrinking(mask: torch.Tensor, iterations: int = 3, downsample: str = "adaptive") -> torch.Tensor:
+    """The masks of progressive shrinking, widest first, each for one step: (iterations + 1,1,H/8,W/8)."""
+    return step_masks(mask, 8, schedule(iterations + 1), iterations, downsample)
 
 
 @pytest.fixture
@@ -52,7 +61,7 @@ def saved(tmp_path):
 
 
 def test_white_is_one_and_black_is_zero(saved, caplog):
-    mask = load_mask(saved(disc()), (128, 128))
+    mask = mask_from(saved(disc()), (128, 128))
     assert mask.shape == (1, 1, 128, 128) and mask.dtype == torch.float32
     assert torch.equal(mask, tensor(disc()))
     assert not caplog.records
@@ -61,16 +70,16 @@ def test_white_is_one_and_black_is_zero(saved, caplog):
 def test_levels_are_parted_at_half_of_the_full_range(saved):
     levels = np.zeros((8, 8), np.uint8)
     levels[0, :4] = 1, 127, 128, 255
-    mask = load_mask(saved(levels), (8, 8))
+    mask = mask_from(saved(levels), (8, 8))
     assert mask[0, 0, 0, :4].tolist() == [0, 0, 1, 1]
     levels = np.zeros((8, 8), np.uint16)
     levels[0, :4] = 255, 127 * 257, 128 * 257, 65535
-    assert load_mask(saved(levels, "deep.png"), (8, 8))[0, 0, 0, :4].tolist() == [0, 0, 1, 1]
+    assert mask_from(saved(levels, "deep.png"), (8, 8))[0, 0, 0, :4].tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("quality", [30, 75, 95])
 def test_a_jpeg_mask_does_not_grow(saved, quality):
-    mask = load_mask(saved(disc(), "mask.jpg", quality=quality), (128, 128))
+    mask = mask_from(saved(disc(), "mask.jpg", quality=quality), (128, 128))
     true = tensor(disc())
     assert abs(mask.sum() / true.sum() - 1) < 0.01
     assert (mask - true).abs().sum() < 0.02 * true.sum()
@@ -90,17 +99,17 @@ def test_other_kinds_of_files(saved):
         ("rgba.png", grey.convert("RGBA"), true, {}),
         ("turned.png", Image.fromarray(half), tensor(np.rot90(half, -1).copy()), {"exif": exif}),
     ):
-        assert torch.equal(load_mask(saved(image, name, **options), tuple(expected.shape[2:])), expected), name
+        assert torch.equal(mask_from(saved(image, name, **options), tuple(expected.shape[2:])), expected), name
 
 
 @pytest.mark.parametrize("paint", [0, 255])
 def test_alpha_of_a_flat_colour_is_the_mask(saved, caplog, paint):
     layer = Image.new("RGBA", (128, 128), (paint, paint, paint, 0))
     layer.putalpha(Image.fromarray(disc()))
-    assert torch.equal(load_mask(saved(layer), (128, 128)), tensor(disc()))
+    assert torch.equal(mask_from(saved(layer), (128, 128)), tensor(disc()))
     assert "alpha" in caplog.text
     layer = Image.merge("RGBA", [Image.fromarray(disc(radius=20))] * 3 + [Image.fromarray(disc())])
-    assert torch.equal(load_mask(saved(layer), (128, 128)), tensor(disc(radius=20))), "here the colours are the mask"
+    assert torch.equal(mask_from(saved(layer), (128, 128)), tensor(disc(radius=20))), "here the colours are the mask"
 
 
 def stroke(colour: tuple[int, int, int], hidden: tuple[int, int, int], alpha: np.ndarray) -> Image.Image:
@@ -113,7 +122,7 @@ def test_what_is_hidden_under_transparency_decides_nothing(saved):
     """Programs leave black, white or nothing in particular where a layer is empty."""
     for colour in ((0, 0, 0), (255, 255, 255), (220, 30, 30)):
         for hidden in ((0, 0, 0), (255, 255, 255), (90, 140, 20)):
-            mask = load_mask(saved(stroke(colour, hidden, disc())), (128, 128))
+            mask = mask_from(saved(stroke(colour, hidden, disc())), (128, 128))
             assert torch.equal(mask, tensor(disc())), (colour, hidden)
 
 
@@ -122,7 +131,7 @@ def test_black_and_white_with_transparent_parts_keeps_its_colours(saved, caplog)
     levels, alpha = disc(radius=20), disc(radius=40)
     for hidden in (0, 255):
         layer = np.where(alpha >= 128, levels, hidden).astype(np.uint8)
-        mask = load_mask(saved(Image.fromarray(np.dstack([layer] * 3 + [alpha]))), (128, 128))
+        mask = mask_from(saved(Image.fromarray(np.dstack([layer] * 3 + [alpha]))), (128, 128))
         assert torch.equal(mask, tensor(levels))
     assert "count as black" in caplog.text
 
@@ -131,9 +140,9 @@ def test_a_hole_erased_into_a_photograph_is_edited(saved, caplog):
     photo = Image.open(INPUTS / "img.png").convert("RGB").resize((128, 128))
     photo.putalpha(Image.fromarray(255 - disc()))
     path = saved(photo)
-    assert torch.equal(load_mask(path, (128, 128)), tensor(disc()))
+    assert torch.equal(mask_from(path, (128, 128)), tensor(disc()))
     assert "the hole is edited" in caplog.text and "largely grey" not in caplog.text
-    assert torch.equal(load_mask(path, (128, 128), invert=True), 1 - tensor(disc()))
+    assert torch.equal(mask_from(path, (128, 128), invert=True), 1 - tensor(disc()))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -141,29 +150,29 @@ def test_a_hole_erased_into_a_photograph_is_edited(saved, caplog):
 def test_a_layer_or_a_brush_of_less_opacity_means_the_same(saved, mode, most):
     """As every editor of layers saves it: white paint of half opacity on an empty layer, white or not."""
     layer = stroke((255, 255, 255), (255, 255, 255), disc() // 255 * np.uint8(most)).convert(mode)
-    assert torch.equal(load_mask(saved(layer)), tensor(disc()))
-    assert torch.equal(load_mask(saved(layer), invert=True), 1 - tensor(disc()))
+    assert torch.equal(mask_from(saved(layer)), tensor(disc()))
+    assert torch.equal(mask_from(saved(layer), invert=True), 1 - tensor(disc()))
     levels = mask_levels(saved(layer))
     assert torch.allclose(levels, tensor(disc()) * most / 255), "a soft mask has the levels as they were painted"
     soft = np.uint8([[0, 40, 59, 60, 90, 120]]).repeat(6, 0)
     faint = Image.fromarray(np.dstack([np.full_like(soft, 255)] * 3 + [soft]))
-    assert load_mask(saved(faint))[0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1], "parted at half of its opacity"
+    assert mask_from(saved(faint))[0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1], "parted at half of its opacity"
 
 
 def test_a_faded_layer_as_a_whole(saved):
     """Opacity that is the same everywhere says nothing: the colours are the mask, a hole stays a hole."""
     faded = Image.merge("RGBA", [Image.fromarray(disc())] * 3 + [Image.new("L", (128, 128), 90)])
-    assert torch.equal(load_mask(saved(faded)), tensor(disc()))
+    assert torch.equal(mask_from(saved(faded)), tensor(disc()))
     photo = Image.open(INPUTS / "img.png").convert("RGB").resize((128, 128))
     photo.putalpha(Image.fromarray((255 - disc()) // 3))
-    assert torch.equal(load_mask(saved(photo)), tensor(disc()))
+    assert torch.equal(mask_from(saved(photo)), tensor(disc()))
     assert torch.equal(mask_levels(saved(photo)), tensor(disc()))
 
 
 @pytest.mark.parametrize("hidden", [(255, 255, 255), (0, 0, 0), (90, 140, 20)])
 def test_on_an_empty_layer_there_is_nothing_to_edit(saved, hidden):
     empty = saved(Image.new("RGBA", (128, 128), (*hidden, 0)))
-    for read in (load_mask, mask_levels):
+    for read in (mask_from, mask_levels):
         for invert in (False, True):
             with pytest.raises(UserError, match="nothing to edit") as caught:
                 read(empty, invert=invert)
@@ -217,20 +226,17 @@ def test_grey_levels_are_kept_for_soft_masks(saved):
 
 def test_another_size_is_resized_with_a_notice(saved, caplog):
     path = saved(disc(512, 256, 120))
-    mask = load_mask(path, (128, 128))
+    mask = mask_from(path, (128, 128))
     assert set(mask.unique().tolist()) == {0, 1}
     quarter = tensor(disc(128, 63.625, 30))  # pixel 256 of 512 has its middle at 256.5 / 4 - 0.5
     assert (mask - quarter).abs().sum() < 8
     assert "512x512" in caplog.text and "128x128" in caplog.text and len(caplog.records) == 1
-    assert load_mask(path, (96, 160)).shape == (1, 1, 96, 160), "size is (H,W)"
+    assert mask_from(path, (96, 160)).shape == (1, 1, 96, 160), "size is (H,W)"
 
 
 def test_a_mask_of_the_size_of_its_image_gives_no_notice(saved, caplog):
-    path = saved(disc(400, 200, 90))
-    load_mask(path, (128, 128), image_size=(400, 400))
+    mask_from(saved(disc(400, 200, 90)), (400, 400))
     assert not caplog.records
-    load_mask(path, (128, 128), image_size=(400, 300))
-    assert "400x400" in caplog.text and "300x400" in caplog.text
 
 
 def test_resizing_loses_no_line(saved):
@@ -238,24 +244,24 @@ def test_resizing_loses_no_line(saved):
         for offset in range(4):
             line = np.zeros((512, 512), np.uint8)
             line[200 + offset : 200 + offset + width] = 255
-            mask = load_mask(saved(line), (128, 128))
+            mask = mask_from(saved(line), (128, 128))
             assert mask.amax(2).all(), "the line has no gap"
             assert 1 <= mask.sum(2).max() <= 2
     both = disc(512, 256, 120)
     both[10, 10] = 255
-    mask = load_mask(saved(both), (128, 128))
+    mask = mask_from(saved(both), (128, 128))
     assert mask[0, 0, 2, 2] == 1, "a speck is kept beside a disc"
     both[10, 10] = 0
-    without = load_mask(saved(both), (128, 128))
+    without = mask_from(saved(both), (128, 128))
     assert mask.sum() - without.sum() == 1, "and the disc is as it was"
-    assert load_mask(saved(disc(32, 16, 8)), (128, 128)).sum() > 0.9 * 16 * tensor(disc(32, 16, 8)).sum()
+    assert mask_from(saved(disc(32, 16, 8)), (128, 128)).sum() > 0.9 * 16 * tensor(disc(32, 16, 8)).sum()
 
 
 def test_full_size_then_model_size(saved):
     """A mask brought to a large image first, and then a window of it to the model: nothing thin is lost on the way."""
     line = np.zeros((2000, 3000), np.uint8)
     line[1001, 400:2600] = 255
-    full = load_mask(saved(line), (1000, 1500))
+    full = mask_from(saved(line), (1000, 1500))
     assert full.shape == (1, 1, 1000, 1500) and full.amax(2)[0, 0, 200:1300].all()
     window = full[..., 100:900, 300:1100]
     small = resize_mask(window, (128, 128))
@@ -266,16 +272,16 @@ def test_full_size_then_model_size(saved):
 
 def test_inversion(saved):
     path = saved(disc(512, 256, 120))
-    assert torch.equal(load_mask(path, (512, 512), invert=True), 1 - load_mask(path, (512, 512)))
+    assert torch.equal(mask_from(path, (512, 512), invert=True), 1 - mask_from(path, (512, 512)))
     black_line = np.full((512, 512), 255, np.uint8)
     black_line[201] = 0
-    mask = load_mask(saved(black_line), (128, 128), invert=True)
+    mask = mask_from(saved(black_line), (128, 128), invert=True)
     assert mask.amax(2).all() and mask.mean() < 0.02
 
 
 def test_inversion_comes_before_dilation(saved):
     path = saved(disc())
-    stack = latent_masks(load_mask(path, (128, 128), invert=True), 8)
+    stack = shrinking(mask_from(path, (128, 128), invert=True))
     sizes = stack.sum((1, 2, 3)).tolist()
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1], "shrinking must not become growing"
     assert torch.equal(stack[-1:], area(1 - tensor(disc()), 8))
@@ -289,30 +295,30 @@ def test_nothing_to_edit_names_the_mend(saved):
         (black + 1, False, "level above 1 of 255"),
     ):
         with pytest.raises(UserError, match=word) as caught:
-            load_mask(saved(levels), (16, 16), invert)
+            mask_from(saved(levels), (16, 16), invert)
         assert "mask.png" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_all_white_is_allowed_with_a_notice(saved, caplog):
-    assert load_mask(saved(np.full((16, 16), 255, np.uint8)), (16, 16)).all()
+    assert mask_from(saved(np.full((16, 16), 255, np.uint8)), (16, 16)).all()
     assert "whole picture" in caplog.text and len(caplog.records) == 1
     caplog.clear()
-    assert load_mask(saved(np.zeros((16, 16), np.uint8)), (16, 16), invert=True).all()
+    assert mask_from(saved(np.zeros((16, 16), np.uint8)), (16, 16), invert=True).all()
     assert "inverted" in caplog.text
 
 
 def test_a_photograph_as_mask_gives_a_notice(saved, caplog):
-    load_mask(INPUTS / "img.png", (400, 400))
+    mask_from(INPUTS / "img.png", (400, 400))
     assert "largely grey" in caplog.text
     caplog.clear()
     for name in ("mask.png", "mask_thin.png", "scribble_mask.png"):
-        load_mask(INPUTS / name, (128, 128), image_size=(400, 400))
+        mask_from(INPUTS / name, (400, 400))
     assert not caplog.records, "soft edges are no cause for one"
 
 
 def test_bad_files(tmp_path):
     with pytest.raises(UserError, match="there is no"):
-        load_mask(tmp_path / "missing.png", (8, 8))
+        mask_from(tmp_path / "missing.png", (8, 8))
 
 
 # --- latent masks ----------------------------------------------------------------------------------------------------
@@ -322,7 +328,7 @@ def test_bad_files(tmp_path):
 def test_the_stack_is_wide_to_tight_by_kernels_of_ones(iterations):
     mask = torch.zeros(1, 1, 256, 256)
     mask[..., 112:120, 120:128] = 1  # one cell, at (14, 15)
-    stack = latent_masks(mask, 8, iterations)
+    stack = shrinking(mask, iterations)
     assert stack.shape == (iterations + 1, 1, 32, 32) and stack.dtype == torch.float32
     for k, level in zip(range(iterations, -1, -1), stack, strict=True):
         expected = torch.zeros(1, 32, 32)
@@ -331,7 +337,7 @@ def test_the_stack_is_wide_to_tight_by_kernels_of_ones(iterations):
 
 
 def test_the_default_is_7_5_3_and_tight():
-    stack = latent_masks(tensor(disc()), 8)
+    stack = shrinking(tensor(disc()))
     tight = stack[-1:]
     for level, kernel in zip(stack, (7, 5, 3), strict=False):
         assert torch.equal(level[None], F.max_pool2d(tight, kernel, 1, kernel // 2))
@@ -344,7 +350,7 @@ def test_no_line_is_lost_at_any_offset(width, caplog):
         mask = torch.zeros(1, 1, 128, 128)
         mask[..., 40 + offset : 40 + offset + width, 16:112] = 1
         for turned in (mask, mask.mT):
-            tight = latent_masks(turned, 8, 0)
+            tight = shrinking(turned, 0)
             across = cover(turned, 8)
             along = tight.amax(2 if turned is mask else 3)[0, 0]
             assert along[2:14].all() and along.sum() == 12, "no gap, nothing beyond the ends"
@@ -408,7 +414,7 @@ def test_thick_parts_have_the_outline_of_area():
     """No spikes of a cell on round outlines, corners and tips, wherever they lie on the grid of cells."""
     for mask in thick_shapes(torch.Generator().manual_seed(0)):
         assert torch.equal(adaptive(mask, 8), area(mask, 8))
-    shipped = load_mask(INPUTS / "mask.png", (128, 128), image_size=(400, 400))
+    shipped = mask_from(INPUTS / "mask.png", (128, 128))
     assert torch.equal(adaptive(shipped, 8), area(shipped, 8))
 
 
@@ -483,7 +489,7 @@ def test_a_mask_that_vanishes_is_covered_with_a_notice(name, caplog):
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 13, 5:60] = 1
     assert not DOWNSAMPLING[name](mask, 8).any()
-    stack = latent_masks(mask, 8, 2, name)
+    stack = shrinking(mask, 2, name)
     assert torch.equal(stack[-1:], cover(mask, 8)) and stack[-1].sum() == 8
     assert "8 pixels" in caplog.text and len(caplog.records) == 1
 
@@ -491,7 +497,7 @@ def test_a_mask_that_vanishes_is_covered_with_a_notice(name, caplog):
 def test_named_downsampling():
     mask = tensor(disc())
     for name in ("area", "nearest", "cover", "adaptive"):
-        assert torch.equal(latent_masks(mask, 8, 0, name), DOWNSAMPLING[name](mask, 8))
+        assert torch.equal(shrinking(mask, 0, name), DOWNSAMPLING[name](mask, 8))
     assert torch.equal(nearest(mask, 8), mask[..., 4::8, 4::8])
     pillow = Image.fromarray(disc()).resize((16, 16), Image.Resampling.NEAREST)
     assert torch.equal(nearest(mask, 8), tensor(np.asarray(pillow))), "as the paper's code does it"
@@ -532,17 +538,12 @@ def test_auto_dilation_makes_up_for_what_a_mask_lacks():
         chosen, reason = auto_dilation(mask, 8)
         assert chosen == iterations
         assert reason.startswith(f"{iterations},") and f"{min(7, round(cells * 8) / 8):.1f} latent cells" in reason
-        wide = latent_masks(mask, 8, chosen)[0]
+        wide = shrinking(mask, chosen)[0]
         assert wide.sum(1).max() >= 7
     assert auto_dilation(torch.ones(1, 1, 128, 128), 8)[0] == 0
 
 
 # --- soft masks ------------------------------------------------------------------------------------------------------
-
-
-def schedule(steps: int, sampler: str = "ddim") -> SamplingSchedule:
-    betas = make_beta_schedule("linear", 1000, 0.00085, 0.012)
-    return make_sampling_schedule(torch.cumprod(1 - betas, 0), steps, sampler=sampler)
 
 
 def test_each_level_joins_at_the_same_noise_level_with_every_sampler():
@@ -574,18 +575,18 @@ def test_each_level_joins_at_its_own_time():
 @pytest.mark.parametrize("steps", [1, 3, 4, 50])
 def test_a_soft_mask_of_black_and_white_is_the_hard_one(steps, iterations):
     mask = tensor(disc())
-    hard = latent_masks(mask, 8, iterations)
+    hard = shrinking(mask, iterations)
     expected = hard[list(mask_parts(steps, iterations + 1))]
     assert torch.equal(step_masks(mask, 8, schedule(steps), iterations), expected)
     noisy = (mask * 250 + 2) / 255  # as from a JPEG
     assert torch.equal(step_masks(noisy, 8, schedule(steps), iterations)[-1], expected[-1])
 
 
-def test_shrinking_goes_on_beside_soft_levels():
+def test_masks_shrink_beside_soft_levels():
     levels = torch.zeros(1, 1, 128, 128)
     levels[..., 56:72, 24:40], levels[..., 56:72, 80:96] = 1, 0.4
     masks = step_masks(levels, 8, schedule(20), 3)
-    assert torch.equal(masks[-1:], latent_masks((levels > 0).float(), 8, 0)), "the last mask is tight and holds all"
+    assert torch.equal(masks[-1:], shrinking((levels > 0).float(), 0)), "the last mask is tight and holds all"
     white, grey = masks[..., :8].sum((1, 2, 3)).tolist(), masks[..., 8:].sum((1, 2, 3)).tolist()
     assert white == [64] * 5 + [36] * 5 + [16] * 5 + [4] * 5
     assert grey == [0] * 12 + [16] * 3 + [4] * 5
@@ -600,27 +601,24 @@ def test_thin_soft_masks_are_not_lost(caplog):
 
 
 def test_an_empty_mask_stays_empty(caplog):
-    assert not latent_masks(torch.zeros(1, 1, 64, 64), 8).any() and not caplog.records
+    assert not shrinking(torch.zeros(1, 1, 64, 64)).any() and not caplog.records
 
 
 def test_mistakes_of_the_caller():
-    good = torch.ones(1, 1, 64, 64)
+    good, steps = torch.ones(1, 1, 64, 64), schedule(5)
     for arguments, word in (
-        ((torch.ones(1, 1, 60, 64), 8), "64x60"),
-        ((torch.ones(1, 1, 64, 60), 8), "60x64"),
-        ((good * 255, 8), "zeros and ones"),
-        ((good * 0.5, 8), "zeros and ones"),
-        ((good[0], 8), "1,1,H,W"),
-        ((good.expand(2, 1, 64, 64), 8), "1,1,H,W"),
-        ((good, 8, -1), "-1"),
-        ((good, 8, 3, "bicubic"), "bicubic"),
-        ((good, 0), "0x0"),
+        ((torch.ones(1, 1, 60, 64), 8, steps), "64x60"),
+        ((torch.ones(1, 1, 64, 60), 8, steps), "60x64"),
+        ((good * 2, 8, steps), "2.0"),
+        ((-good, 8, steps), "-1.0"),
+        ((good[0], 8, steps), "1,1,H,W"),
+        ((good.expand(2, 1, 64, 64), 8, steps), "1,1,H,W"),
+        ((good, 8, steps, -1), "-1"),
+        ((good, 8, steps, 3, "bicubic"), "bicubic"),
+        ((good, 0, steps), "0x0"),
     ):
         with pytest.raises(ValueError, match=word):
-            latent_masks(*arguments)
-    for levels, word in ((good * 2, "2.0"), (-good, "-1.0")):
-        with pytest.raises(ValueError, match=word):
-            step_masks(levels, 8, schedule(5))
+            step_masks(*arguments)
 
 
 # --- the files that come with the project ----------------------------------------------------------------------------
@@ -638,18 +636,18 @@ def test_shipped_inputs_are_of_one_size_and_usable():
     ):
         with Image.open(INPUTS / name) as image:
             assert image.size == (400, 400)
-    mask = load_mask(INPUTS / "mask.png", (400, 400))
+    mask = mask_from(INPUTS / "mask.png", (400, 400))
     assert 0.3 < mask.amax(2).mean() < 0.5, "a good third of the width"
-    thin = load_mask(INPUTS / "mask_thin.png", (128, 128), image_size=(400, 400))
-    assert not area(thin, 8).any() and latent_masks(thin, 8)[-1].sum() > 10
+    thin = mask_from(INPUTS / "mask_thin.png", (128, 128))
+    assert not area(thin, 8).any() and shrinking(thin)[-1].sum() > 10
     photo, scribble = (np.asarray(Image.open(INPUTS / n)).astype(int) for n in ("img.png", "scribble.png"))
     painted = (photo != scribble).any(-1)
-    inside = load_mask(INPUTS / "scribble_mask.png", (400, 400))[0, 0].bool().numpy()
+    inside = mask_from(INPUTS / "scribble_mask.png", (400, 400))[0, 0].bool().numpy()
     assert painted.sum() > 5_000 and not (painted & ~inside).any()
 
 
 def test_drawn_outline_is_kept(saved):
     ring = Image.new("L", (128, 128))
     ImageDraw.Draw(ring).ellipse((20, 20, 108, 108), outline=255, width=2)
-    mask = load_mask(saved(ring), (128, 128))
-    assert torch.equal(latent_masks(mask, 8, 0), cover(mask, 8))
+    mask = mask_from(saved(ring), (128, 128))
+    assert torch.equal(shrinking(mask, 0), cover(mask, 8))

@@ -77,7 +77,7 @@ def test_timestep_embedding_is_cosines_then_sines(dim: int):
 
 
 @torch.no_grad()
-def test_a_trained_unet_goes_on_as_it_was_when_it_gets_a_pooled_context():
+def test_a_trained_unet_stays_as_it_was_when_it_gets_a_pooled_context():
     plain, pooling = unet(), unet(pooled_context=True)
     missing = pooling.load_state_dict(plain.state_dict(), strict=False).missing_keys
     assert missing == ["context_embed.weight", "context_embed.bias"]

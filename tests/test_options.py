@@ -20,6 +20,7 @@ from ldm.runs.jobs import BatchJob, EditJob, GenerationJob, ReconstructionJob
 from ldm.runs.record import RunRecord
 
 ROOT = Path(__file__).parents[1]
+NOISE_LEVELS = "two numbers, the lower first, from 0 (clean) to 1 (pure noise)"
 NEEDED = {"prompt": "a red ball", "init_image": "img.png", "mask": "mask.png"}
 
 # A value that is not the default, for every option of an edit.
@@ -102,8 +103,6 @@ def test_by_a_row_of_a_batch(name, kind, tmp_path):
     value = VALUES[name]
     text = " ".join(told(value))
     if kind == "csv":
-        stream = io.StringIO()
-        csv.writer(stream).writerows([[*NEEDED, "option"], []][:1])
         rows = {**NEEDED, name: text}
         stream = io.StringIO()
         csv.writer(stream).writerows([rows.keys(), rows.values()])
@@ -175,6 +174,11 @@ def test_whole_numbers_as_spreadsheets_write_them(seed):
     assert EditJob(**NEEDED, seed=seed).seed == 7
 
 
+@pytest.mark.parametrize("text", ["0.2 0.8", "0.2, 0.8", "[0.2, 0.8]", "(0.2, 0.8)"])
+def test_an_interval_as_spreadsheets_and_pandas_write_it(text):
+    assert EditJob(**NEEDED, guidance_interval=text).guidance_interval == (0.2, 0.8)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -183,9 +187,12 @@ def test_whole_numbers_as_spreadsheets_write_them(seed):
         ({"n_samples": 0}, "`n_samples` is 0: give an integer of at least 1"),
         ({"scale": float("nan")}, "`scale` is nan: give a number of at least 0"),
         ({"soft_mask": "perhaps"}, '`soft_mask` is "perhaps": give true or false'),
-        ({"sampler": "euler"}, '`sampler` is "euler": give one of ddim, dpmpp_2m'),
+        ({"sampler": "euler\n"}, '`sampler` is "euler": give one of ddim, dpmpp_2m'),
         ({"mask_dilation_iterations": 17}, "`mask_dilation_iterations` is 17: give auto or an integer from 0 to 16"),
         ({"guidance_interval": "0.8 0.2"}, "`guidance_interval` is 0.8 0.2: give the lower noise level first"),
+        ({"guidance_interval": (0.0, 1.1)}, f"`guidance_interval` holds 1.1: give {NOISE_LEVELS}"),
+        ({"guidance_interval": (-0.1, 1.0)}, f"`guidance_interval` holds -0.1: give {NOISE_LEVELS}"),
+        ({"guidance_interval": (float("nan"), 1.0)}, f"`guidance_interval` holds nan: give {NOISE_LEVELS}"),
         ({"promt": "x"}, 'there is no option "promt": `prompt` is one'),
     ],
 )

@@ -143,7 +143,7 @@ def test_a_window_survives_json():
 
 
 @pytest.mark.parametrize("window", [(-7, -30, 40, 90), (3, 5, 20, 11), (-3, 4, 10, 60), (10, -60, 9, 200)])
-def test_beyond_its_borders_an_image_goes_on_mirrored(window):
+def test_beyond_its_borders_an_image_is_mirrored(window):
     image = picture(37, 23)
     window = Window(*window, (37, 23))
     around = 150
@@ -204,7 +204,7 @@ def test_levels_are_cut_as_the_mask_is():
     )
 
 
-def test_beyond_the_image_a_mask_goes_on_only_where_it_meets_the_border():
+def test_beyond_the_image_a_mask_extends_only_where_it_meets_the_border():
     mask = rectangle(20, 40, (0, 5, 4, 6), (8, 20, 5, 5), (15, 30, 5, 10))
     whole = cut_mask(mask, Window(0, -10, 40, 40, (20, 40)), (40, 40))[0, 0].bool().numpy()
     assert np.array_equal(whole[10:30], mask)

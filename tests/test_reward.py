@@ -186,9 +186,9 @@ def test_the_reward_reads_edits_of_the_scene(checkpoint, model, batch, monkeypat
 
 def test_around_the_region_each_step_begins_at_the_scene_noised_once(checkpoint, model, batch, monkeypatch):
     reward, predict = Reward(checkpoint, 1.0, batch=2, steps=6, read=2), type(model).predict_eps
-    walked, regions = [], []
+    sampled, regions = [], []
     monkeypatch.setattr(
-        type(model), "predict_eps", lambda self, z, t, c: walked.append((z[:2], t[0])) or predict(self, z, t, c)
+        type(model), "predict_eps", lambda self, z, t, c: sampled.append((z[:2], t[0])) or predict(self, z, t, c)
     )
     monkeypatch.setattr(
         reward.reader, "loss", lambda z, region, _: regions.append(region) or z.square().mean((1, 2, 3))
@@ -196,7 +196,7 @@ def test_around_the_region_each_step_begins_at_the_scene_noised_once(checkpoint,
     reward.loss(model, batch, generator())
     source, outside = batch["z"][:2].float(), (regions[0] == 0).expand(-1, 4, -1, -1)
     noises = []
-    for z, t in walked:
+    for z, t in sampled:
         alpha = model.alphas_cumprod[t]
         noises.append(((z - alpha.sqrt() * source) / (1 - alpha).sqrt())[outside])
     assert len(noises) > 4 and noises[0].std() > 0.8

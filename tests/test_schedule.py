@@ -169,17 +169,17 @@ def test_skipped_steps_are_the_noisiest(levels: Tensor, skip: int):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(steps=0), "0 steps .* 1000"),
-        (dict(steps=-5), "-5 steps .* 1000"),
-        (dict(steps=1001), "1001 steps .* 1000"),
-        (dict(steps=50, skip_steps=50), "skip_steps 50 .* 0 to 49"),
-        (dict(steps=50, skip_steps=-1), "skip_steps -1 .* 0 to 49"),
-        (dict(steps=50, eta=-0.1), r"eta -0\.1"),
-        (dict(steps=50, eta=1.1), r"eta 1\.1"),
-        (dict(steps=50, eta=math.nan), "eta nan"),
-        (dict(steps=50, sampler="euler"), 'sampler "euler" .* ddim, dpmpp_2m'),
-        (dict(steps=50, eta=0.5, sampler="dpmpp_2m"), r"eta 0\.5 .* dpmpp_2m adds no noise"),
-        (dict(steps=0, sampler="dpmpp_2m"), "0 steps .* 1000"),
+        (dict(steps=0), "`ddim_steps` is 0: .* 1000"),
+        (dict(steps=-5), "`ddim_steps` is -5: .* 1000"),
+        (dict(steps=1001), "`ddim_steps` is 1001: .* 1000"),
+        (dict(steps=50, skip_steps=50), "`skip_steps` is 50: give 0 to 49 with `ddim_steps=50`"),
+        (dict(steps=50, skip_steps=-1), "`skip_steps` is -1: give 0 to 49"),
+        (dict(steps=50, eta=-0.1), r"`ddim_eta` is -0\.1"),
+        (dict(steps=50, eta=1.1), r"`ddim_eta` is 1\.1"),
+        (dict(steps=50, eta=math.nan), "`ddim_eta` is nan"),
+        (dict(steps=50, sampler="euler"), '`sampler` is "euler": give one of ddim, dpmpp_2m'),
+        (dict(steps=50, eta=0.5, sampler="dpmpp_2m"), r"`ddim_eta=0\.5` .* dpmpp_2m adds no noise"),
+        (dict(steps=0, sampler="dpmpp_2m"), "`ddim_steps` is 0: .* 1000"),
     ],
 )
 def test_numbers_out_of_range_are_one_line(levels: Tensor, arguments: dict, message: str):

@@ -9,7 +9,7 @@ from ldm.backbones import zoo
 from ldm.editing.edit import edit_image
 from ldm.editing.request import EditRequest
 from ldm.imaging.images import load_image, to_tensor
-from ldm.imaging.masks import load_mask
+from ldm.imaging.masks import mask_from
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "models" / "ldm" / "scenes"
@@ -36,7 +36,7 @@ def test_it_knows_the_words_of_its_captions(model):
 
 def test_the_prompted_colour_appears_in_the_photograph(model):
     x = to_tensor(load_image(ROOT / "inputs" / "img.png").rgb, (128, 128))
-    mask = load_mask(ROOT / "inputs" / "mask.png", (128, 128), image_size=(400, 400))
+    mask = mask_from(ROOT / "inputs" / "mask.png", (128, 128))
     inside = mask.bool().expand(1, 3, -1, -1)
 
     def mean_colour(prompt: str) -> torch.Tensor:
@@ -51,7 +51,7 @@ def test_the_prompted_colour_appears_in_the_photograph(model):
 
 def test_bfloat16_paints_the_same_picture(model):
     x = to_tensor(load_image(ROOT / "inputs" / "img.png").rgb, (128, 128))
-    mask = load_mask(ROOT / "inputs" / "mask.png", (128, 128), image_size=(400, 400))
+    mask = mask_from(ROOT / "inputs" / "mask.png", (128, 128))
     request = EditRequest("a pink yarn ball", n_samples=2, ddim_steps=10)
     half = zoo.load(zoo.resolve("scenes"), torch.device("cpu"), torch.bfloat16)
     exact, edit = (edit_image(one, x, mask, request).x.clamp(-1, 1) for one in (model, half))

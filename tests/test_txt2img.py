@@ -1,6 +1,5 @@
 """scripts/txt2img.py from the outside."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,30 +13,15 @@ from ldm.editing.edit import generate
 from ldm.editing.request import SamplingRequest
 from ldm.errors import UserError
 from ldm.imaging.images import read_png_text
+from scripts import txt2img
 from tests.tiny import save_tiny_model, tiny_model
 
-ROOT = Path(__file__).parents[1]
-
-
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-txt2img = load_script("txt2img")
 WORDS = {"shapes": ["ball", "cube", "cone", "mug", "die", "star"], "colours": ["red", "blue"]}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("txt2img") / "model", words=WORDS)
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def paint(model, outdir, *more, prompt="a red ball") -> int:

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import inf
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ldm.backbones import zoo
 from ldm.errors import UserError
 
-Told = TypeVar("Told")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Told = TypeVar("Told", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,9 @@ class Defaults:
 
     def fill(self, request: Told) -> Told:
         """A `SamplingRequest` or `EditRequest` with these values where it leaves them to the model: the one place."""
-        own: dict[str, Any] = {"scale": self.scale, "context": self.context}
-        own["background_noise"] = self.background_noise
+        noise = self.background_noise or "resampled"
         if getattr(request, "sampler", "ddim") != "ddim":  # it builds on one trajectory of the background
-            own["background_noise"] = "shared"
-        own["background_noise"] = own["background_noise"] or "resampled"
-        left = {name: value for name, value in own.items() if getattr(request, name, self) is None}
-        return replace(request, **left)  # type: ignore[type-var]
+            noise = "shared"
+        own: dict[str, Any] = {"scale": self.scale, "context": self.context, "background_noise": noise}
+        left = {name: value for name, value in own.items() if getattr(request, name, value) is None}
+        return replace(request, **left)

@@ -134,6 +134,7 @@ def generate(
     height, width = size_of(request, model)
     check_size(model, height, width)
     schedule = sampling_schedule(model, request)
+    assert request.scale is not None  # `Defaults.fill` has filled it in
     context, empty = (model.get_learned_conditioning([prompt]) for prompt in (request.prompt, ""))
     denoiser = guided_denoiser(model, context, empty, request.scale, request.guidance_interval)
     shape = (model.channels, height // model.factor, width // model.factor)
@@ -174,6 +175,7 @@ class _Inputs:
         """z_0 (b, c, h, w) of one batch; `rows` names the task of each sample."""
         rows = rows[:1] if len(set(rows)) == 1 else rows  # what all samples share is broadcast
         request, device = self.tasks[rows[0]].request, self.model.device
+        assert request.scale is not None  # as above
         context = torch.cat([self.contexts[self.tasks[i].request.prompt] for i in rows])
         denoiser = guided_denoiser(self.model, context, self.contexts[""], request.scale, request.guidance_interval)
         pixels = None
@@ -212,7 +214,8 @@ def _sample_all(
     z0: list[list[Tensor]] = [[] for _ in seeds]
     steps: list[list[Tensor]] = [[] for _ in seeds]
     for start in range(0, len(places), batch_size):
-        batch, kept = places[start : start + batch_size], []
+        batch = places[start : start + batch_size]
+        kept: list[Tensor] = []
 
         def see(info: StepInfo, kept: list[Tensor] = kept) -> None:
             if keep_steps:

@@ -5,11 +5,12 @@ A picture and a mask become an `EditTask` (which window is worked on, at the mod
 may be restored in another way. No files are needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -35,11 +36,14 @@ from ldm.editing.request import EditRequest, ReconstructionOptions, SamplingRequ
 from ldm.editing.result import EditResult, EditTask, Predictions
 from ldm.imaging.canvas import Canvas
 from ldm.imaging.finish import Measures
-from ldm.imaging.images import ImageLike, Picture, as_picture
+from ldm.imaging.images import ImageLike, as_picture
 from ldm.imaging.masks import mask_from, mask_levels
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.options import declared, signature
+from ldm.models.diffusion.sampling import StepInfo
+from ldm.options import takes
 from ldm.util import choose_device, choose_precision
+
+Request = TypeVar("Request", bound=SamplingRequest)
 
 SOFT_FROM = 1 / 16
 """From this level on a pixel of a soft mask counts as edited: darker ones, and JPEG's noise, stay the input's."""
@@ -103,7 +107,7 @@ class Editor:
             UserError: the config cannot be read, or names no such model.
         """
         model = zoo.outline(files)
-        # An outline holds no numbers. Of these it is only looked at how many there are.
+        # An outline has no values. Of these only their number matters.
         model.alphas_cumprod = torch.linspace(0.99, 0.01, len(model.alphas_cumprod))
         return cls(model, None, files)
 
@@ -141,9 +145,9 @@ class Editor:
         Raises:
             UserError: an image or a mask that cannot be used, or numbers that the model cannot take.
         """
-        request, size = self._filled(request)
+        request = self._filled(request)
         check_words(self.model, self.files, request.prompt, request.force)
-        return EditTask.of(self._canvas(as_picture(image), mask, request, size), request, self.model.factor)
+        return self._task(image, mask, request)
 
     def check(self, image: ImageLike, mask: ImageLike, request: EditRequest | None = None) -> MaskReport:
         """What is odd about a mask, with its mend, and what the model will see of it; see `check_mask`.
@@ -151,18 +155,20 @@ class Editor:
         Raises:
             UserError: as `prepare`; only the prompt does not matter.
         """
-        asked, size = self._filled(request or EditRequest(""))
-        task = EditTask.of(self._canvas(as_picture(image), mask, asked, size), asked, self.model.factor)
+        asked = self._filled(request or EditRequest(""))
+        task = self._task(image, mask, asked)
         return check_mask(task, mask, asked, self.model.factor, sampling_schedule(self.model, asked))
 
-    def _filled(self, request: EditRequest) -> tuple[EditRequest, tuple[int, int]]:
-        """A request with the model's defaults, and the size (H, W) to work at; both are possible."""
-        request, size = self.defaults.fill(request), size_of(request, self.model)
-        check_size(self.model, *size)
+    def _filled(self, request: Request) -> Request:
+        """A request with all that it leaves to the model; what that cannot do is refused."""
+        height, width = size_of(request, self.model)
+        check_size(self.model, height, width)
         sampling_schedule(self.model, request)
-        return request, size
+        return replace(self.defaults.fill(request), H=height, W=width)
 
-    def _canvas(self, picture: Picture, mask: ImageLike, request: EditRequest, size: tuple[int, int]) -> Canvas:
+    def _task(self, image: ImageLike, mask: ImageLike, request: EditRequest) -> EditTask:
+        """The task of a request that `_filled` gave."""
+        picture = as_picture(image)
         own = (picture.rgb.height, picture.rgb.width)
         levels: Tensor | None = None
         if request.soft_mask:
@@ -170,10 +176,19 @@ class Editor:
             hard = (levels >= SOFT_FROM).float()
         else:
             hard = mask_from(mask, own, request.invert_mask)
-        context = request.context
-        assert context is not None  # `Defaults.fill` has filled it in
-        where = (request.region, context, request.feather)
-        return Canvas.around(picture, hard, size, self.model.factor, *where, levels, request.strip)
+        assert request.context is not None  # `_filled` has filled it in
+        canvas = Canvas.around(
+            picture,
+            hard,
+            size_of(request, self.model),
+            self.model.factor,
+            request.region,
+            request.context,
+            request.feather,
+            levels=levels,
+            strip=request.strip,
+        )
+        return EditTask.of(canvas, request, self.model.factor)
 
     def run(
         self,
@@ -185,6 +200,7 @@ class Editor:
         """Edit and rank; see `edit_tasks` for what may share a batch, and for the arguments."""
         return edit_tasks(self.model, tasks, batch_size, self.ranker, on_step, keep_steps)
 
+    @takes(EditRequest)
     def edit(
         self,
         image: ImageLike,
@@ -207,10 +223,11 @@ class Editor:
         """
         request = EditRequest(prompt, **options)
         task = self.prepare(image, mask, request)
-        with _Bar(len(sampling_schedule(self.model, task.request)) * request.n_iter, progress, on_step) as see:
+        with denoising_bar(request.steps, progress, on_step) as see:
             (result,) = self.run([task], on_step=see)
         return result
 
+    @takes(SamplingRequest)
     def generate(
         self,
         prompt: str,
@@ -225,7 +242,7 @@ class Editor:
             UserError: sizes or steps that the model cannot take; an option that there is not, or out of its range.
         """
         request = self.prepare_generation(SamplingRequest(prompt, **options))
-        with _Bar(request.ddim_steps * request.n_iter, progress, on_step) as see:
+        with denoising_bar(request.steps, progress, on_step) as see:
             return self.paint(request, see)
 
     def paint(self, request: SamplingRequest, on_step: Progress | None = None) -> Predictions:
@@ -238,13 +255,11 @@ class Editor:
         Raises:
             UserError: see `generate`.
         """
-        request = self.defaults.fill(request)
-        height, width = size_of(request, self.model)
-        check_size(self.model, height, width)
-        sampling_schedule(self.model, request)
+        request = self._filled(request)
         check_words(self.model, self.files, request.prompt, request.force)
-        return replace(request, H=height, W=width)
+        return request
 
+    @takes(ReconstructionOptions)
     def reconstruct(
         self, result: EditResult, index: int = 0, *, on_step: OnStep | None = None, **options: Any
     ) -> Restored:
@@ -273,37 +288,21 @@ def _ranker_name(clip: Path | str | None) -> str:
     return "/".join(clip.parts[-2:]) if isinstance(clip, Path) else str(clip)
 
 
-def _name_options(function: Any, cls: type) -> None:
-    """Let a method whose `**options` are those of `cls` show their names, defaults and meaning."""
-    function.__signature__ = signature(cls, function)
-    lines = (f"    {name}: {field.description}." for name, field in declared(cls).items() if name != "prompt")
-    function.__doc__ = f"{function.__doc__.rstrip()}\n\n        Options:\n" + "\n".join(
-        f"        {line}" for line in lines
-    )
+@contextmanager
+def denoising_bar(steps: int, shown: bool | None = None, on_step: Progress | None = None) -> Iterator[Progress]:
+    """A progress bar over the steps of a run, as what is to be called after each step; `on_step` is called by it.
 
+    Args:
+        shown: None shows it where stderr is a terminal.
+    """
+    with tqdm(total=steps, desc="denoising", unit="step", disable=None if shown is None else not shown) as bar:
 
-_name_options(Editor.edit, EditRequest)
-_name_options(Editor.generate, SamplingRequest)
-_name_options(Editor.reconstruct, ReconstructionOptions)
+        def see(info: StepInfo) -> None:
+            bar.update()
+            if on_step is not None:
+                on_step(info)
 
-
-class _Bar:
-    """A bar over the steps of a run, or none; what it gives is to be called after each step."""
-
-    def __init__(self, total: int, shown: bool, on_step: Progress | None):
-        self.on_step = on_step
-        self.bar = tqdm(total=total, desc="denoising", unit="step", disable=not shown)
-
-    def __enter__(self) -> Progress:
-        def see(info: Any) -> None:
-            self.bar.update()
-            if self.on_step is not None:
-                self.on_step(info)
-
-        return see
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.close()
+        yield see
 
 
 def finish_reconstruction(

@@ -17,34 +17,6 @@ from ldm.models.diffusion.schedule import SamplingSchedule, parts_of
 logger = logging.getLogger(__name__)
 
 
-def latent_masks(
-    mask: torch.Tensor, factor: int, dilation_iterations: int = 3, downsample: str = "adaptive"
-) -> torch.Tensor:
-    """The masks of progressive shrinking, (K,1,H/f,W/f) with K = dilation_iterations + 1, widest first.
-
-    The tight latent mask, which comes last, is `mask` brought down by `DOWNSAMPLING[downsample]`; each one before it
-    is the tight one dilated by a kernel of ones: 7x7, 5x5, 3x3 for three iterations (section 4.3 of the paper).
-    Where downsampling leaves nothing of a mask that has pixels, every cell that the mask touches is taken, with a
-    notice.
-
-    Args:
-        mask: (1,1,H,W), float {0,1}, already inverted where it should be.
-        factor: how many pixels of the image a latent cell is high and wide.
-        dilation_iterations: 0 gives the tight mask alone.
-        downsample: a name of `DOWNSAMPLING`.
-
-    Raises:
-        ValueError: no mask of {0,1}, a size that is no multiple of `factor`, a negative count, an unknown name.
-    """
-    _check(mask, factor, dilation_iterations, downsample)
-    if not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(f"a mask is of zeros and ones, not of {mask.unique().tolist()[:5]}")
-    tight = _tight(mask, factor, downsample)
-    _tell_if_lost(mask, factor, downsample)
-    wider = [dilate(tight, k) for k in range(dilation_iterations, 0, -1)]  # (1,1,h,w) each
-    return torch.cat([*wider, tight])
-
-
 def step_masks(
     levels: torch.Tensor,
     factor: int,
@@ -54,18 +26,24 @@ def step_masks(
 ) -> torch.Tensor:
     """The mask of each step of a schedule, (steps,1,H/f,W/f) in {0,1}.
 
-    Progressive shrinking: the steps go through the masks of `latent_masks` as `parts_of` divides them. Grey levels:
-    what has level g is edited over the last g of the trajectory, as with the change maps of Differential Diffusion
-    (Levin and Fried 2023): white from the first step, black never, and the darker the later, so the more of the
-    input stays. Both go on side by side.
+    Progressive shrinking (section 4.3 of the paper): the last steps have the tight mask, `levels` brought down by
+    `DOWNSAMPLING[downsample]`; those before have it dilated by a kernel of ones: 7x7, 5x5, 3x3 for three iterations.
+    `parts_of` divides the steps among these masks. Where downsampling leaves nothing of a mask that has pixels, every
+    cell that the mask touches is taken, with a notice.
+
+    Grey levels: what has level g is edited over the last g of the trajectory, as with the change maps of Differential
+    Diffusion (Levin and Fried 2023): white from the first step, black never, and the darker the later, so the more of
+    the input stays. Both work side by side.
 
     Args:
         levels: (1,1,H,W), float in [0,1], already inverted where it should be; a mask of {0,1} is one of two levels.
+        factor: how many pixels of the image a latent cell is high and wide.
         schedule: the steps.
-        factor, dilation_iterations, downsample: as of `latent_masks`.
+        dilation_iterations: 0 gives the tight mask alone.
+        downsample: a name of `DOWNSAMPLING`.
 
     Raises:
-        ValueError: levels outside [0,1], or as `latent_masks`.
+        ValueError: levels outside [0,1], a size that is no multiple of `factor`, a negative count, an unknown name.
     """
     _check(levels, factor, dilation_iterations, downsample)
     if levels.min() < 0 or levels.max() > 1:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def check_mask(
         UserError: the file cannot be read.
     """
     canvas, request = task.canvas, task.request
-    size, window, x_mask, image_size = canvas.x_source.shape[2:], canvas.window, canvas.x_mask, canvas.window.image_size
+    size, window, x_mask, image_size = canvas.size, canvas.window, canvas.x_mask, canvas.window.image_size
     file = as_picture(mask)
     grey, transparency = grey_levels(file)
     auto, reason = auto_dilation(x_mask, factor)
@@ -297,8 +298,8 @@ def _cells(seen: Image.Image, x_mask: Tensor, stage: Tensor, tight: Tensor) -> I
 
 def _fit(image: Image.Image) -> Image.Image:
     scale = _PANEL / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    return image.resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _tinted(panel: Image.Image, mask: Tensor, colour: tuple[int, int, int], strength: float) -> Image.Image:
@@ -326,7 +327,7 @@ def _as_panel(mask: Tensor, panel: Image.Image) -> Image.Image:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _percent(share: float) -> str:
+def _percent(share: SupportsFloat) -> str:
     return f"{100 * float(share):.3g} %"
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from ldm.errors import UserError
-from ldm.options import option, options
+from ldm.options import option, options, required
 
 NoiseLevel = Annotated[float, Field(ge=0, le=1)]
 
@@ -17,8 +17,8 @@ _RELEASED_NOISE = {"one": "shared", "fresh": "resampled"}  # as earlier versions
 
 
 def _numbers(value: Any) -> Any:
-    """Numbers in a text, as a spreadsheet's cell has them, with spaces or commas between."""
-    return value.replace(",", " ").split() or None if isinstance(value, str) else value
+    """Numbers in a text, as a spreadsheet's cell has them: spaces or commas between, or a list as Python writes it."""
+    return value.strip("[]() ").replace(",", " ").split() or None if isinstance(value, str) else value
 
 
 def _auto(value: Any) -> Any:
@@ -37,7 +37,7 @@ class SamplingRequest:
         UserError: a value that is no option's, or out of its range.
     """
 
-    prompt: str = option(..., "what to paint; '' paints what fits", group="what to edit", short="-p")
+    prompt: str = required("what to paint; '' paints what fits", group="what to edit", short="-p")
     n_samples: int = option(4, "predictions in one batch: as many as the memory takes", low=1)
     n_iter: int = option(1, "how many batches", low=1)
     seed: int = option(42, "seed of prediction 0; prediction i has seed + i, whatever its batch", low=0, high=2**63 - 1)
@@ -74,6 +74,11 @@ class SamplingRequest:
     def seeds(self) -> range:
         """Of all predictions, in the order of their making."""
         return range(self.seed, self.seed + self.n_samples * self.n_iter)
+
+    @property
+    def steps(self) -> int:
+        """How many steps are made, those of all batches together."""
+        return self.ddim_steps * self.n_iter
 
 
 @options
@@ -135,6 +140,11 @@ class EditRequest(SamplingRequest):
             raise UserError(f"`skip_steps` is {self.skip_steps}: give 0 to {most} with `ddim_steps={self.ddim_steps}`")
 
     @property
+    def steps(self) -> int:
+        """See `SamplingRequest.steps`."""
+        return (self.ddim_steps - self.skip_steps) * self.n_iter
+
+    @property
     def batch_key(self) -> "EditRequest":
         """What requests must have in common to be sampled in one batch: all but prompt, seeds, and place."""
         fallback = EditRequest("")
@@ -172,7 +182,7 @@ class ReconstructionOptions:
     precision: Literal["float32", "bfloat16"] = option("float32", "precision of the decoder during the steps")
 
     @staticmethod
-    def way(kind: str) -> dict[str, str]:
+    def way(kind: str) -> dict[str, Any]:
         """The options that mean a name in `RECONSTRUCTIONS`, as `kind` has it."""
         if kind == "optimization_latents":
             return {"reconstruction_type": "optimization", "optimization_mode": "latents"}

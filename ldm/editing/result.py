@@ -40,9 +40,9 @@ class EditTask:
         if iterations is None:
             iterations, reason = auto_dilation(canvas.x_mask, factor)
             logger.info("mask_dilation_iterations auto: %s", reason)
-        height, width = canvas.x_source.shape[2:]
-        filled = {"mask_dilation_iterations": iterations, "feather": canvas.feather, "H": height, "W": width}
-        return cls(canvas, replace(request, **filled))
+        height, width = canvas.size
+        filled = replace(request, mask_dilation_iterations=iterations, feather=canvas.feather, H=height, W=width)
+        return cls(canvas, filled)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -112,7 +112,8 @@ class Painter:
 
     def paint(self, editor: Editor, triple: Triple, **options: Any) -> Painting:
         """options: those of `EditRequest`."""
-        own = {"ddim_steps": self.ddim_steps, "region": self.region, "context": self.context, "force": True}
+        own: dict[str, Any] = {"ddim_steps": self.ddim_steps, "region": self.region, "context": self.context}
+        own["force"] = True
         request = EditRequest(triple.prompt, **own, **options)
         with _silent():
             mask = (triple.mask[0, 0] * 255).byte().numpy()

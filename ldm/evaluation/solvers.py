@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.backbones import zoo
-from ldm.editing.latent_masks import auto_dilation, latent_masks
+from ldm.editing.latent_masks import auto_dilation, step_masks
 from ldm.editing.ranking import CLIPRanker, find_ranker
 from ldm.errors import MissingExtra, UserError
 from ldm.evaluation.answers import Answers
@@ -35,7 +35,6 @@ from ldm.models.diffusion.schedule import (
     SamplingSchedule,
     dpmpp_timesteps,
     make_sampling_schedule,
-    parts_of,
     schedule_along,
 )
 from ldm.util import choose_device
@@ -57,6 +56,7 @@ class Variant:
     second_order: bool = True
 
     def schedule(self, alphas_cumprod: Tensor, steps: int) -> SamplingSchedule:
+        """Its trajectory of so many steps; `alphas_cumprod` (T,) is the model's."""
         if self.power is None:
             schedule = make_sampling_schedule(alphas_cumprod, steps, sampler=self.sampler)
         else:
@@ -152,7 +152,6 @@ def _measure(
     iterations = job.mask_dilation_iterations
     if iterations is None:
         iterations, _ = auto_dilation(triple.mask, model.factor)
-    masks = latent_masks(triple.mask, model.factor, iterations, "adaptive").to(model.device)
     context, empty = (model.get_learned_conditioning([prompt]) for prompt in (triple.prompt, ""))
     denoiser = guided_denoiser(model, context, empty, job.scale)
     z_source = model.encode_first_stage(triple.x.to(model.device))
@@ -163,9 +162,9 @@ def _measure(
     def edit(variant: Variant, steps: int) -> Tensor:
         """x (1, 3, H, W) on the CPU."""
         schedule = variant.schedule(model.alphas_cumprod, steps)
-        per_step = masks[list(parts_of(schedule, len(masks)))][:, None]
+        masks = step_masks(triple.mask, model.factor, schedule, iterations).to(model.device)[:, None]
         noise, shared = NoiseSource([index]), variant.shared_noise
-        z = blended_sample(denoiser, schedule, z_source, per_step, noise, shared_noise=shared, callback=on_step)
+        z = blended_sample(denoiser, schedule, z_source, masks, noise, shared_noise=shared, callback=on_step)
         return model.decode_first_stage(z).cpu().clamp(-1, 1)
 
     def difference(x: Tensor, other: Tensor) -> float:
@@ -261,7 +260,7 @@ def _plot(means: Means, job: SolverComparison, path: Path) -> None:
     for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
         for name, by_steps in means.items():
             # Nothing is held against itself: a distance of 0 has no place on a logarithmic axis.
-            points = {steps: cell[measure] for steps, cell in by_steps.items() if cell[measure]}
+            points = {steps: value for steps, cell in by_steps.items() if (value := cell[measure])}
             values = [value if measure == "clip_distance" else levels(value) for value in points.values()]
             axes.plot(list(points), values, marker="o", markersize=4, label=name)
         axes.set(xscale="log", xlabel="steps", title=titles[measure])

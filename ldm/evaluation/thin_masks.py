@@ -51,6 +51,7 @@ class Answer:
 
     @property
     def arrived(self) -> bool:
+        """Whether it is nearer to the prompt's colour than to the input's."""
         return self.way >= 0.5
 
 
@@ -67,11 +68,11 @@ def thin_mask(generator: Generator, kind: str, width: int, size: int) -> Tensor:
         angle, bend = uniform(generator, 0, math.pi), uniform(generator, 0.08, 0.2) if kind == "curve" else 0.0
         t = np.linspace(-1, 1, 400)
         along, across = 0.36 * t, bend * np.sin(t * math.pi)
-        x = (0.5 + along * math.cos(angle) - across * math.sin(angle)) * side
-        y = (0.5 + along * math.sin(angle) + across * math.cos(angle)) * side
+        xs = (0.5 + along * math.cos(angle) - across * math.sin(angle)) * side
+        ys = (0.5 + along * math.sin(angle) + across * math.cos(angle)) * side
         reach = width * _FINE / 2
-        for point in zip(x, y, strict=True):
-            draw.ellipse((point[0] - reach, point[1] - reach, point[0] + reach, point[1] + reach), fill=255)
+        for x, y in zip(xs.tolist(), ys.tolist(), strict=True):
+            draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=255)
     levels = np.asarray(image.resize((size, size), Image.Resampling.BOX))
     mask = torch.from_numpy(levels >= 128).float()[None, None]
     return mask if mask.any() else torch.from_numpy(levels > 0).float()[None, None]
@@ -113,7 +114,8 @@ def compare(
         masks.append(thin_mask(generator, kind, width, size))
         about.append((kind, width, VIVID[integer(generator, len(VIVID))]))
     ways = [(downsample, shrinking) for downsample in DOWNSAMPLING for shrinking in SHRINKING]
-    answers, pictures = [], {}
+    answers = []
+    pictures: dict[tuple[str, str], Sequence[Tensor]] = {}
     for downsample, shrinking in tqdm(ways, desc="comparing", unit="way", disable=None):
         tasks = [
             EditTask.of(

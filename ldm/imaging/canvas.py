@@ -34,6 +34,12 @@ class Canvas:
     levels: Tensor | None = None
     strip: bool = False
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W), the model's."""
+        height, width = self.x_source.shape[2:]
+        return height, width
+
     @classmethod
     def at(
         cls,

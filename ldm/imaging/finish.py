@@ -209,7 +209,7 @@ def deliver(finished: Finished, picture: Picture, strip: bool = False) -> Image.
         strip: leave out EXIF data and resolution. What decides how colours look stays: profile, gAMA and cHRM.
     """
     image = finished.image.copy()
-    if picture.own is not None:
+    if picture.own is not None and picture.icc_profile is not None:
         image = to_profile(finished, picture.rgb, picture.own, picture.icc_profile)
     if picture.alpha is not None:
         image.putalpha(_filled(picture.alpha, finished.alpha))
@@ -280,8 +280,11 @@ def _room(mask: np.ndarray, window: Window) -> int:
 
 def _around(mask: np.ndarray, reach: int) -> tuple[slice, slice]:
     """Rows and columns of a mask (h,w) that is not empty, with `reach` more on each side as far as there are."""
-    spans = zip(mask_box(mask), mask.shape, strict=True)
-    return tuple(slice(max(span.start - reach, 0), min(span.stop + reach, side)) for span, side in spans)
+    rows, columns = mask_box(mask)
+    return (
+        slice(max(rows.start - reach, 0), min(rows.stop + reach, mask.shape[0])),
+        slice(max(columns.start - reach, 0), min(columns.stop + reach, mask.shape[1])),
+    )
 
 
 def _flat_levels(levels: Tensor | np.ndarray, size: tuple[int, int]) -> np.ndarray:

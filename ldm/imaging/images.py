@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import IFD, Base
+from PIL.ImageFile import ImageFile
 
 from ldm.errors import UserError
 from ldm.files import atomic_file
 
 logger = logging.getLogger(__name__)
 
-# What Pillow's parsers raise on damaged files, besides OSError (found by flipping bytes of every format).
-_DAMAGE = (SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError)
-_DAMAGE += (struct.error, zlib.error)
+# What Pillow's parsers raise on damaged files (found by flipping bytes of every format).
+_DAMAGE: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError)
+_DAMAGE += (ArithmeticError, RuntimeError, struct.error, zlib.error)
 
 # Pillow reads only the high byte of the colours of a 16-bit PNG. The same bytes read in the other order give the
 # low ones; grey with alpha (four bytes a pixel) is read as if it were 8-bit RGBA.
@@ -40,8 +41,9 @@ _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
 # EXIF tags that describe the picture. The others describe how one file stores it (TIFF files hold many of those), or
 # what is kept elsewhere: the resolution, the profile.
-_DESCRIPTIVE = (Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime, Base.Artist, Base.Copyright)
-_DESCRIPTIVE += (Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject, Base.Rating)
+_DESCRIPTIVE: tuple[Base, ...] = (Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime)
+_DESCRIPTIVE += (Base.Artist, Base.Copyright, Base.Rating)
+_DESCRIPTIVE += (Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject)
 
 # Entries of Pillow's `info` that say what the codes of a PNG look like, where it has no profile.
 _COLOUR = ("gamma", "chromaticity", "srgb")
@@ -193,7 +195,7 @@ def save_png(image: Image.Image, path: str | os.PathLike, text: Mapping[str, str
         image.save(file, "PNG", pnginfo=chunks, compress_level=level, **kept)
 
 
-def _colour_chunks(info: Mapping[str, Any]) -> Iterator[tuple[bytes, bytes]]:
+def _colour_chunks(info: Mapping[Any, Any]) -> Iterator[tuple[bytes, bytes]]:
     """The chunks of a PNG that say what its codes look like (PNG specification, 11.3.2), as (name, data)."""
     if "gamma" in info:
         yield b"gAMA", struct.pack(">I", round(info["gamma"] * 100000))
@@ -230,6 +232,7 @@ def make_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[st
     width, height = max(image.width for image in images), max(image.height for image in images)
     gap = max(2, round(width / 64))
     font = ImageFont.load_default(min(20, max(10, width // 14)))
+    assert isinstance(font, ImageFont.FreeTypeFont)  # as of any size
     strip = 0 if captions is None else sum(font.getmetrics()) + gap
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
@@ -248,7 +251,7 @@ def make_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[st
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Image.Image]:
+def _reading(path: Path) -> Iterator[ImageFile]:
     """The opened file, whose pixels are not yet read; whatever goes wrong in the block is a UserError."""
     try:
         # Pillow's warnings (corrupt EXIF, many pixels) do not help the user: what cannot be read raises.
@@ -263,11 +266,12 @@ def _reading(path: Path) -> Iterator[Image.Image]:
     except IsADirectoryError as error:
         raise UserError(f'"{path}" is a folder: give an image file') from error
     except Image.DecompressionBombError as error:
+        assert Image.MAX_IMAGE_PIXELS is not None  # or there would be no limit
         limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
         raise UserError(f'the image "{path}" has more than {limit:.0f} million pixels: make it smaller') from error
     except UnidentifiedImageError as error:
         raise UserError(f'"{path}" is not an image of a known kind: give a PNG, JPEG, WebP or TIFF') from error
-    except (OSError, *_DAMAGE) as error:
+    except _DAMAGE as error:
         reason = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]
         raise UserError(f'the image "{path}" cannot be read ({reason}): give another file or save it anew') from error
 
@@ -316,7 +320,7 @@ def _read_exif(image: Image.Image, path: Path) -> tuple[int, bytes | None]:
             orientation = int(given) if given in range(1, 9) else 1
             exif = _portable_exif(found, image.size if orientation < 5 else image.size[::-1])
             Image.Exif().load(image.info.get("exif", b""))  # of a JPEG, Pillow has hidden the damage before
-        except (OSError, *_DAMAGE):
+        except _DAMAGE:
             damaged = True
     if damaged or told:
         logger.warning('the EXIF data of "%s" is damaged: what cannot be read of it is ignored', path)
@@ -344,7 +348,7 @@ def _portable_exif(exif: Image.Exif, size: tuple[int, int]) -> bytes | None:
     return kept.tobytes()
 
 
-def _metadata(info: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(info: Mapping[Any, Any]) -> dict[str, Any]:
     """The entries of Pillow's `info` that are kept, where their values can be written into a PNG again."""
     dpi, gamma, white_and_primaries = info.get("dpi"), info.get("gamma"), info.get("chromaticity")
     metadata: dict[str, Any] = {}
@@ -373,7 +377,7 @@ def _grey_codes(image: Image.Image, path: Path) -> np.ndarray | None:
     return codes
 
 
-def _deep_pixels(file: Image.Image, path: Path) -> np.ndarray | None:
+def _deep_pixels(file: ImageFile, path: Path) -> np.ndarray | None:
     """The 16-bit codes of a file that has them, (h,w) or (h,w,channels); None for 8-bit files."""
     grey = _grey_codes(file, path)
     if grey is not None:
@@ -414,7 +418,8 @@ def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> tuple[Ima
         logger.warning('the colour profile of "%s" cannot be used: its colours are taken as sRGB (%s)', path, error)
         return plain, False
     # Converting from the many profiles that are sRGB in all but name would only add rounding errors.
-    change = max(high for _, high in ImageChops.difference(plain, converted).getextrema())
+    assert converted is not None  # as it is only where a picture is converted in place
+    change = np.asarray(ImageChops.difference(plain, converted)).max()
     return (plain if change <= 2 else converted), True
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from bisect import bisect_left
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,22 +29,7 @@ _ONE_COLOUR = 32
 _REACH = 2 / 3
 
 
-def load_mask(
-    path: str | os.PathLike,
-    size: tuple[int, int] | None = None,
-    invert: bool = False,
-    image_size: tuple[int, int] | None = None,
-) -> torch.Tensor:
-    """The mask of a file: see `mask_from`."""
-    return mask_from(path, size, invert, image_size)
-
-
-def mask_from(
-    image: ImageLike,
-    size: tuple[int, int] | None = None,
-    invert: bool = False,
-    image_size: tuple[int, int] | None = None,
-) -> torch.Tensor:
+def mask_from(image: ImageLike, size: tuple[int, int] | None = None, invert: bool = False) -> torch.Tensor:
     """A picture as a mask: float {0,1} (1,1,H,W), 1 (white) where to edit.
 
     The threshold is at half of the full range, 127 | 128, so that the noise of a JPEG adds nothing. A picture of
@@ -53,44 +39,27 @@ def mask_from(
     Args:
         image: a path, a picture of `load_image` or of Pillow, or an array (H,W) or (H,W,3 or 4) of booleans, of
             numbers from 0 to 1, or of codes (0 to 255, or the full range of an unsigned type).
-        size: (H,W) to bring it to; its own by default.
+        size: (H,W) of the image, to which a mask of another size is brought, with a notice; its own by default.
         invert: black, instead of white, is where to edit.
-        image_size: (H,W) of the picture that it belongs to, if that is not `size`; a mask of neither size gives a
-            notice.
 
     Raises:
         UserError: the file cannot be read, or nothing is left to edit.
         ValueError: an array that is not a picture.
     """
-    grey, name = _read(image, size, image_size)
+    grey, name = _read(image, size)
     codes = np.asarray(grey)
     if ((codes > GREY[0]) & (codes < GREY[1])).mean() > 0.25:
         logger.warning('the mask "%s" is largely grey: levels from 128 up are where to edit', name)
-    mask = part(grey, size, invert, name)
+    mask = (resize_levels(_unit(grey, invert), size) >= 0.5).float()
+    if not mask.any():
+        raise UserError(_nothing_left(name, invert, int(codes.max())))
     if mask.all():
         what = "all black and inverted" if invert else "all white"
         logger.warning('the mask "%s" is %s: the whole picture is edited', name, what)
     return mask
 
 
-def part(grey: Image.Image, size: tuple[int, int] | None, invert: bool, name: str | os.PathLike) -> torch.Tensor:
-    """Grey levels (mode L) -> {0,1} (1,1,H,W): `mask_from` without its notices.
-
-    Raises:
-        UserError: nothing is left to edit.
-    """
-    mask = (resize_levels(_unit(grey, invert), size) >= 0.5).float()
-    if not mask.any():
-        raise UserError(_nothing_left(name, invert, grey.getextrema()[1]))
-    return mask
-
-
-def mask_levels(
-    image: ImageLike,
-    size: tuple[int, int] | None = None,
-    invert: bool = False,
-    image_size: tuple[int, int] | None = None,
-) -> torch.Tensor:
+def mask_levels(image: ImageLike, size: tuple[int, int] | None = None, invert: bool = False) -> torch.Tensor:
     """The grey levels of a picture as float (1,1,H,W) in [0,1], of a soft mask; arguments as of `mask_from`.
 
     With a threshold of 0.5 they give the mask of `mask_from`, but for a layer painted with a brush of half opacity
@@ -100,7 +69,7 @@ def mask_levels(
         UserError: the file cannot be read, or is black all over (white, where inverted).
         ValueError: an array that is not a picture.
     """
-    grey, name = _read(image, size, image_size, soft=True)
+    grey, name = _read(image, size, soft=True)
     levels = resize_levels(_unit(grey, invert), size)
     if not levels.any():
         raise UserError(_nothing_left(name, invert, 0))
@@ -126,7 +95,7 @@ def grey_levels(picture: Picture, soft: bool = False) -> tuple[Image.Image, str 
     grey = picture.rgb.convert("L")
     if picture.alpha is None:
         return grey, None
-    most = picture.alpha.getextrema()[1]
+    most = int(np.asarray(picture.alpha).max())
     if most == 0:
         raise UserError(
             f'the mask "{picture.path}" is transparent all over, so there is nothing to edit: paint where to edit, or '
@@ -208,18 +177,15 @@ def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
     return F.max_pool2d(rows, (2 * radius + 1, 1), stride=1, padding=(radius, 0))
 
 
-def _read(
-    image: ImageLike, size: tuple[int, int] | None, image_size: tuple[int, int] | None, soft: bool = False
-) -> tuple[Image.Image, Path]:
+def _read(image: ImageLike, size: tuple[int, int] | None, soft: bool = False) -> tuple[Image.Image, Path]:
     """The grey levels of a mask and its name, with notices of what its author may not have meant."""
     picture = as_picture(_codes(image) if isinstance(image, np.ndarray) else image)
     grey, transparency = grey_levels(picture, soft)
     if transparency:
         logger.warning('the mask "%s" %s', picture.path, transparency)
     own_size = (grey.height, grey.width)
-    wanted = image_size or size or own_size
-    if own_size not in (tuple(size or own_size), tuple(wanted)):
-        logger.warning('the mask "%s" is %s, the image %s: it is resized', picture.path, shown(own_size), shown(wanted))
+    if size is not None and own_size != tuple(size):
+        logger.warning('the mask "%s" is %s, the image %s: it is resized', picture.path, shown(own_size), shown(size))
     return grey, picture.path
 
 
@@ -243,12 +209,12 @@ def _unit(grey: Image.Image, invert: bool) -> torch.Tensor:
 
 def _nothing_left(path: str | os.PathLike, invert: bool, brightest: int) -> str:
     if invert:
-        return f'the mask "{path}" is all white and inverted: leave out "invert_mask", or paint black where to edit'
+        return f'the mask "{path}" is all white and inverted: leave out `invert_mask`, or paint black where to edit'
     if 0 < brightest < 128:
         return f'the mask "{path}" has no level above {brightest} of 255: paint white (255) where to edit'
-    return f'the mask "{path}" is all black: paint white where to edit, or use "invert_mask" if black is to be edited'
+    return f'the mask "{path}" is all black: paint white where to edit, or use `invert_mask` if black is to be edited'
 
 
-def shown(size: tuple[int, int]) -> str:
+def shown(size: Sequence[int]) -> str:
     """(H,W) -> the usual WxH."""
     return f"{size[1]}x{size[0]}"

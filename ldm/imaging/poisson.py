@@ -1,6 +1,7 @@
 """Poisson image editing (Pérez et al. 2003) by OpenCV's seamlessClone, without its pitfalls."""
 
 import logging
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,8 @@ _EROSION, _GROWTH = 3, 2
 
 # Pixels around the picture: OpenCV misplaces a patch that meets the border of its array, so none does.
 _RING = _GROWTH + 1
+
+_Ring = Literal["constant", "edge"]  # numpy's modes: zeros, or the outermost pixels again
 
 
 def seamless_clone(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -54,8 +57,8 @@ def seamless_clone(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> 
     return target[top : top + height, left : left + width]
 
 
-def _padded(array: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], ring: str) -> np.ndarray:
-    """(h, w) or (h, w, 3), mirrored by so many pixels at each end, and a ring around it in numpy's mode `ring`."""
+def _padded(array: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], ring: _Ring) -> np.ndarray:
+    """(h, w) or (h, w, 3), mirrored by so many pixels at each end, and a ring around it."""
     rest = [(0, 0)] * (array.ndim - 2)
     array = np.pad(array, [rows, columns, *rest], mode="symmetric")
     return np.pad(array, [(_RING, _RING), (_RING, _RING), *rest], mode=ring)

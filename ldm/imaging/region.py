@@ -5,6 +5,7 @@ resized to the model's size (`choose_window`, `cut`, `cut_mask`), and what the m
 (`resize_back`); `ldm.imaging.finish` composes it with the photograph.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -184,8 +185,8 @@ def flat_mask(mask: Tensor | np.ndarray) -> np.ndarray:
 
 def mask_box(mask: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of the smallest box that contains a mask (h,w) that is not empty."""
-    spans = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _placed(span: slice, length: int, side: int) -> int:
@@ -209,6 +210,6 @@ def _continued(levels: np.ndarray, start: int, length: int) -> np.ndarray:
     return rows
 
 
-def _check(window: Window, image_size: tuple[int, int]) -> None:
+def _check(window: Window, image_size: Sequence[int]) -> None:
     if window.image_size != tuple(image_size):
         raise ValueError(f"{window} is not a window of an image of (h,w) {tuple(image_size)}")

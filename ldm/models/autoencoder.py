@@ -19,6 +19,7 @@ class DiagonalGaussian:
 
     @classmethod
     def from_moments(cls, moments: Tensor) -> "DiagonalGaussian":
+        """The posterior of the encoder's output (b, 2c, h, w): means, then log-variances, clamped to [-30, 20]."""
         mean, logvar = moments.chunk(2, dim=1)
         return cls(mean, logvar.clamp(-30.0, 20.0))
 
@@ -29,6 +30,7 @@ class DiagonalGaussian:
         return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
 
     def mode(self) -> Tensor:
+        """The most probable latent, which is the mean."""
         return self.mean
 
     def kl(self) -> Tensor:
@@ -57,9 +59,11 @@ class AutoencoderKL(nn.Module):
         self.factor = self.encoder.patch_size * 2 ** (len(self.encoder.down) - 1)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
+        """x (b, 3, H, W) in [-1, 1] -> the posterior of its latents."""
         return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Tensor:
+        """z (b, embed_dim, h, w) -> x (b, 3, H, W), not clamped."""
         return self.decoder(self.post_quant_conv(z))
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, DiagonalGaussian]:

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm.backbones import zoo
-from ldm.editing.editor import Editor
+from ldm.editing.editor import Editor, denoising_bar
 from ldm.editing.mask_check import MaskReport
 from ldm.editing.result import EditResult
 from ldm.files import file_sha256
-from ldm.imaging.images import load_image, save_png, to_pil
+from ldm.imaging.images import save_png, to_pil
 from ldm.options import recorded
 from ldm.runs.folder import check_run, check_writable, write_run
 from ldm.runs.grid import edit_grid
@@ -57,12 +56,11 @@ def run_edit(job: EditJob) -> SavedEdit:
         require_video_writer()
     # With an outline first, so that bad input is told of before a large model is loaded.
     files = zoo.resolve(job.model, job.config, job.ckpt)
-    task = Editor.outline(files).prepare(load_image(job.init_image), job.mask, job.request)
+    task = Editor.outline(files).prepare(job.init_image, job.mask, job.request)
     editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision, job.low_memory)
     editor.begin_identity()
-    steps = (job.ddim_steps - job.skip_steps) * job.n_iter
-    with tqdm(total=steps, desc="denoising", unit="step", disable=None) as bar:
-        (result,) = editor.run([task], on_step=lambda _: bar.update(), keep_steps=job.save_video)
+    with denoising_bar(job.steps) as see:
+        (result,) = editor.run([task], on_step=see, keep_steps=job.save_video)
     return write_result(job, editor, result)
 
 
@@ -79,7 +77,7 @@ def check_edit(job: EditJob) -> tuple[MaskReport, Path]:
     path = job.outdir / f"{job.mask.stem}-check.png"
     check_png(path, "check")
     files = zoo.resolve(job.model, job.config, job.ckpt)
-    report = Editor.outline(files).check(load_image(job.init_image), job.mask, job.request)
+    report = Editor.outline(files).check(job.init_image, job.mask, job.request)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(report.picture, path, {"ldm": json.dumps({"kind": "check"})})
     return report, path
@@ -132,13 +130,13 @@ def _record(job: EditJob, editor: Editor, result: EditResult, notes: Mapping[str
         mask=str(job.mask),
         image_sha256=file_sha256(job.init_image),
         mask_sha256=file_sha256(job.mask),
-        size=tuple(canvas.x_source.shape[2:]),
+        size=canvas.size,
         options={name: value for name, value in options.items() if name not in elsewhere},
         scores=result.distances,
         invert_mask=request.invert_mask,
         window=asdict(canvas.window),
         feather=canvas.feather,
-        measures=[measures.info() for measures in result.measures],
+        measures=tuple(measures.info() for measures in result.measures),
         **editor.identity(),
     )
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ldm.editing.request import EditRequest, ReconstructionOptions, SamplingRequest
-from ldm.options import narrowed, option, options
+from ldm.options import option, options, required, subset
 
 OUTDIR = Path("outputs/edit_results")
 
@@ -54,10 +54,10 @@ class SamplingChoice(ModelChoice):
 class EditJob(SamplingChoice, EditRequest):
     """One edit: files in, a run folder out."""
 
-    init_image: Path = option(
-        ..., "the image, of any size and kind", group="what to edit", short="-i", keyword=True, record=False
+    init_image: Path = required(
+        "the image, of any size and kind", group="what to edit", short="-i", kw_only=True, record=False
     )
-    mask: Path = option(..., "the mask: white is edited", group="what to edit", keyword=True, record=False)
+    mask: Path = required("the mask: white is edited", group="what to edit", kw_only=True, record=False)
     outdir: Path = option(OUTDIR, "where results go", group="what comes out", short="-o", record=False)
     overwrite: bool = option(
         False,
@@ -70,7 +70,7 @@ class EditJob(SamplingChoice, EditRequest):
     @property
     def request(self) -> EditRequest:
         """What the method is asked."""
-        return narrowed(EditRequest, self)
+        return EditRequest(**subset(EditRequest, vars(self)))
 
 
 @options
@@ -84,7 +84,7 @@ class GenerationJob(SamplingChoice, SamplingRequest):
     @property
     def request(self) -> SamplingRequest:
         """What the method is asked."""
-        return narrowed(SamplingRequest, self)
+        return SamplingRequest(**subset(SamplingRequest, vars(self)))
 
 
 @options
@@ -119,15 +119,14 @@ class ReconstructionJob(ModelChoice, ReconstructionOptions):
     @property
     def options(self) -> ReconstructionOptions:
         """What the method is told."""
-        return narrowed(ReconstructionOptions, self)
+        return ReconstructionOptions(**subset(ReconstructionOptions, vars(self)))
 
 
 @options
 class BatchJob:
     """Rows in, a run folder for each out."""
 
-    rows: Path = option(
-        ...,
+    rows: Path = required(
         "edits.jsonl or edits.csv with image, mask, prompt and what else a row needs; or a folder of photo.jpg and "
         "photo_mask.png, or of images/ and masks/, with prompts in photo.txt",
         group="rows",

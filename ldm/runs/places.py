@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain, count, takewhile
@@ -182,9 +182,13 @@ def places(folder: Path) -> Iterator[Path]:
 
 def portable(record: RunRecord, folder: Path) -> RunRecord:
     """The record with the model's files relative to the run's folder, as it may travel."""
-    files = {name: getattr(record, name) for name in ("config", "weights")}
-    relative = {name: _relative(path, folder) for name, path in files.items() if path}
-    return replace(record, format=FORMAT, **relative)
+    return replace(_with_files(record, lambda path: _relative(path, folder)), format=FORMAT)
+
+
+def _with_files(record: RunRecord, place: Callable[[str], str]) -> RunRecord:
+    """The record with its paths of the model's files, where it has any, given as `place` gives them."""
+    config, weights = (place(path) if path else path for path in (record.config, record.weights))
+    return replace(record, config=config, weights=weights)
 
 
 def _relative(path: str, folder: Path) -> str:
@@ -201,5 +205,4 @@ def openable(record: RunRecord, folder: Path) -> RunRecord:
     """The record with the model's files as paths from here; those of format 2 are as they are."""
     if record.format < FORMAT:
         return record
-    files = {name: getattr(record, name) for name in ("config", "weights")}
-    return replace(record, **{name: str((folder / path).resolve()) for name, path in files.items() if path})
+    return _with_files(record, lambda path: str((folder / path).resolve()))

@@ -162,15 +162,15 @@ def _model_files(job: ReconstructionJob, run: Run) -> zoo.ModelFiles:
 
 def _task(run: Run, index: int, canvas: Canvas, model: LatentDiffusion | None) -> ReconstructionTask:
     """Prediction `index` as exactly as it can be had: decoded from its latent, else from its 8-bit picture."""
-    x_source, mask = canvas.x_source, canvas.x_mask
+    x_source, mask, size = canvas.x_source, canvas.x_mask, canvas.size
     if model is None:
-        return ReconstructionTask(x_source, to_tensor(run.image(index), x_source.shape[2:]), mask)
+        return ReconstructionTask(x_source, to_tensor(run.image(index), size), mask)
     z0 = run.z0(index)
     if z0 is None:
         logger.warning('"%s" keeps no latents: prediction %d is encoded anew, which costs detail', run.path, index)
-        x_hat = to_tensor(run.image(index), x_source.shape[2:])
+        x_hat = to_tensor(run.image(index), size)
         return ReconstructionTask(x_source, x_hat, mask, encode_prediction(model, x_hat), model)
-    shape = (1, model.channels, *(side // model.factor for side in x_source.shape[2:]))
+    shape = (1, model.channels, *(side // model.factor for side in size))
     if tuple(z0.shape) != shape:
         raise UserError(
             f'the latents in "{run.path}" are {tuple(z0.shape)[1:]}, the model\'s {shape[1:]}: give the model '
@@ -178,7 +178,7 @@ def _task(run: Run, index: int, canvas: Canvas, model: LatentDiffusion | None) -
         )
     x_hat = decode_prediction(model, z0)
     if (run.path / "images" / f"{index:04d}.png").is_file():
-        likeness = psnr(x_hat, to_tensor(run.image(index), x_source.shape[2:]), mask)
+        likeness = psnr(x_hat, to_tensor(run.image(index), size), mask)
         if likeness is not None and likeness < _SAME_PREDICTION:
             logger.warning(
                 "the model does not give prediction %d again (PSNR %.0f dB): is it the one that made the run?",

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ldm.backbones import zoo
-from ldm.editing.editor import Editor
+from ldm.editing.editor import Editor, denoising_bar
 from ldm.editing.result import Predictions
 from ldm.imaging.images import make_grid
 from ldm.options import recorded
@@ -34,15 +32,16 @@ def run_generation(job: GenerationJob) -> SavedPictures:
     request = Editor.outline(zoo.resolve(job.model, job.config, job.ckpt)).prepare_generation(job.request)
     editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision, job.low_memory)
     editor.begin_identity()
-    with tqdm(total=job.ddim_steps * job.n_iter, desc="denoising", unit="step", disable=None) as bar:
-        made = editor.paint(request, lambda _: bar.update())
+    with denoising_bar(job.steps) as see:
+        made = editor.paint(request, see)
     options = recorded(job) | recorded(request)
     elsewhere = ("prompt", "seed", "H", "W")
+    height, width = made.x.shape[2:]
     record = RunRecord(
         prompt=request.prompt,
         seed=request.seed,
         seeds=made.seeds,
-        size=tuple(made.x.shape[2:]),
+        size=(height, width),
         options={name: value for name, value in options.items() if name not in elsewhere},
         scores=made.distances,
         **editor.identity(),

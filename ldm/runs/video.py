@@ -18,7 +18,7 @@ def require_video_writer() -> None:
         import imageio.v3  # noqa: F401
         import imageio_ffmpeg  # noqa: F401
     except ModuleNotFoundError as error:
-        raise MissingExtra(error.name.replace("_", "-"), "video", "`save_video`") from error
+        raise MissingExtra((error.name or "imageio").replace("_", "-"), "video", "`save_video`") from error
 
 
 @torch.no_grad()

@@ -118,6 +118,7 @@ class LatentDiffusion(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the denoiser runs; the text encoder may be kept elsewhere."""
         return self.betas.device
 
     @property

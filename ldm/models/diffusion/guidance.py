@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sampling import Denoiser, to_device
 
@@ -34,9 +33,6 @@ def guided_denoiser(
         interval: (low, high), the noise levels at which to guide, both included, in parts of the model's timesteps:
             0 is the cleanest, 1 the noisiest (Kynkaanniemi et al. 2024). Outside it the prompt's half runs alone, at
             half the cost. None guides everywhere.
-
-    Raises:
-        UserError: see `check_guidance_interval`.
     """
     if scale == 1.0:
         return model_denoiser(model, context)
@@ -50,7 +46,6 @@ def guided_denoiser(
 
     if interval is None:
         return guided
-    check_guidance_interval(interval)
     plain = model_denoiser(model, context)
     low, high = (part * (len(model.alphas_cumprod) - 1) for part in interval)
 
@@ -58,17 +53,3 @@ def guided_denoiser(
         return (guided if low <= t[0].item() <= high else plain)(z, t)
 
     return denoise
-
-
-def check_guidance_interval(interval: tuple[float, float]) -> None:
-    """Refuse what is no interval of noise levels.
-
-    Raises:
-        UserError: not 0 <= low <= high <= 1.
-    """
-    low, high = interval
-    if not 0 <= low <= high <= 1:
-        raise UserError(
-            f"guidance_interval {low:g} {high:g} is no interval of noise levels: give the lower end and the upper one, "
-            "from 0 (clean) to 1 (pure noise)"
-        )

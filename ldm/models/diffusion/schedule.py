@@ -110,7 +110,7 @@ def ddim_timesteps(steps: int, train_steps: int = 1000) -> tuple[int, ...]:
         UserError: fewer than 1 step or more than the model was trained with.
     """
     if not 1 <= steps <= train_steps:
-        raise UserError(f"{steps} steps are out of range: give 1 to {train_steps}, the model's own number")
+        raise UserError(f"`ddim_steps` is {steps}: give 1 to {train_steps}, as many as the model was trained with")
     # +1 as in the original, which pairs step k with the training level k+1; there is no room for it at full count.
     offset = 1 if steps < train_steps else 0
     return tuple(min(i * train_steps // steps + offset, train_steps - 1) for i in range(steps))
@@ -126,7 +126,8 @@ def dpmpp_timesteps(steps: int, train_steps: int = 1000, skip_steps: int = 0, po
         UserError: as `ddim_timesteps`.
     """
     top = ddim_timesteps(steps, train_steps)[-1 - skip_steps] if skip_steps else train_steps - 1
-    n, timesteps = steps - skip_steps, []
+    n = steps - skip_steps
+    timesteps: list[int] = []
     for j in range(n):
         least = timesteps[-1] + 1 if timesteps else 1  # from timestep 0, the end, a step would go nowhere
         timesteps.append(min(max(round(top * ((j + 1) / n) ** power), least), top - (n - 1 - j)))
@@ -167,15 +168,15 @@ def make_sampling_schedule(
     levels = alphas_cumprod.double().cpu()
     ascending = ddim_timesteps(steps, len(levels))
     if not 0 <= skip_steps < steps:
-        raise UserError(f"skip_steps {skip_steps} is out of range: give 0 to {steps - 1} with {steps} steps")
+        raise UserError(f"`skip_steps` is {skip_steps}: give 0 to {steps - 1} with `ddim_steps={steps}`")
     if not 0.0 <= eta <= 1.0:
-        raise UserError(f"eta {eta:g} is out of range: give 0 (deterministic) to 1 (as noisy as DDPM)")
+        raise UserError(f"`ddim_eta` is {eta:g}: give a number from 0 to 1")
     if sampler not in SAMPLERS:
-        raise UserError(f'sampler "{sampler}" is unknown: give one of {", ".join(SAMPLERS)}')
+        raise UserError(f'`sampler` is "{sampler}": give one of {", ".join(SAMPLERS)}')
     if sampler == "ddim":
         return schedule_along(levels, ascending[: steps - skip_steps], sampler, eta)
     if eta > 0:
-        raise UserError(f"eta {eta:g} needs the sampler ddim: {sampler} adds no noise, give eta 0 with it")
+        raise UserError(f"`ddim_eta={eta:g}` needs `sampler=ddim`: {sampler} adds no noise")
     return schedule_along(levels, dpmpp_timesteps(steps, len(levels), skip_steps), sampler)
 
 

@@ -115,8 +115,7 @@ def check_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchCheck:
     rows = _read(job, options)
     found = find_done(rows)
     todo = [row for row in good(rows) if row.number not in found]
-    outlines = {row.model: row for row in todo}
-    outlines = {model: outline_editor(row) for model, row in outlines.items()}
+    outlines = {model: outline_editor(row) for model, row in {row.model: row for row in todo}.items()}
     with ThreadPoolExecutor(_READERS) as pool:
         looks = pool.map(lambda row: _look(outlines[row.model], row), todo)
         errors = {row.number: error for row, error in zip(todo, looks, strict=True)}
@@ -161,7 +160,7 @@ def _run_of(row: Row) -> Run | None:
 
 
 def _read(job: BatchJob, options: Mapping[str, Any]) -> list[Row | BadRow]:
-    EditJob(**{"prompt": "", "init_image": job.rows, "mask": job.rows} | options)  # the command line's own mistakes
+    EditJob(**{"prompt": "", "init_image": job.rows, "mask": job.rows, **options})  # the command line's own mistakes
     rows = read_rows(job.rows, job.outdir, options)
     asked = ModelChoice(**subset(ModelChoice, options))
     if any(
@@ -228,7 +227,7 @@ def _bad(row: BadRow) -> Outcome:
     logger.error("row %d: %s", row.number, row.error)
     given = {name: row.given.get(name) for name in ("prompt", "image", "mask")}
     given["image"] = given["image"] or row.given.get("init_image")
-    texts = {name: None if value is None else str(value) for name, value in given.items()}
+    texts: dict[str, Any] = {name: None if value is None else str(value) for name, value in given.items()}
     return Outcome(row.number, row.name, "failed", **texts, error=row.error)
 
 

@@ -61,6 +61,7 @@ class Outcome:
     error: str | None = None
 
     def line(self) -> bytes:
+        """A line of the summary: JSON in UTF-8."""
         text = json.dumps(asdict(self), ensure_ascii=False, default=str)
         return text.encode("utf-8", "replace") + b"\n"
 
@@ -141,6 +142,7 @@ class Summary:
         self.due = 0.0
 
     def add(self, outcome: Outcome) -> None:
+        """Note what has become of a row, in place of what was known of it."""
         self.outcomes[outcome.row] = outcome
         path = self.outdir / SUMMARY
         try:
@@ -152,6 +154,7 @@ class Summary:
             self.write_page()
 
     def write_page(self) -> None:
+        """Write the page anew, as a whole."""
         start = time.monotonic()
         outcomes = [outcome for _, outcome in sorted(self.outcomes.items())]
         with atomic_file(self.outdir / PAGE) as file:
@@ -160,6 +163,7 @@ class Summary:
         self.due = now + _SHARE * (now - start)
 
     def count(self, status: str) -> int:
+        """How many rows have a status, "done" or "failed"."""
         return sum(outcome.status == status for outcome in self.outcomes.values())
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from ldm.backbones import zoo
 from ldm.errors import UserError
 from ldm.options import declared
 from ldm.runs.jobs import EditJob
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _SHORT = {"image": "init_image"}
 _PATHS = ("init_image", "mask", "config", "ckpt")
+_MODEL = ("model", "config", "ckpt")
 _NOT_A_ROWS = ("outdir", "overwrite", "device")
 COLUMNS = ("name", *_SHORT, *(name for name in declared(EditJob) if name not in _NOT_A_ROWS))
 """What a row may hold."""
@@ -44,6 +46,7 @@ class Row:
 
     @property
     def predictions(self) -> int:
+        """How many it asks for."""
         return len(self.job.request.seeds)
 
     @property
@@ -89,8 +92,8 @@ def read_rows(source: Path, outdir: Path, defaults: Mapping[str, Any]) -> list[R
         UserError: the file cannot be read or has no rows.
     """
     try:
-        base, records = (Path(), _read_folder(source)) if source.is_dir() else (source.parent, _read_file(source))
-        records = list(records)
+        base = Path() if source.is_dir() else source.parent
+        records = list(_read_folder(source) if source.is_dir() else _read_file(source))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f'"{source}" cannot be read as rows ({error}): give a JSONL, a CSV or a folder') from error
     if not records:
@@ -101,7 +104,7 @@ def read_rows(source: Path, outdir: Path, defaults: Mapping[str, Any]) -> list[R
         try:
             if isinstance(given, UserError):
                 raise given
-            options = {**defaults, **_options(given, base)}
+            options = _merged(defaults, _options(given, base))
             name = _name(number, given.get("name"), str(options.get("prompt", "")))
             if (first := taken.setdefault(name.lower(), number)) != number:
                 raise UserError(f'the name "{name}" is that of row {first} already: give another')
@@ -151,6 +154,8 @@ def _read_csv(file: Iterable[str], source: Path) -> Iterator[Mapping[str, Any] |
     delimiter = max(",;\t", key=header.count)  # spreadsheets write what their country uses
     dialect: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
     columns = [name.strip() for name in next(csv.reader([header], **dialect), [])]
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise UserError(f'"{source}" has more than one column "{twice[0]}": leave one')
     reader = csv.reader(lines, **dialect)
     while True:
         line = above + reader.line_num + 1  # of the file, from 1, in which the row begins
@@ -226,16 +231,30 @@ def _suffixes() -> frozenset[str]:
 
 
 def _options(given: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    """The options that a row gives, its paths seen from where they stand."""
-    options = {}
+    """The options that a row gives, its paths seen from where they stand.
+
+    Raises:
+        UserError: one is given under two names.
+    """
+    options: dict[str, Any] = {}
     for name, value in given.items():
         option = _SHORT.get(name, name)
         if value is None or name == "name":
             continue
-        if option in _PATHS or (option == "model" and (base / str(value)).is_dir()):
-            value = base / str(value) if option in _PATHS else str(base / str(value))
+        if option in options:
+            raise UserError(f'`{option}` is given twice, also as "image": leave one out')
+        if option in _PATHS:
+            value = base / str(value)
+        elif option == "model" and value not in zoo.MODELS and (base / str(value)).is_dir():
+            value = str(base / str(value))
         options[option] = value
     return options
+
+
+def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's own options before the command line's; a row that says which model leaves nothing of the other one."""
+    other = _MODEL if any(name in own for name in _MODEL) else ()
+    return {name: value for name, value in defaults.items() if name not in other} | dict(own)
 
 
 def _check_complete(options: Mapping[str, Any]) -> None:
@@ -248,7 +267,7 @@ def _check_complete(options: Mapping[str, Any]) -> None:
 
 def _name(number: int, name: Any, prompt: str) -> str:
     """The name of a row's folder: its own where that is a safe one, else a safe one like it."""
-    if name is None:
+    if name is None or name == "":
         return f"{number:04d}-{prompt_slug(prompt)}"
     return str(name) if re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]{0,79}", str(name)) else prompt_slug(str(name))
 

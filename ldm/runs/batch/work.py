@@ -58,6 +58,7 @@ class Profile:
         return Profile(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
     def summary(self) -> str:
+        """What to print at the end."""
         at_work = self.total - self.loading
         share = self.sampling / at_work if at_work else 0.0
         return (
@@ -115,6 +116,7 @@ class Worker:
         self.device = choose_device(device)
         self.batch_size, self.report = batch_size, report
         self.profile = Profile()
+        self.editor: Editor | UserError | None = None
         self.unwritten: deque[tuple[Row, Future[Outcome]]] = deque()
 
     def run(self, chunks: Iterable[Chunk]) -> Profile:
@@ -151,7 +153,8 @@ class Worker:
         return [(row, self.readers.submit(_read_row, outline, row)) for row in chunk]
 
     def _run_chunk(self, reading: Sequence[tuple[Row, Future[_Ready]]]) -> None:
-        start, ready = perf_counter(), []
+        start = perf_counter()
+        ready: list[_Ready] = []
         for row, future in reading:
             try:
                 ready.append(future.result())

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import torch
 
@@ -69,10 +70,11 @@ class _Team:
                 there.close()  # so that the end of the process is the end of the pipe
                 self.processes[here], self.rows[here] = process, {}
 
-    def messages(self) -> Iterator[tuple[Connection, str, object]]:
+    def messages(self) -> Iterator[tuple[Connection, str, Any]]:
         """What the workers say, until all have ended; what became of rows is passed on by the way."""
         while self.processes:
-            for link in wait(list(self.processes)):
+            ready = wait(list(self.processes))
+            for link in [link for link in self.processes if link in ready]:
                 try:
                     kind, value = link.recv()
                 except (EOFError, ConnectionError):
@@ -131,7 +133,9 @@ def _work(link: Connection, device: str, batch_size: int, threads: int) -> None:
 
 def _end_with_parent() -> None:
     """A killed parent cannot say so: without it, nobody may write below its output folder."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 
