@@ -379,3 +379,12 @@ def test_a_prompt_without_a_known_word_is_refused_unless_it_is_forced(folder, tm
     assert edit(folder, tmp_path / "o", prompt="fire") == 2
     assert "knows no word of" in capsys.readouterr().err and not (tmp_path / "o").exists()
     assert edit(folder, tmp_path / "o", "--force", prompt="fire") == 0
+
+
+def test_another_sampler_takes_its_own_noise_when_made_again(folder, tmp_path):
+    assert edit(folder, tmp_path / "a", "--n_samples", 1) == 0
+    picture = str(tmp_path / "a/samples/results/0000.png")
+    argv = ["--from", picture, "--sampler", "dpmpp_2m", "-o", str(tmp_path / "b"), "--device", "cpu"]
+    assert run(text_editing.main, argv) == 0
+    options = json.loads((tmp_path / "b/samples/run.json").read_text())["options"]
+    assert (options["sampler"], options["background_noise"]) == ("dpmpp_2m", "shared")

@@ -6,7 +6,7 @@ may be restored in another way. No files are needed.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,10 +113,18 @@ class Editor:
 
     def begin_identity(self) -> None:
         """Hash the weights in a thread, seconds for a large model, while the device works; for `identity`."""
-        if self.files is not None and self._weights_sha256 is None:
-            pool = ThreadPoolExecutor(1)
-            self._weights_sha256 = pool.submit(weights_hash, self.files.weights)
-            pool.shutdown(wait=False)
+        if self.files is None or self._weights_sha256 is not None:
+            return
+        weights, digest = self.files.weights, Future[str]()
+
+        def work() -> None:
+            try:
+                digest.set_result(weights_hash(weights))
+            except BaseException as error:
+                digest.set_exception(error)
+
+        self._weights_sha256 = digest
+        threading.Thread(target=work, daemon=True).start()  # a daemon: Ctrl-C does not wait for it
 
     def identity(self) -> dict[str, Any]:
         """What a run's record says of the model: its name, its files where it has none, its weights, where it ran."""

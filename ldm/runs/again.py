@@ -54,6 +54,8 @@ def options_of(picture: Path, given: Container[str] = ()) -> dict[str, Any]:
         "device": "auto",
         "outdir": OUTDIR,
     }
+    if "sampler" in given:  # the record has filled in what the other sampler takes
+        del options["background_noise"]
     if "init_image" not in given:
         options["init_image"] = _file(picture, run, "original", "init_image", record.image, record.image_sha256)
     if "mask" not in given:
