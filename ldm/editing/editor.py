@@ -5,6 +5,7 @@ A picture and a mask become an `EditTask` (which window is worked on, at the mod
 may be restored in another way. No files are needed.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
