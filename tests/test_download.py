@@ -100,7 +100,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 
 @pytest.fixture(autouse=True)
-def online(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's client may ask: the servers are those of these tests."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
