@@ -160,9 +160,9 @@ def test_killed_midway_and_run_again(tmp_path: Path, server):
         "download.fetch(download.Remote((sys.argv[1],), 1000), Path(sys.argv[2]))"
     )
     offer, target = remote(server, "stalls"), tmp_path / "model.ckpt"
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "0"}
     process = subprocess.Popen([sys.executable, "-c", code, offer.urls[0], target], env=environment)
-    part, deadline = tmp_path / "model.ckpt.part", time.monotonic() + 20
+    part, deadline = tmp_path / "model.ckpt.part", time.monotonic() + 60
     while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
