@@ -45,6 +45,7 @@ VALUES = {
     "feather": 2.5,
     "mask_dilation_iterations": 0,
     "mask_downsample": "cover",
+    "fit_mask": "on",
     "invert_mask": True,
     "soft_mask": True,
     "model": "scenes",

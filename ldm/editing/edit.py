@@ -1,14 +1,16 @@
 """The method at the model's size: tasks -> ranked predictions (Algorithm 1 of Blended Latent Diffusion)."""
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ldm.backbones.defaults import Defaults
 from ldm.editing.latent_masks import step_masks
+from ldm.editing.mask_fit import mask_fit, plan_fit, told
 from ldm.editing.ranking import CLIPRanker, rank
 from ldm.editing.request import EditRequest, SamplingRequest
 from ldm.editing.result import EditResult, EditTask, Predictions
@@ -16,10 +18,13 @@ from ldm.errors import UserError
 from ldm.imaging.canvas import Canvas
 from ldm.models.diffusion.blending import PixelBlending, blended_sample
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.fitting import MaskFitting
 from ldm.models.diffusion.guidance import guided_denoiser
 from ldm.models.diffusion.sampling import NoiseSource, StepInfo, sample
 from ldm.models.diffusion.schedule import SamplingSchedule, make_sampling_schedule
 from ldm.util import told_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[StepInfo], None]
 
@@ -99,18 +104,31 @@ def edit_tasks(
     seeds = [task.request.seeds for task in tasks]
     made = _sample_all(model, seeds, batch_size or request.n_samples, inputs.sample, on_step, keep_steps)
     results = []
-    for i, (task, (x, z0, steps)) in enumerate(zip(tasks, made, strict=True)):
+    for i, (task, one) in enumerate(zip(tasks, made, strict=True)):
+        x, x_mask, x_reference = (
+            torch.cat(one.x),
+            task.canvas.x_mask,
+            model.decode_first_stage(inputs.z_source[i]).cpu(),
+        )
+        fits = [
+            mask_fit(inputs.plans[i], separation, cells, x_own, x_reference, x_mask, model.factor)
+            for separation, cells, x_own in zip(one.separations, one.cells, x.split(1), strict=True)
+        ]
+        if task.request.fit_mask != "off":
+            logger.info("fit_mask %s: %s", task.request.fit_mask, told(fits, x_mask))
         result = EditResult(
             task.request.prompt,
             x,
-            z0,
+            torch.cat(one.z0),
             tuple(task.request.seeds),
-            z0_steps=steps,
+            z0_steps=one.z0_steps,
             task=task,
             latent_masks=inputs.masks[i].cpu(),
-            x_reference=model.decode_first_stage(inputs.z_source[i]).cpu(),
+            fits=fits,
+            x_reference=x_reference,
         )
-        results.append(_ranked(result, ranker, task.canvas.x_mask))
+        masks = torch.cat([canvas.x_mask for canvas in result.canvases]) if any(fit.fitted for fit in fits) else x_mask
+        results.append(_ranked(result, ranker, masks))
     return results
 
 
@@ -139,12 +157,14 @@ def generate(
     denoiser = guided_denoiser(model, context, empty, request.scale, request.guidance_interval)
     shape = (model.channels, height // model.factor, width // model.factor)
 
-    def paint(_: Sequence[int], noise: NoiseSource, see: Progress) -> Tensor:
+    def paint(_: Sequence[int], noise: NoiseSource, see: Progress) -> _Sampled:
         z_start = noise.draw(shape, torch.empty(0, device=model.device))  # float32, whatever the networks' precision
-        return sample(denoiser, schedule, z_start, noise, callback=see)
+        return _Sampled(sample(denoiser, schedule, z_start, noise, callback=see))
 
-    ((x, z0, _),) = _sample_all(model, [request.seeds], request.n_samples, paint, on_step, False)
-    return _ranked(Predictions(request.prompt, x, z0, tuple(request.seeds)), ranker, None)
+    (made,) = _sample_all(model, [request.seeds], request.n_samples, paint, on_step, False)
+    return _ranked(
+        Predictions(request.prompt, torch.cat(made.x), torch.cat(made.z0), tuple(request.seeds)), ranker, None
+    )
 
 
 def size_of(request: SamplingRequest, model: LatentDiffusion) -> tuple[int, int]:
@@ -162,6 +182,10 @@ class _Inputs:
         self.contexts = {prompt: model.get_learned_conditioning([prompt]) for prompt in prompts}
         self.z_source = [model.encode_first_stage(task.canvas.x_source.to(model.device)) for task in tasks]
         self.masks = [self._masks(task) for task in tasks]
+        self.plans = [
+            plan_fit(task.canvas, task.request, z_source, masks[-1:], model.factor)
+            for task, z_source, masks in zip(tasks, self.z_source, self.masks, strict=True)
+        ]
 
     def _masks(self, task: EditTask) -> Tensor:
         """(steps, 1, h, w), on the model's device."""
@@ -171,13 +195,24 @@ class _Inputs:
             self.model.device
         )
 
-    def sample(self, rows: Sequence[int], noise: NoiseSource, see: Progress) -> Tensor:
-        """z_0 (b, c, h, w) of one batch; `rows` names the task of each sample."""
+    def sample(self, rows: Sequence[int], noise: NoiseSource, see: Progress) -> "_Sampled":
+        """One batch; `rows` names the task of each sample."""
         rows = rows[:1] if len(set(rows)) == 1 else rows  # what all samples share is broadcast
         request, device = self.tasks[rows[0]].request, self.model.device
         assert request.scale is not None  # as above
         context = torch.cat([self.contexts[self.tasks[i].request.prompt] for i in rows])
-        denoiser = guided_denoiser(self.model, context, self.contexts[""], request.scale, request.guidance_interval)
+        z_source = torch.cat([self.z_source[i] for i in rows])
+        masks = torch.stack([self.masks[i] for i in rows], dim=1)  # (steps, 1 or b, 1, h, w)
+        wanted = [self.plans[i].wanted for i in rows]
+        fitting = MaskFitting(self.schedule, masks, z_source, wanted) if any(wanted) else None
+        denoiser = guided_denoiser(
+            self.model,
+            context,
+            self.contexts[""],
+            request.scale,
+            request.guidance_interval,
+            None if fitting is None else fitting.observe,
+        )
         pixels = None
         if request.percentage_of_pixel_blending > 0:
             canvases = [self.tasks[i].canvas for i in rows]
@@ -185,19 +220,46 @@ class _Inputs:
             pixels = PixelBlending(
                 self.model, x_source.to(device), mask.to(device), request.percentage_of_pixel_blending
             )
-        return blended_sample(
+        z0 = blended_sample(
             denoiser,
             self.schedule,
-            torch.cat([self.z_source[i] for i in rows]),
-            torch.stack([self.masks[i] for i in rows], dim=1),  # (steps, b, 1, h, w)
+            z_source,
+            masks,
             noise,
             shared_noise=request.background_noise == "shared",
             pixels=pixels,
+            within=fitting,
             callback=see,
         )
+        cells = (masks[-1] if pixels is None else pixels.latent_mask).expand(len(z0), -1, -1, -1)
+        if fitting is None or fitting.cells is None:
+            return _Sampled(z0, cells.cpu(), [None] * len(z0))
+        return _Sampled(z0, (cells * fitting.cells).cpu(), fitting.separations)
 
 
-Sample = Callable[[Sequence[int], NoiseSource, Progress], Tensor]
+@dataclass(frozen=True)
+class _Sampled:
+    """One batch: z_0 (b, c, h, w); and of edits the cells (b, 1, h, w) that the last step edited, on the CPU, and the
+    `separations` of `MaskFitting`."""
+
+    z0: Tensor
+    cells: Tensor | Sequence[None] = ()
+    separations: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True)
+class _Made:
+    """All predictions of one input, in the order of their seeds: x (1, 3, H, W) and z0 (1, c, h, w) of each, its z0 at
+    each step (steps, c, h, w), and what `_Sampled` has of it."""
+
+    x: list[Tensor] = field(default_factory=list)
+    z0: list[Tensor] = field(default_factory=list)
+    z0_steps: list[Tensor] = field(default_factory=list)
+    cells: list[Any] = field(default_factory=list)
+    separations: list[float | None] = field(default_factory=list)
+
+
+Sample = Callable[[Sequence[int], NoiseSource, Progress], _Sampled]
 
 
 def _sample_all(
@@ -207,12 +269,10 @@ def _sample_all(
     sample: Sample,
     on_step: Progress | None,
     keep_steps: bool,
-) -> list[tuple[Tensor, Tensor, Sequence[Tensor]]]:
-    """(x, z0, z0 at each step) of all predictions of each input, whose seeds are given, `batch_size` at a time."""
+) -> list[_Made]:
+    """All predictions of each input, whose seeds are given, `batch_size` at a time."""
     places = [(i, seed) for i, own in enumerate(seeds) for seed in own]
-    x: list[list[Tensor]] = [[] for _ in seeds]
-    z0: list[list[Tensor]] = [[] for _ in seeds]
-    steps: list[list[Tensor]] = [[] for _ in seeds]
+    made = [_Made() for _ in seeds]
     for start in range(0, len(places), batch_size):
         batch = places[start : start + batch_size]
         kept: list[Tensor] = []
@@ -223,22 +283,25 @@ def _sample_all(
             if on_step is not None:
                 on_step(info)
 
-        z = sample([i for i, _ in batch], NoiseSource([seed for _, seed in batch]), see)
+        sampled = sample([i for i, _ in batch], NoiseSource([seed for _, seed in batch]), see)
         for row, (i, _) in enumerate(batch):
             # One at a time: the decoder needs far more memory a sample than the denoiser, and the same seed gives
             # the same picture whatever the batch.
-            x[i].append(model.decode_first_stage(z[row : row + 1]).cpu())
-            z0[i].append(z[row : row + 1].cpu())
+            z0 = sampled.z0[row : row + 1]
+            made[i].x.append(model.decode_first_stage(z0).cpu())
+            made[i].z0.append(z0.cpu())
+            made[i].cells.extend(sampled.cells[row : row + 1])
+            made[i].separations.extend(sampled.separations[row : row + 1])
             if keep_steps:
-                steps[i].append(torch.stack([z0_step[row] for z0_step in kept]))
-    return [(torch.cat(x[i]), torch.cat(z0[i]), steps[i]) for i in range(len(seeds))]
+                made[i].z0_steps.append(torch.stack([z0_step[row] for z0_step in kept]))
+    return made
 
 
 Made = TypeVar("Made", bound=Predictions)
 
 
 def _ranked(made: Made, ranker: CLIPRanker | None, mask: Tensor | None) -> Made:
-    """Predictions in the ranker's order, or as they are.
+    """Predictions in the ranker's order, or as they are; `mask` is as the ranker takes it.
 
     Raises:
         UserError: pictures of NaN, as of half precision that overflowed.
@@ -249,8 +312,10 @@ def _ranked(made: Made, ranker: CLIPRanker | None, mask: Tensor | None) -> Made:
         return made
     distances = ranker.distances(made.x, mask, made.prompt)
     order = rank(distances).tolist()
+    of_edits = {"fits": [made.fits[i] for i in order]} if isinstance(made, EditResult) else {}
     return replace(
         made,
+        **of_edits,
         x=made.x[order],
         z0=made.z0[order],
         seeds=tuple(made.seeds[i] for i in order),

@@ -285,7 +285,7 @@ class Editor:
         if how.learning_rate is None and self.files is not None:
             path = self.files.config
             how = replace(how, learning_rate=learning_rate(how.kind, zoo.read_config(path), path))
-        canvas, z0 = result.task.canvas, result.z0[index : index + 1]
+        canvas, z0 = result.canvases[index], result.z0[index : index + 1]
         x_hat = decode_prediction(self.model, z0)
         task = ReconstructionTask(canvas.x_source, x_hat, canvas.x_mask, z0, self.model)
         restored = reconstruct(task, how, on_step)

@@ -124,7 +124,8 @@ class CLIPRanker:
 
         Args:
             x: predictions (B,3,H,W) in [-1,1], any B.
-            mask: (1,1,H,W), 1 = edited; what lies outside is blackened first. None looks at the whole picture.
+            mask: (1,1,H,W) or (B,1,H,W), 1 = edited, one for all or for each; what lies outside is blackened first.
+                None looks at the whole picture.
             prompt: the text; what exceeds the encoder's length is cut off, with one notice.
 
         Returns:
@@ -134,13 +135,13 @@ class CLIPRanker:
             raise ValueError(f"predictions are (B,3,H,W), got {tuple(x.shape)}")
         if mask is None:
             mask = torch.ones(1, 1, *x.shape[2:])
-        elif mask.shape != (1, 1, *x.shape[2:]):
-            raise ValueError(f"the mask of predictions {tuple(x.shape)} is (1,1,H,W), got {tuple(mask.shape)}")
-        mask = mask.float().cpu()
+        elif mask.shape not in ((1, 1, *x.shape[2:]), (len(x), 1, *x.shape[2:])):
+            raise ValueError(f"the mask of predictions {tuple(x.shape)} is (1 or B,1,H,W), got {tuple(mask.shape)}")
+        masks = mask.float().cpu().expand(len(x), -1, -1, -1)
         text = self.model.encode_text(self._tokens(prompt).to(self.device), normalize=True)  # (1, d)
         distances = []
-        for chunk in x.split(CHUNK):
-            pixels = torch.cat([self._pixels(image, mask) for image in chunk.split(1)]).to(self.device)
+        for chunk, own in zip(x.split(CHUNK), masks.split(CHUNK), strict=True):
+            pixels = torch.cat(list(map(self._pixels, chunk.split(1), own.split(1)))).to(self.device)
             image = self._embed(pixels)  # (b, d)
             distances.append(1 - (image @ text.T).squeeze(1).float().cpu())
         return torch.cat(distances)

@@ -127,6 +127,11 @@ class EditRequest(SamplingRequest):
     mask_downsample: Literal["adaptive", "area", "nearest", "cover"] = option(
         "adaptive", "how pixels of the mask become latent cells", group="where"
     )
+    fit_mask: Literal["auto", "off", "on"] = option(
+        "auto",
+        "shrink each prediction's mask to what the prompt painted: auto does where it holds background that is to stay",
+        group="where",
+    )
     invert_mask: bool = option(False, "edit where the mask is black", group="where")
     soft_mask: bool = option(False, "use the mask's grey levels: the darker, the more stays", group="where")
     strip: bool = option(False, "leave EXIF, DPI and the like of the image out of the results", group="what comes out")
@@ -149,7 +154,7 @@ class EditRequest(SamplingRequest):
         """What requests must have in common to be sampled in one batch: all but prompt, seeds, and place."""
         fallback = EditRequest("")
         own = ("prompt", "seed", "n_samples", "n_iter", "force", "region", "context", "feather", "invert_mask")
-        masks = ("soft_mask", "mask_downsample", "mask_dilation_iterations", "strip")
+        masks = ("soft_mask", "mask_downsample", "mask_dilation_iterations", "fit_mask", "strip")
         return replace(self, **{name: getattr(fallback, name) for name in (*own, *masks)})
 
 

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ldm.editing.latent_masks import auto_dilation
+from ldm.editing.mask_fit import MaskFit
 from ldm.editing.request import EditRequest
 from ldm.editing.shown import html_of
 from ldm.imaging.canvas import Canvas
@@ -102,11 +104,13 @@ class Predictions:
 class EditResult(Predictions):
     """What came out of a task, best first.
 
-    latent_masks: (steps, 1, h, w), of each step. x_reference: (1, 3, H, W), what the autoencoder makes of the input.
+    latent_masks: (steps, 1, h, w), of each step, before any is fitted. fits: the mask of each prediction at the end.
+    x_reference: (1, 3, H, W), what the autoencoder makes of the input.
     """
 
     task: EditTask = field(kw_only=True)
     latent_masks: Tensor = field(kw_only=True)
+    fits: Sequence[MaskFit] = field(kw_only=True)
     x_reference: Tensor = field(kw_only=True)
 
     @property
@@ -114,13 +118,25 @@ class EditResult(Predictions):
         """(width, height) of the results, those of the input."""
         return self.task.canvas.picture.rgb.size
 
+    @property
+    def fitted(self) -> Tensor:
+        """(n, 1, h, w) in {0, 1}: of each prediction, the latent positions that its last step edited."""
+        return torch.stack([fit.cells for fit in self.fits])
+
+    @cached_property
+    def canvases(self) -> tuple[Canvas, ...]:
+        """The task's canvas with the mask of each prediction: what it is ranked by, finished and measured."""
+        canvas = self.task.canvas
+        return tuple(canvas.narrowed(fit.x_mask[None]) if fit.fitted else canvas for fit in self.fits)
+
     @cached_property
     def finished(self) -> tuple[tuple[Image.Image, Measures], ...]:
         """Each prediction in the whole picture, and its measures; see `Canvas.finish`. Needs no model.
 
         The finish is `residual`: what the autoencoder lost of the input comes back outside the mask.
         """
-        return tuple(self.task.canvas.finish(x, self.x_reference) for x in self.x.split(1))
+        each = zip(self.canvases, self.x.split(1), strict=True)
+        return tuple(canvas.finish(x, self.x_reference) for canvas, x in each)
 
     @property
     def results(self) -> tuple[Image.Image, ...]:

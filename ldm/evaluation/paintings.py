@@ -115,7 +115,7 @@ class Painter:
         own: dict[str, Any] = {"ddim_steps": self.ddim_steps, "region": self.region, "context": self.context}
         own["force"] = True
         request = EditRequest(triple.prompt, **own, **options)
-        with _silent():
+        with silent():
             mask = (triple.mask[0, 0] * 255).byte().numpy()
             task = editor.prepare(to_pil(triple.x), mask, request)
             (result,) = editor.run([task])
@@ -167,7 +167,7 @@ def _work(job: Job) -> None:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without what one edit tells its user: here there are hundreds."""
     editing = logging.getLogger("ldm.editing")
     level = editing.level

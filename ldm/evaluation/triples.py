@@ -19,6 +19,8 @@ from ldm.data.scenes.captions import article, noun_phrase
 from ldm.data.scenes.colors import COLORS
 from ldm.data.scenes.draw import uniform
 from ldm.data.scenes.materials import MATERIALS
+from ldm.data.scenes.render import SIZE
+from ldm.data.scenes.scenes import paint, place
 from ldm.data.scenes.shapes import SHAPES
 
 T = TypeVar("T")
@@ -80,6 +82,32 @@ def background_triples(seed: int) -> Iterator[Triple]:
         kept = torch.stack(_plane(size, center, radii)).square().sum(0) <= 1
         mask = 1 - kept.float()[None, None]
         yield Triple(photo.part(), mask, kind.words[0], {"background": kind.name}, photo.file)
+
+
+def replacement_triples(seed: int) -> Iterator[Triple]:
+    """Objects in the place of others: a rendered one stands before a square part of a photograph, the mask is around
+    it, and the prompt names another. Masks follow its outline, or are a box or an ellipse about it."""
+    generator = Generator().manual_seed(seed)
+    looks, masks = _looks(generator), _deal(generator, ("outline", "ellipse", "box"))
+    for photo in _photos(generator):
+        (_, old), (prompt, expected) = next(looks), next(looks)
+        before = photo.part(SIZE).add(1).div(2).transpose(0, 1).contiguous()  # (3, 1, H, W), as `paint` takes it
+        canvas = before.clone()
+        paint(canvas, [place(generator, 0, [(old["shape"], old["material"], old["color"])])])
+        outline = ((canvas - before).abs().amax(0) > 0.08)[0]  # the shadow counts
+        yield Triple(canvas.transpose(0, 1) * 2 - 1, _mask_about(outline, next(masks)), prompt, expected, photo.file)
+
+
+def _mask_about(outline: Tensor, kind: str) -> Tensor:
+    """A mask (1, 1, h, w) in {0, 1} around what is True of (h, w), with a few pixels of room."""
+    if kind == "outline":
+        return F.max_pool2d(outline.float()[None, None], 9, stride=1, padding=4)
+    rows, columns = (outline.any(axis).nonzero() for axis in (1, 0))
+    sides = [(float(span[0]), float(span[-1]) + 1) for span in (columns, rows)]
+    center, half = [sum(side) / 2 for side in sides], [(side[1] - side[0]) / 2 + 4 for side in sides]
+    x, y = _plane(len(outline), center, half)
+    inside = torch.maximum(x.abs(), y.abs()) <= 1 if kind == "box" else x.square() + y.square() <= 1.4
+    return inside.float()[None, None]
 
 
 def held_out_windows(count: int, seed: int, size: int) -> Tensor:

@@ -1,7 +1,9 @@
 """A picture of any size, its mask, and the window of both that a model works on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -88,6 +90,21 @@ class Canvas:
         height, width = x_source.shape[2:]
         window = Window(0, 0, width, height, (height, width))
         return cls(as_picture(to_pil(x_source)), mask, window, 0.0, x_source, mask, mask)
+
+    def narrowed(self, x_mask: Tensor) -> "Canvas":
+        """The same canvas with only that part of its mask which lies in x_mask (1, 1, H, W) in {0, 1}, of the window.
+
+        A mask of which nothing would be left, as it is so small in the picture, stays as it is.
+        """
+        rows, columns = self.window.in_image
+        size = (self.window.height, self.window.width)
+        here = F.interpolate(x_mask.cpu().float(), size, mode="bilinear", antialias=True)[0, 0][self.window.in_window]
+        mask = torch.zeros_like(self.mask)
+        mask[..., rows, columns] = self.mask[..., rows, columns] * (here >= 0.5)
+        if not mask.any():
+            return self
+        x_own = cut_mask(mask, self.window, tuple(self.x_mask.shape[2:])) * self.x_mask
+        return replace(self, mask=mask, x_mask=x_own, x_levels=self.x_levels * x_own)
 
     def finish(self, x: Tensor, x_reference: Tensor | None = None) -> tuple[Image.Image, Measures]:
         """x (1, 3, H, W), a picture of the window -> the whole picture with it, and how well it sits there.

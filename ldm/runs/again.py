@@ -41,7 +41,9 @@ def options_of(picture: Path, given: Container[str] = ()) -> dict[str, Any]:
         raise UserError(f'"{picture}" was painted without an image: there is no edit to make again')
     run = _run_of(picture, record)
     record = record if run is None else run.record  # whose files of the model can be opened
-    options = subset(EditJob, record.options) | {
+    # Records of versions that fitted no masks do not say so.
+    options = {"fit_mask": "off"} | subset(EditJob, record.options)
+    options |= {
         "prompt": record.prompt,
         "seed": seed,
         "n_samples": 1,

@@ -92,6 +92,8 @@ def write_result(job: EditJob, editor: Editor, result: EditResult, notes: Mappin
     canvas, record = result.task.canvas, _record(job, editor, result, notes or {})
     assets = {"input": to_pil(canvas.x_source), "mask": _grey(canvas.x_mask), "full_mask": _grey(canvas.mask)}
     originals = {"original": job.init_image, "original_mask": job.mask}
+    fitted = any(fit.fitted for fit in result.fits)
+    masks = [one.mask for one in result.canvases] if fitted else None
     grid = edit_grid(
         canvas.picture.rgb,
         canvas.mask,
@@ -100,6 +102,7 @@ def write_result(job: EditJob, editor: Editor, result: EditResult, notes: Mappin
         result.latent_masks[-1:],
         result.seeds,
         result.distances,
+        masks,
     )
     with _videos(job, editor, result) as videos:
         samples = write_run(
@@ -112,6 +115,7 @@ def write_result(job: EditJob, editor: Editor, result: EditResult, notes: Mappin
             assets,
             originals,
             videos,
+            None if masks is None else list(map(_grey, masks)),
             overwrite=job.overwrite,
         )
     return SavedEdit(job.outdir / f"{prompt_slug(record.prompt)}.png", samples, result)
@@ -136,6 +140,7 @@ def _record(job: EditJob, editor: Editor, result: EditResult, notes: Mapping[str
         invert_mask=request.invert_mask,
         window=asdict(canvas.window),
         feather=canvas.feather,
+        fits=_fits(result),
         measures=tuple(measures.info() for measures in result.measures),
         **editor.identity(),
     )
@@ -152,6 +157,16 @@ def _videos(job: EditJob, editor: Editor, result: EditResult) -> Iterator[list[P
         for path, z0_steps in zip(paths, result.z0_steps, strict=True):
             write_video(decode_steps(editor.model, z0_steps), path)
         yield paths
+
+
+def _fits(result: EditResult) -> tuple[dict[str, Any], ...]:
+    """For run.json, what has become of the mask of each prediction."""
+    whole = float(result.task.canvas.mask.sum())
+    kept = (float(canvas.mask.sum()) / whole for canvas in result.canvases)
+    return tuple(
+        {"fitted": fit.fitted, "kept": round(share, 4), "why": fit.why}
+        for fit, share in zip(result.fits, kept, strict=True)
+    )
 
 
 def _grey(mask: Tensor) -> Image.Image:

@@ -4,6 +4,7 @@
       <prompt-slug>.png            the grid of the latest run of that prompt
       samples/                     the latest run, whole: never mixed with another
         run.json  latents.safetensors  videos/0000.mp4
+        masks/0000.png ...             the mask of each prediction at the input's size, where any has been fitted
         images/0000.png ...            predictions as the model paints them, at its size
         results/0000.png ...           the same in the input, at the input's size
         assets/                        input and mask as the model saw them, full_mask at the input's size, and
@@ -121,6 +122,11 @@ class Run:
         """
         return next(iter(sorted((self.find() / "assets").glob(f"{name}.*"))), None)
 
+    def fitted_mask(self, index: int) -> Path | None:
+        """The mask that was fitted to prediction `index`, white where it was edited; None for a run that kept none."""
+        path = self.find() / "masks" / f"{self.check(index):04d}.png"
+        return path if path.is_file() else None
+
     def z0(self, index: int) -> torch.Tensor | None:
         """Its latent (1,c,h,w), times the scale factor as the sampler left it; None for a run that kept none."""
         self.check(index)
@@ -208,6 +214,7 @@ def write_run(
     assets: Mapping[str, Image.Image],
     originals: Mapping[str, str | os.PathLike] | None = None,
     videos: Sequence[str | os.PathLike] | None = None,
+    masks: Sequence[Image.Image] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a run as `samples`, as a whole; until then the one before stays as it is, and then is `samples.1`.
@@ -223,6 +230,7 @@ def write_run(
         assets: pictures by name; `input` and `mask` are what `Run` reads.
         originals: files to be copied in beside them, by name without suffix.
         videos: files to be copied in, in the order of the predictions.
+        masks: of each prediction, at the input's size, where they are not the same for all.
         overwrite: the run before is removed.
 
     Returns:
@@ -230,15 +238,18 @@ def write_run(
 
     Raises:
         UserError: the folder cannot be written, or holds files of the user's where the run goes.
-        ValueError: the numbers of seeds, images, results, latents and videos differ.
+        ValueError: the numbers of seeds, images, results, latents, videos and masks differ.
     """
-    _check_counts(record.seeds, images, results, latents, *([] if videos is None else [videos]))
+    _check_counts(record.seeds, images, results, latents, *(some for some in (videos, masks) if some is not None))
     samples = Path(outdir) / "samples"
     with replacing(samples, RUN, record, grid, overwrite) as (new, record):
         for folder, pictures in (("images", images), ("results", results)):
             (new / folder).mkdir()
             for i, image in enumerate(pictures):
                 save_png(image, new / folder / f"{i:04d}.png", record.png_text(i))
+        for i, mask in enumerate(masks or ()):
+            (new / "masks").mkdir(exist_ok=True)
+            save_png(mask, new / "masks" / f"{i:04d}.png")
         (new / "assets").mkdir()
         for name, image in assets.items():
             save_png(image, new / "assets" / f"{name}.png")

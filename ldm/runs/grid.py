@@ -45,6 +45,7 @@ def edit_grid(
     latent_mask: Tensor,
     seeds: Sequence[int],
     distances: Sequence[float] | None = None,
+    fitted: Sequence[np.ndarray | Tensor] | None = None,
 ) -> Image.Image:
     """All that a run has made, on one page of at most 2400 pixels' width.
 
@@ -58,6 +59,8 @@ def edit_grid(
         mask: (h,w) or (1,1,h,w) of that size; above 0 is edited.
         latent_mask: (1,1,h,w) in [0,1], of the whole window: that of the last steps.
         seeds, distances: of each result; None where nothing has ranked them.
+        fitted: of each result its own mask, as `mask`, where masks were fitted: they stand below, with what was left
+            out in grey.
 
     Returns:
         An RGB picture in sRGB.
@@ -67,11 +70,11 @@ def edit_grid(
     """
     area = flat_mask(mask)
     sizes = {(image.height, image.width) for image in (picture, *results)} | {area.shape}
-    counts = [len(results), len(seeds), len(results if distances is None else distances)]
+    counts = [len(results), len(seeds), *(len(some) for some in (distances, fitted) if some is not None)]
     if sizes != {window.image_size}:
         raise ValueError(f"pictures and mask of (h,w) {sorted(sizes)} for a window of {window.image_size}")
     if not results or len(set(counts)) > 1:
-        raise ValueError("{} results, {} seeds, {} distances".format(*counts))
+        raise ValueError(f"results, seeds, distances and fitted masks, where there are some, are {counts}")
     if latent_mask.ndim != 4 or latent_mask.shape[:2] != (1, 1):
         raise ValueError(f"a latent mask is (1,1,h,w), not {tuple(latent_mask.shape)}")
 
@@ -81,11 +84,12 @@ def edit_grid(
     names = _names(seeds, distances)
     cells_name = f"latent mask, {latent_mask.shape[3]}x{latent_mask.shape[2]} cells"
     marks = "the mask outlined" if size == picture.size else "the mask outlined, the window framed"
+    below = [] if fitted is None else [_fitted_block(area, list(map(flat_mask, fitted)), box)]
     if size[0] * size[1] > _MOST * picture.width * picture.height:
         block = _whole_block(len(results) + 2, picture.size)
         first, *others = (_shown(image, block.size) for image in (picture, *results))
         images = [_marked(first, area, window), _cells(latent_mask, window, block.size), *others]
-        return _page([(block, images, [f"input · {marks}", cells_name, *names])])
+        return _page([(block, images, [f"input · {marks}", cells_name, *names]), *below])
 
     block = _whole_block(len(results) + 1, picture.size)
     first, *others = (_shown(image, block.size) for image in (picture, *results))
@@ -93,7 +97,20 @@ def edit_grid(
     block = _block(len(results) + 2, size, _WINDOW_SHAPE, _width(block), math.inf)
     first, *others = (_shown(image.crop(box), block.size) for image in (picture, *results))
     captions = [f"the window, {size[0]}x{size[1]} pixels", cells_name, *names]
-    return _page([whole, (block, [first, _cells(latent_mask, window, block.size), *others], captions)])
+    return _page([whole, (block, [first, _cells(latent_mask, window, block.size), *others], captions), *below])
+
+
+def _fitted_block(
+    area: np.ndarray, fitted: Sequence[np.ndarray], box: tuple[int, int, int, int]
+) -> tuple[_Block, list[Image.Image], list[str]]:
+    """Small, of the window: each result's own mask in white, and in grey what of the mask (h,w) it leaves out."""
+    size = (box[2] - box[0], box[3] - box[1])
+    scale = _SLOT / max(size)
+    small = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    block = _Block(min(len(fitted), _PAGE // (_SLOT + _GAP)), _SLOT, small)
+    pictures = [Image.fromarray((area * 110 + mask * 145).astype(np.uint8)).crop(box) for mask in fitted]
+    names = [f"{i} · fitted mask, {mask.sum() / area.sum():.0%} of the mask" for i, mask in enumerate(fitted)]
+    return block, [picture.resize(small, Image.Resampling.BOX).convert("RGB") for picture in pictures], names
 
 
 def _names(seeds: Sequence[int], distances: Sequence[float] | None) -> list[str]:

@@ -85,10 +85,11 @@ def run_reconstruction(job: ReconstructionJob) -> list[SavedReconstruction]:
         # Only the first stage has work to do: the rest stays on the CPU, mapped from its file and not read.
         model = zoo.load(files, torch.device("cpu"), torch.float32)
         model.first_stage_model.to(device)
-    tasks = [_task(run, index, canvas, model) for index in indices]
+    canvases = [canvas if job.mask else _fitted(run, index, canvas) for index in indices]
+    tasks = [_task(run, index, canvas, model) for index, canvas in zip(indices, canvases, strict=True)]
 
     restored = []
-    for index, task in zip(indices, tasks, strict=True):
+    for index, canvas, task in zip(indices, canvases, tasks, strict=True):
         hidden = None if optimizing else True  # None: where stderr is no terminal
         with tqdm(total=options.optimization_steps, desc=f"restoring {index:04d}", unit="step", disable=hidden) as bar:
             result = reconstruct(task, options, _on_bar(bar))
@@ -129,6 +130,17 @@ def _canvas(job: ReconstructionJob, run: Run) -> Canvas:
     feather = record.feather if job.feather is None else job.feather
     strip = bool(record.options.get("strip", False))
     return Canvas.at(picture, mask, window, size, feather or 0.0, strip=strip)
+
+
+def _fitted(run: Run, index: int, canvas: Canvas) -> Canvas:
+    """The canvas with the mask that was fitted to prediction `index`, where the run has one."""
+    path = run.fitted_mask(index)
+    if path is None:
+        return canvas
+    mask = mask_from(path, (canvas.picture.rgb.height, canvas.picture.rgb.width))
+    _check_inside(path, mask, canvas.window)
+    size = (canvas.x_source.shape[2], canvas.x_source.shape[3])
+    return Canvas.at(canvas.picture, mask, canvas.window, size, canvas.feather, strip=canvas.strip)
 
 
 def _check_inside(path: Path, mask: Tensor, window: Window) -> None:

@@ -84,6 +84,8 @@ class RunRecord:
         window: the part of the image that the model saw, the fields of `Window`; None where nothing was edited.
         feather: width of the band around the mask, in pixels of the image.
         measures: of each result in rank order, the fields of `Measures`.
+        fits: of each mask in rank order whether it was fitted to its prediction ("fitted"), how much of it was "kept",
+            and "why"; None where none could be, and in records of earlier versions.
         device, precision: what was used, never "auto"; None in records of format 2.
         ranker: the name of the model that scored the predictions, None where there was none.
         config, weights: files of a model without a name, see `write_run`; None for the others.
@@ -107,6 +109,7 @@ class RunRecord:
     scores: tuple[float, ...] | None = None
     window: dict[str, Any] | None = None
     feather: float | None = None
+    fits: tuple[dict[str, Any], ...] | None = None
     measures: tuple[dict[str, Any], ...] | None = None
     device: str | None = None
     precision: str | None = None
@@ -125,7 +128,7 @@ class RunRecord:
         Raises:
             ValueError: as many scores as there are not predictions.
         """
-        for name in ("seeds", "size", "scores", "measures"):
+        for name in ("seeds", "size", "scores", "measures", "fits"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         if self.scores is not None and len(self.scores) != len(self.seeds):

@@ -1,6 +1,7 @@
 """Blended latent diffusion: Algorithm 1 of the paper, with one mask per step (progressive shrinking, section 4.3)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sampling import Callback, Denoiser, NoiseSource, noised, sample
 from ldm.models.diffusion.schedule import SamplingSchedule
+
+Within = Callable[[int, Tensor], Tensor]
+"""`(i, z0) -> cells` (1 or b, 1, h, w) in {0, 1}: what of its mask step i edits, by all that was seen up to z0."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,20 @@ class PixelBlending:
         """(1 or b, 1, h, w): the latent positions that hold any masked pixel."""
         return F.max_pool2d(self.mask, self.model.factor)
 
-    def change(self, z0: Tensor) -> Tensor:
+    def change(self, z0: Tensor, cells: Tensor | None = None) -> Tensor:
         """What blending the pixels does to the estimate z0 (b, c, h, w): E(D(z0) m + x_source (1 - m)) - E(D(z0)).
+
+        m is the mask, of which only what lies in the `cells` (1 or b, 1, h, w), where they are given.
 
         The released code goes on from the first term alone. But a round trip through the autoencoder is not exact, and
         its error is added again at each step: contrast burns in. In the difference it cancels, and well inside the
         mask hardly anything changes. One sample at a time, as the decoder needs far more memory a sample than the
         denoiser, and so that a prediction is the same alone and in a batch.
         """
-        rows = zip(z0.split(1), self._each(self.x_source, z0), self._each(self.mask, z0), strict=True)
+        mask = self.mask
+        if cells is not None:
+            mask = mask * F.interpolate(cells, scale_factor=self.model.factor, mode="nearest")
+        rows = zip(z0.split(1), self._each(self.x_source, z0), self._each(mask, z0), strict=True)
         return torch.cat([self._change(*row) for row in rows])
 
     def _change(self, z0: Tensor, x_source: Tensor, mask: Tensor) -> Tensor:
@@ -65,6 +74,7 @@ def blended_sample(
     *,
     shared_noise: bool | None = None,
     pixels: PixelBlending | None = None,
+    within: Within | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Edit inside masks: z_source (1 or b, c, h, w) -> z_0 (b, c, h, w), one for each of the b seeds of `noise`.
@@ -79,6 +89,8 @@ def blended_sample(
         shared_noise: whether the background has the start's noise at every level, and not fresh noise at each as in
             the paper; None is as the schedule's sampler needs it.
         pixels: in its steps, cells that hold any masked pixel are edited, in place of the mask of the step.
+        within: asked after each step what of that is edited, such as `ldm.models.diffusion.fitting.MaskFitting`, whose
+            masks depend on the trajectory so far; None edits all of it.
 
     Raises:
         ValueError: masks of another shape.
@@ -93,12 +105,14 @@ def blended_sample(
     def blend(i: int, z: Tensor, z0: Tensor) -> Tensor:
         last, end, mask = i == steps - 1, schedule.levels[i + 1], masks[i]
         background = z_source if last else noised(z_source, end, start if shared else noise.draw((c, h, w), z_source))
+        cells = None if within is None else within(i, z0)
         if pixels is not None and i >= pixels_from:
             # Only the estimate changes, z' by a' times as much, and its noise stays. The released code noises the
             # blended estimate anew instead; but a guided estimate goes further than the noise it was made from, and
             # with other noise every step would go as far again: blotches of full contrast.
-            change, mask = pixels.change(z0), pixels.latent_mask
+            change, mask = pixels.change(z0, cells), pixels.latent_mask
             z = z0 + change if last else z + end.a * change
+        mask = mask if cells is None else mask * cells
         return torch.where(mask.bool(), z, background)
 
     return sample(denoiser, schedule, noised(z_source, schedule.levels[0], start), noise, blend, callback)

@@ -1,10 +1,15 @@
 """Denoisers of a model under its prompts; guidance is a wrapper around them."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sampling import Denoiser, to_device
+
+Observer = Callable[[Tensor, Tensor], None]
+"""`(t, eps_context - eps_empty)`: sees by how much the prompt changes the noise (b, c, h, w) at timestep t (b,)."""
 
 
 def model_denoiser(model: LatentDiffusion, context: Tensor) -> Denoiser:
@@ -23,6 +28,7 @@ def guided_denoiser(
     empty: Tensor,
     scale: float,
     interval: tuple[float, float] | None = None,
+    observe: Observer | None = None,
 ) -> Denoiser:
     """Classifier-free guidance: eps_empty + scale * (eps_context - eps_empty) (Ho & Salimans 2021, eq. 6).
 
@@ -33,6 +39,7 @@ def guided_denoiser(
         interval: (low, high), the noise levels at which to guide, both included, in parts of the model's timesteps:
             0 is the cleanest, 1 the noisiest (Kynkaanniemi et al. 2024). Outside it the prompt's half runs alone, at
             half the cost. None guides everywhere.
+        observe: called wherever both halves run, so not outside the interval, and never at scale 1.
     """
     if scale == 1.0:
         return model_denoiser(model, context)
@@ -42,7 +49,10 @@ def guided_denoiser(
     def guided(z: Tensor, t: Tensor) -> Tensor:
         twice = to_device(t, z.device).repeat(2)
         eps_empty, eps_context = model.predict_eps(z.repeat(2, 1, 1, 1), twice, both).chunk(2)
-        return eps_empty + scale * (eps_context - eps_empty)
+        difference = eps_context - eps_empty
+        if observe is not None:
+            observe(t, difference)
+        return eps_empty + scale * difference
 
     if interval is None:
         return guided

@@ -1,0 +1,162 @@
+"""The mask fits itself: while an edit is sampled, its mask shrinks to the cells in which the prompt matters. Ours.
+
+Both halves of classifier-free guidance are computed anyway. Where they disagree, the prompt matters. As the contrast of
+DiffEdit (Couairon et al. 2023), here between the prompt and no prompt, in units of z_0 and summed along the trajectory:
+
+    c = sum over steps of (s_t / a_t) || eps(z_t, prompt) - eps(z_t, "") ||        the norm being over channels
+
+The noisiest steps, in which nothing is decided, are left out. Otsu's threshold of c parts the cells of a mask in two,
+and the upper ones are the thing. But once a part of it has been painted, both halves see it, and its contrast is lost:
+so a cell is the thing's too whose estimate of z_0 looks like one of the upper ones, more than like the source. The mask
+keeps those cells, the holes in them, and a margin of one cell around them.
+
+That is done at each of `STAGES`. Masks are nested in time and never leave the user's, and each prediction has its own,
+whatever shares its batch.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from ldm.models.diffusion.schedule import NoiseLevel, SamplingSchedule
+
+FROM = 0.1
+"""Of the trajectory: what comes before does not count."""
+
+STAGES = (0.45, 0.6, 0.75)
+"""Of the trajectory: when a mask is fitted, for the first time and again."""
+
+SEPARATION = 0.5
+"""The least part of the contrast's variance that lies between its two classes; of an even spread it is 0.75."""
+
+CONTRAST = 0.8
+"""The most that the lower class's mean may be of the upper one's; nearer ones are one class."""
+
+LIKENESS = 0.7
+"""How much nearer a cell of low contrast must look to the thing than to the source, to be the thing's."""
+
+
+def z0_contrast(difference: Tensor, level: NoiseLevel) -> Tensor:
+    """By how much two estimates of z_0 differ whose eps differ by (b, c, h, w): (s / a) || . || -> (b, h, w)."""
+    return level.s / level.a * difference.norm(dim=1)
+
+
+def otsu(values: np.ndarray) -> tuple[float, float]:
+    """The threshold that parts values (n,) best in two (Otsu 1979), and what part of their variance is between those.
+
+    0 where all are equal. Exact: the threshold lies between two of the sorted values, not between bins.
+    """
+    x = np.sort(values.astype(np.float64))
+    if len(x) == 0 or x[0] == x[-1]:
+        return float(x.mean()) if len(x) else 0.0, 0.0
+    lower = np.arange(1, len(x)) / len(x)  # the weight of the lower class, at each split
+    between = (x.mean() * lower - np.cumsum(x)[:-1] / len(x)) ** 2 / (lower * (1 - lower))
+    best = int(between.argmax())
+    return float(x[best] + x[best + 1]) / 2, float(between[best] / x.var())
+
+
+def fit_cells(contrast: Tensor, mask: Tensor, z0: Tensor, z_source: Tensor) -> tuple[Tensor, float]:
+    """The cells of a mask that the prompt has painted, with a margin; see this module.
+
+    Args:
+        contrast, mask: (h, w); the mask in {0, 1}, and not empty.
+        z0, z_source: (c, h, w), the estimate at hand, and the input.
+
+    Returns:
+        Cells (h, w) in {0, 1} of the mask, and the separation, see `SEPARATION`; where it is 0, all cells.
+    """
+    inside = mask.bool()
+    contrast = _mean3(contrast[None] * mask)[0] / _mean3(mask[None])[0].clamp(min=1 / 9)
+    threshold, separation = otsu(contrast[inside].cpu().numpy())
+    thing, rest = inside & (contrast > threshold), inside & (contrast <= threshold)
+    if not thing.any() or contrast[rest].mean() > CONTRAST * contrast[thing].mean():
+        return mask, 0.0
+    around = (_dilated(mask, 2) - mask).bool()
+    z0, z_source = _mean3(z0), _mean3(z_source)
+    own = z0[:, inside].T  # (n, c), as all below
+    to_source = (own - z_source[:, inside].T).norm(dim=1)
+    if around.any():
+        to_source = torch.minimum(to_source, _nearest(own, z_source[:, around].T))
+    thing[inside] |= _nearest(own, z0[:, thing].T) < LIKENESS * to_source
+    filled = torch.from_numpy(ndimage.binary_fill_holes(thing.cpu().numpy())).to(mask)
+    return mask * _dilated(filled, 1), separation
+
+
+class MaskFitting:
+    """`within` of `blended_sample` for one batch, which `observe` of `guided_denoiser` tells of the contrast.
+
+    Args:
+        schedule: the steps.
+        masks: (steps, 1 or b, 1, h, w), the mask of each step. Fitting begins where progressive shrinking has ended,
+            and judges the cells that have been edited from the start; those that a soft mask adds later stay.
+        z_source: (1 or b, c, h, w).
+        wanted: whether to fit, for all predictions or for each.
+
+    Attributes:
+        cells: (b, 1, h, w) in {0, 1}, what may be edited by now; None before the first step.
+        separations: of each prediction at its first stage, see `SEPARATION`; None before that.
+        observed: how many steps have been seen with both halves.
+    """
+
+    def __init__(self, schedule: SamplingSchedule, masks: Tensor, z_source: Tensor, wanted: Sequence[bool] = (True,)):
+        self.schedule, self.z_source, self.wanted = schedule, z_source, wanted
+        self.judged = masks.amin(dim=0)  # (1 or b, 1, h, w)
+        self.stages = [_stages(schedule, masks[:, row]) for row in range(masks.shape[1])]
+        self.contrast: Tensor | None = None  # (b, h, w)
+        self.cells: Tensor | None = None
+        self.separations: list[float | None] = []
+        self.observed = 0
+
+    def observe(self, t: Tensor, difference: Tensor) -> None:
+        """Add what the prompt changes at timestep t (b,) about the noise (b, c, h, w)."""
+        step = self.schedule.timesteps.index(int(t[0]))
+        if self.schedule.progress[step] >= FROM:
+            seen = z0_contrast(difference, self.schedule.levels[step])
+            self.contrast = seen if self.contrast is None else self.contrast + seen
+            self.observed += 1
+
+    def __call__(self, i: int, z0: Tensor) -> Tensor:
+        """The cells (b, 1, h, w) that step i may edit, given its estimate z0 (b, c, h, w)."""
+        if self.cells is None:
+            self.cells, self.separations = torch.ones_like(z0[:, :1]), [None] * len(z0)
+        for row in range(len(z0)):
+            if self.wanted[row % len(self.wanted)] and i in self.stages[row % len(self.stages)]:
+                self._fit(row, z0[row], self.cells[row])
+        return self.cells
+
+    def _fit(self, row: int, z0: Tensor, cells: Tensor) -> None:
+        judged = self.judged[row % len(self.judged), 0]
+        if self.contrast is None or not judged.any():
+            return
+        kept, separation = fit_cells(self.contrast[row], judged, z0, self.z_source[row % len(self.z_source)])
+        if self.separations[row] is None:
+            self.separations[row] = separation
+        if separation >= SEPARATION:
+            cells *= 1 - (judged - kept)  # what is not judged stays
+
+
+def _stages(schedule: SamplingSchedule, masks: Tensor) -> set[int]:
+    """The steps after which the masks (steps, 1, h, w) of one prediction are fitted."""
+    wide = [i for i, mask in enumerate(masks) if (mask > masks[-1]).any()]
+    first = wide[-1] + 1 if wide else 0
+    reached = ([i for i, progress in enumerate(schedule.progress) if progress >= stage] for stage in STAGES)
+    return {max(steps[0], first) for steps in reached if steps}
+
+
+def _mean3(x: Tensor) -> Tensor:
+    """x (c, h, w) -> the means over 3x3 cells; beyond the border are those on it."""
+    return F.avg_pool2d(F.pad(x[None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
+
+
+def _dilated(mask: Tensor, cells: int) -> Tensor:
+    """(h, w) -> (h, w)."""
+    return F.max_pool2d(mask[None, None], 2 * cells + 1, 1, cells)[0, 0]
+
+
+def _nearest(x: Tensor, others: Tensor) -> Tensor:
+    """From each of x (n, c) the distance to the nearest of (k, c): (n,)."""
+    return torch.cdist(x, others).amin(dim=1)
