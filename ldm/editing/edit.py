@@ -312,7 +312,7 @@ def _ranked(made: Made, ranker: CLIPRanker | None, mask: Tensor | None) -> Made:
         return made
     distances = ranker.distances(made.x, mask, made.prompt)
     order = rank(distances).tolist()
-    of_edits = {"fits": [made.fits[i] for i in order]} if isinstance(made, EditResult) else {}
+    of_edits: dict[str, Any] = {"fits": [made.fits[i] for i in order]} if isinstance(made, EditResult) else {}
     return replace(
         made,
         **of_edits,

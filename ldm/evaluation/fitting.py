@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ from ldm.imaging.region import cut
 from ldm.models.judge import Judge
 
 T = TypeVar("T")
+Way = Literal["auto", "off", "on"]
+WAYS: tuple[Way, ...] = ("off", "on")
 ALIKE = 16 / 127.5
 """Pictures that differ by less than 16 of 255 codes are taken for the same."""
 
@@ -138,16 +140,15 @@ def _pairs(
 ) -> tuple[list[Pair], tuple[float, float], Image.Image]:
     pairs, cells, captions, seconds = [], [], [], [0.0, 0.0]
     for index, triple in enumerate(_each(object_triples(seed), count, "pairs")):
-        made: list[EditResult] = []
-        # Who is first has a cold cache: in turns.
-        for way in ("off", "on") if index % 2 else ("on", "off"):
+        made: dict[Way, EditResult] = {}
+        for way in WAYS if index % 2 else WAYS[::-1]:  # which is first has a cold cache: in turns
             task = _task(editor, triple, way, 1000 * index, ddim_steps, n_samples)
             start = time.process_time()
             (result,) = editor.run([task])
             assert result.results
             seconds[way == "on"] += time.process_time() - start
-            made.append(result)
-        plain, fitted = made if index % 2 else made[::-1]
+            made[way] = result
+        plain, fitted = made["off"], made["on"]
         here = [_compare(judge, triple, plain, fitted, one) for one in plain.task.request.seeds]
         pairs += [pair for pair, *_ in here]
         if index < PAIRS:
@@ -159,8 +160,10 @@ def _pairs(
     return pairs, (seconds[0], seconds[1]), make_grid(cells, 10, captions)
 
 
-def _task(editor: Editor, triple: Triple, way: str, seed: int, ddim_steps: int, n_samples: int) -> EditTask:
-    request = EditRequest(triple.prompt, seed=seed, n_samples=n_samples, ddim_steps=ddim_steps, fit_mask=way)
+def _task(editor: Editor, triple: Triple, way: Way, seed: int, ddim_steps: int, n_samples: int) -> EditTask:
+    request = EditRequest(
+        triple.prompt, seed=seed, n_samples=n_samples, ddim_steps=ddim_steps, fit_mask=way, force=True
+    )
     return editor.prepare(to_pil(triple.x), (triple.mask[0, 0] * 255).byte().numpy(), request)
 
 
@@ -170,16 +173,13 @@ def _compare(
     """A pair, both pictures in the window, and the mask that was fitted."""
     i, k = plain.seeds.index(seed), fitted.seeds.index(seed)
     canvas, own = plain.task.canvas, fitted.canvases[k]
-    size = (canvas.x_source.shape[2], canvas.x_source.shape[3])
-    x, x_fitted = (
-        to_tensor(cut(image.convert("RGB"), canvas.window, size)) for image in (plain.results[i], fitted.results[k])
-    )
+    x, x_fitted = _in_window(plain, i), _in_window(fitted, k)
     right, right_fitted = (
         {name: verdict[name] == expected for name, expected in triple.expected.items()}
         for verdict in verdicts(judge, torch.cat([x, x_fitted]), canvas.x_mask)
     )
     free = uncovered(x, x_fitted, canvas.x_source, canvas.x_mask)[0].expand(3, -1, -1).bool()
-    errors = [((one - canvas.x_source)[0][free] * 127.5).square().mean().item() for one in (x, x_fitted)]
+    errors = [float(((one - canvas.x_source)[0][free] * 127.5).square().sum()) for one in (x, x_fitted)]
     pair = Pair(
         triple.prompt,
         seed,
@@ -188,11 +188,19 @@ def _compare(
         right,
         right_fitted,
         int(free[0].sum()),
-        *(0.0 if math.isnan(error) else error for error in errors),
+        errors[0] / max(1, int(free.sum())),
+        errors[1] / max(1, int(free.sum())),
         i == 0,
         k == 0,
     )
     return pair, x, x_fitted, own.x_mask
+
+
+def _in_window(result: EditResult, index: int) -> Tensor:
+    """A result as delivered, as far as the window shows it, at the model's size: (1, 3, H, W) in [-1, 1]."""
+    canvas = result.task.canvas
+    size = (canvas.x_source.shape[2], canvas.x_source.shape[3])
+    return to_tensor(cut(result.results[index].convert("RGB"), canvas.window, size))
 
 
 def _thin(editor: Editor, count: int, seed: int, ddim_steps: int) -> list[tuple[float, float]]:
@@ -206,11 +214,10 @@ def _thin(editor: Editor, count: int, seed: int, ddim_steps: int) -> list[tuple[
         color = VIVID[integer(generator, len(VIVID))]
         triple = Triple(x, mask, f"a {color} ball", {}, "")
         way = []
-        for fit in ("off", "on"):
-            (result,) = editor.run([_task(editor, triple, fit, seed + i, ddim_steps, 1)])
+        for one in WAYS:
+            (result,) = editor.run([_task(editor, triple, one, seed + i, ddim_steps, 1)])
             canvas = result.task.canvas
-            delivered = to_tensor(cut(result.results[0].convert("RGB"), canvas.window, tuple(canvas.x_mask.shape[2:])))
-            way.append(colour_way(delivered, canvas.x_source, canvas.x_mask, COLORS[color].rgb))
+            way.append(colour_way(_in_window(result, 0), canvas.x_source, canvas.x_mask, COLORS[color].rgb))
         ways.append((way[0], way[1]))
     return ways
 
@@ -246,11 +253,11 @@ def table(report: Report) -> str:
     lines.append(f"| all of them, of the best by rank | {_share(firsts[0])} | {_share(firsts[1])} | |")
     free = [pair for pair in fitted if pair.uncovered]
     if free:
-        before, after = ([_psnr(getattr(pair, name)) for pair in free] for name in ("error", "error_fitted"))
-        gain = [b - a for a, b in zip(before, after, strict=True)]
+        given, gained = ([_psnr(getattr(pair, name)) for pair in free] for name in ("error", "error_fitted"))
+        gain = statistics.median(b - a for a, b in zip(given, gained, strict=True))
         lines.append(
-            f"| PSNR of what the thing leaves free, median | {statistics.median(before):.1f} dB | "
-            f"{statistics.median(after):.1f} dB | {statistics.median(gain):+.1f} dB |"
+            f"| PSNR of what the thing leaves free, median | {statistics.median(given):.1f} dB | "
+            f"{statistics.median(gained):.1f} dB | {gain:+.1f} dB |"
         )
     slower = 100 * (report.seconds[1] / report.seconds[0] - 1)
     lines.append(f"| seconds of the processor | {report.seconds[0]:.1f} | {report.seconds[1]:.1f} | {slower:+.1f} % |")

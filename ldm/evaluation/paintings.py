@@ -114,6 +114,7 @@ class Painter:
         """options: those of `EditRequest`."""
         own: dict[str, Any] = {"ddim_steps": self.ddim_steps, "region": self.region, "context": self.context}
         own["force"] = True
+        own["fit_mask"] = "off"  # what it changes is measured by `ldm.evaluation.fitting`
         request = EditRequest(triple.prompt, **own, **options)
         with silent():
             mask = (triple.mask[0, 0] * 255).byte().numpy()

@@ -103,7 +103,7 @@ class Canvas:
         mask[..., rows, columns] = self.mask[..., rows, columns] * (here >= 0.5)
         if not mask.any():
             return self
-        x_own = cut_mask(mask, self.window, tuple(self.x_mask.shape[2:])) * self.x_mask
+        x_own = cut_mask(mask, self.window, (self.x_mask.shape[2], self.x_mask.shape[3])) * self.x_mask
         return replace(self, mask=mask, x_mask=x_own, x_levels=self.x_levels * x_own)
 
     def finish(self, x: Tensor, x_reference: Tensor | None = None) -> tuple[Image.Image, Measures]:
