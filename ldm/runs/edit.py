@@ -115,8 +115,8 @@ def write_result(job: EditJob, editor: Editor, result: EditResult, notes: Mappin
             assets,
             originals,
             videos,
-            None if masks is None else list(map(_grey, masks)),
             overwrite=job.overwrite,
+            masks=None if masks is None else list(map(_grey, masks)),
         )
     return SavedEdit(job.outdir / f"{prompt_slug(record.prompt)}.png", samples, result)
 

@@ -214,8 +214,8 @@ def write_run(
     assets: Mapping[str, Image.Image],
     originals: Mapping[str, str | os.PathLike] | None = None,
     videos: Sequence[str | os.PathLike] | None = None,
-    masks: Sequence[Image.Image] | None = None,
     overwrite: bool = False,
+    masks: Sequence[Image.Image] | None = None,
 ) -> Path:
     """Write a run as `samples`, as a whole; until then the one before stays as it is, and then is `samples.1`.
 
@@ -230,8 +230,8 @@ def write_run(
         assets: pictures by name; `input` and `mask` are what `Run` reads.
         originals: files to be copied in beside them, by name without suffix.
         videos: files to be copied in, in the order of the predictions.
-        masks: of each prediction, at the input's size, where they are not the same for all.
         overwrite: the run before is removed.
+        masks: of each prediction, at the input's size, where they are not the same for all.
 
     Returns:
         The `samples` folder.
