@@ -159,9 +159,9 @@ def spots(generator: Generator, count: int, fills: bool, cut: bool, turn: float)
     room = max(0.0, 0.94 * SIZE - size * (1 + 0.3 * abs(math.sin(math.radians(turn))))) / 2
     x, y = 128 + uniform(generator, -room, room), 128 + uniform(generator, -0.3 * room, room)
     if cut:
-        away = 128 + uniform(generator, 0.0, 0.3) * size
+        away = 128 + uniform(generator, -0.15, 0.15) * size
         if chance(generator, 0.35):
-            y = SIZE - 128 + away * 0.75
+            y = 128 + away
         else:
             x = 128 + away if chance(generator, 0.5) else 128 - away
     return [Spot(x, y, size, turn)]

@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 FRONT_ONLY = ("furniture", "machine", "place")
 """Kinds of nouns whose backs nobody looks at."""
 
-SPLITS = ("train", "val")
-
 
 @dataclass(frozen=True)
 class Cutout:
@@ -31,7 +29,7 @@ class Cutout:
 
     file: its name in the folder. instance: the object that it shows; all views of one have the same. azimuth,
     elevation: of its view in degrees, None for a picture that came as such. light: the side that it is lit from, -1 to
-    1. color: its colour's name, where it has one; hue: in radians, where it has but one. split: one of `SPLITS`.
+    1. color: its colour's name, where it has one; hue: in radians, where it has but one. split: "train", "val" or "both".
     """
 
     file: str
@@ -71,7 +69,7 @@ def emoji_cutouts(emoji: list[Emoji], size: int = 256) -> Iterator[tuple[Cutout,
         image = image.crop(image.getchannel("A").getbbox())
         image.thumbnail((size, size))
         name = f"{one.instance}.png"
-        yield describe(Cutout(name, one.noun, "fluent", one.instance, one.licence, one.author, "train"), image), image
+        yield describe(Cutout(name, one.noun, "fluent", one.instance, one.licence, one.author, "both"), image), image
 
 
 def model_cutouts(

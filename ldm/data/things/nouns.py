@@ -133,7 +133,6 @@ avocado                          | =
 mushroom                         | =
 bread, loaf of bread             | bread                         | bread
 croissant                        | =
-bagel                            | =
 pizza, slice of pizza            | pizza
 hamburger, burger                | =                             | =
 hot dog                          | =                             | =
@@ -347,7 +346,6 @@ diamond, gem                     | gem stone
 play
 soccer ball, football            | soccer ball                   | soccer ball
 basketball                       | =                             | =
-tennis ball                      | tennis
 baseball                         | =
 volleyball                       | =
 rugby ball, american football    | american football; rugby football

@@ -133,14 +133,14 @@ class Photographs:
     sources: folder of the unpacked packages. painted: share of painted ones.
     """
 
-    def __init__(self, photographs: Sequence[Photograph], sources: Path, painted: float = 0.12):
+    def __init__(self, photographs: Sequence[Photograph], sources: Path, painted: float = 0.08):
         self.photographs = list(photographs)
         self.pixels = [read(find(photograph, sources)) for photograph in self.photographs]
         self.painted = painted
         self.pool = Backgrounds(photos=())
 
     @classmethod
-    def of(cls, split: str, sources: Path, painted: float = 0.12) -> "Photographs":
+    def of(cls, split: str, sources: Path, painted: float = 0.08) -> "Photographs":
         """Those of a split."""
         return cls([one for one in PHOTOGRAPHS if one.split == split], sources, painted)
 

@@ -159,11 +159,11 @@ class Things:
         return picture, Said(cutout.noun, cutout.source, color, turned, cutout.azimuth, cutout.elevation, close)
 
 
-def contact_sheet(images: np.ndarray, captions: Sequence[str], columns: int = 8) -> Image.Image:
-    """Composites (n, h, w, 3) uint8 with their captions under them."""
+def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8) -> Image.Image:
+    """Composites, (h, w, 3) uint8 each, with their captions under them."""
     from PIL import ImageDraw
 
-    side, line = images.shape[1], 14
+    side, line = len(images[0]), 14
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * side, rows * (side + line)), "white")
     pen = ImageDraw.Draw(sheet)
