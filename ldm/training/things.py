@@ -17,6 +17,6 @@ class LatentThings(LatentScenes):
         return vocabulary()
 
     def more_columns(self, name: str, shards: SceneShards) -> dict[str, Tensor]:
-        """"box" (n, 4): left, top, right, bottom of the first thing in pixels, zeros where there is none."""
+        """ "box" (n, 4): left, top, right, bottom of the first thing in pixels, zeros where there is none."""
         boxes = [known["box"] or [0] * 4 for known in shards.attributes]
         return {"box": torch.tensor(boxes, dtype=torch.int16)}

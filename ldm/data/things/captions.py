@@ -49,7 +49,7 @@ class Said:
 def is_plural(word: str) -> bool:
     """Whether a noun is said without "a"."""
     last = word.split()[-1]
-    plural = last.endswith("s") and not last.endswith(("ss", "us", "bus", "cactus", "hippopotamus"))
+    plural = last.endswith("s") and not last.endswith(("ss", "us", "bus", "cactus", "hippopotamus", "rhinoceros"))
     return word in MASS or (plural and word not in ("bus", "octopus", "cactus"))
 
 

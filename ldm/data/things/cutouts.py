@@ -2,8 +2,11 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,8 @@ class Cutout:
 
     file: its name in the folder. instance: the object that it shows; all views of one have the same. azimuth,
     elevation: of its view in degrees, None for a picture that came as such. light: the side that it is lit from, -1 to
-    1. color: its colour's name, where it has one; hue: in radians, where it has but one. split: "train", "val" or "both".
+    1. color: its colour's name, where it has one; hue: in radians, where it has but one. split: "train", "val" or
+    "both".
     """
 
     file: str
@@ -97,42 +101,62 @@ def model_cutouts(
         yield describe(cutout, image), image
 
 
+def _write(folder: Path, note: Path, made: Iterable[tuple[Cutout, Image.Image]]) -> None:
+    """The pictures, and then the note that says that all of them are there."""
+    cutouts = []
+    for cutout, image in made:
+        with atomic_file(folder / cutout.file) as file:
+            image.save(file, "PNG", compress_level=3)
+        cutouts.append(asdict(cutout))
+    with atomic_file(note) as file:
+        file.write(json.dumps(cutouts).encode())
+
+
+_RENDERERS: list[Renderer] = []  # one in each process
+
+
+def _write_views(folder: Path, note: Path, model: Model, views: int, seed: int, split: str) -> None:
+    if not _RENDERERS:
+        _RENDERERS.append(Renderer())
+    _write(folder, note, model_cutouts(model, _RENDERERS[0], views, seed, split))
+
+
 def write_cutouts(
     folder: Path, emoji: list[Emoji], models: list[Model], views: int, seed: int, progress: Callable[[int], object]
 ) -> list[Cutout]:
-    """Write what `folder` lacks. A note beside each model's views says that all of them are there.
+    """Write what `folder` lacks: pictures, a note for each object that says that all of its are there, and the index.
 
-    progress: called with how many objects are done since. A model that cannot be read is passed over, with a warning.
+    Models are rendered in a process of their own: one that cannot be read, or that brings the renderer down, is passed
+    over, with a warning. progress: called with how many objects are done since.
     """
     folder.mkdir(parents=True, exist_ok=True)
     held_out = held_out_models(models)
-    renderer: Renderer | None = None
-    cutouts: list[Cutout] = []
-    for group, note in [
-        (None, folder / "fluent.json"),
-        *((model, folder / f"{model.instance}.json") for model in models),
-    ]:
-        if not note.exists():
-            if group is None:
-                made = list(emoji_cutouts(emoji))
-            else:
-                renderer = renderer or Renderer()
+    notes = [folder / "fluent.json"]
+    if not notes[0].exists():
+        _write(folder, notes[0], emoji_cutouts(emoji))
+    progress(1)
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    try:
+        for model in models:
+            notes.append(folder / f"{model.instance}.json")
+            if not notes[-1].exists():
+                split = "val" if model.instance in held_out else "train"
                 try:
-                    split = "val" if group.instance in held_out else "train"
-                    made = list(model_cutouts(group, renderer, views, seed, split))
+                    pool.submit(_write_views, folder, notes[-1], model, views, seed, split).result()
+                except BrokenProcessPool:
+                    logger.warning("%s is passed over: it brings the renderer down", model.file)
+                    _write(folder, notes[-1], [])
+                    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
                 except (RuntimeError, ValueError, OSError) as error:
-                    logger.warning("%s is passed over: %s", group.file, error)
-                    made = []
-            for cutout, image in made:
-                with atomic_file(folder / cutout.file) as file:
-                    image.save(file, "PNG", compress_level=3)
-            with atomic_file(note) as file:
-                file.write(json.dumps([asdict(cutout) for cutout, _ in made]).encode())
-        cutouts += [Cutout(**entry) for entry in json.loads(note.read_text(encoding="utf-8"))]
-        progress(1)
+                    logger.warning("%s is passed over: %s", model.file, error)
+                    _write(folder, notes[-1], [])
+            progress(1)
+    finally:
+        pool.shutdown()
+    listed = [entry for note in notes for entry in json.loads(note.read_text(encoding="utf-8"))]
     with atomic_file(folder / "index.json") as file:
-        file.write(json.dumps([asdict(cutout) for cutout in cutouts], indent=0).encode())
-    return cutouts
+        file.write(json.dumps(listed, indent=0).encode())
+    return [Cutout(**entry) for entry in listed]
 
 
 def read_cutouts(folder: Path) -> list[Cutout]:

@@ -265,9 +265,7 @@ class UNetModel(nn.Module):
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
 
         last, channels = (fine_channels, out_channels) if fine_channels else (ch, out_channels * area)
-        self.out = nn.Sequential(
-            normalization(last), nn.SiLU(), zero_module(nn.Conv2d(last, channels, 3, padding=1))
-        )
+        self.out = nn.Sequential(normalization(last), nn.SiLU(), zero_module(nn.Conv2d(last, channels, 3, padding=1)))
 
     @property
     def stages(self) -> list[TimestepEmbedSequential]:
