@@ -20,7 +20,7 @@ from ldm.data.things.captions import STYLES, Said, caption, split_words, view_wo
 from ldm.data.things.catalogues import LICENCES, read_emoji, read_models
 from ldm.data.things.colors import name_of, single_hue, turn_hue
 from ldm.data.things.compose import SIZE, Spot, merge, place, shadow
-from ldm.data.things.cutouts import Cutout, describe, held_out_models, read_cutouts, write_cutouts
+from ldm.data.things.cutouts import Cutout, describe, held_out_models, read_cutouts, shows_something, write_cutouts
 from ldm.data.things.nouns import NOUNS
 from ldm.data.things.photographs import PHOTOGRAPHS, Photograph, Photographs
 from ldm.data.things.sources import Source, fetch
@@ -189,6 +189,11 @@ def test_a_cut_out_is_what_is_not_transparent_at_half_its_size_without_a_dark_ri
     assert (abs(small[small[..., 3] > 20][:, :3].astype(int) - (200, 100, 50)) < 8).all()
 
 
+def test_silhouettes_and_specks_show_nothing():
+    assert shows_something(disc((200, 100, 50))) and not shows_something(disc((10, 10, 12)))
+    assert not shows_something(disc((200, 100, 50), 20))
+
+
 def test_cut_outs_are_kept_and_described(unpacked, tmp_path):
     emoji = read_emoji(unpacked / "fluent", unpacked / "openmoji")
     with pytest.raises(UserError, match="holds no cut-outs"):
@@ -325,6 +330,8 @@ def test_a_turned_colour_is_named_and_plurals_take_no_article():
 )
 def test_views_are_called_what_they_are(azimuth, elevation, words):
     assert view_words(Said("car", "furniture", azimuth=azimuth, elevation=elevation)) == words
+    if words != "from above":  # a hamburger has no front
+        assert view_words(Said("hamburger", "furniture", azimuth=azimuth, elevation=elevation)) is None
 
 
 # The script.

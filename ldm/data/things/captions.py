@@ -59,10 +59,12 @@ def view_words(said: Said) -> str | None:
         return None
     if said.elevation > 44:
         return "from above"
+    if NOUNS[said.noun].kind not in FACING:
+        return None
     turn = abs(said.azimuth)
-    return (
-        "from behind" if turn > 140 else "from the side" if 65 < turn < 115 else "from the front" if turn < 18 else None
-    )
+    if 65 < turn < 115:
+        return "from the side"
+    return "from behind" if turn > 140 else "from the front" if turn < 18 else None
 
 
 def thing_phrase(generator: Generator, said: Said) -> str:

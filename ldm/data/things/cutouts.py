@@ -57,6 +57,15 @@ def describe(cutout: Cutout, image: Image.Image) -> Cutout:
     return replace(cutout, color=name_of(solid[::7]), hue=single_hue(solid[::7]))
 
 
+def shows_something(image: Image.Image) -> bool:
+    """Whether a picture is large enough to be known, and no mere dark silhouette."""
+    if min(image.size) < 24:
+        return False
+    pixels = np.asarray(image, np.float32).reshape(-1, 4) / 255
+    solid = pixels[pixels[:, 3] > 0.5, :3] @ np.array([0.299, 0.587, 0.114], np.float32)
+    return len(solid) > 200 and (solid.mean() > 0.09 or solid.std() > 0.06)
+
+
 def held_out_models(models: list[Model]) -> set[str]:
     """The last model of every noun that has at least four: what validation sees of it, and training does not."""
     by_noun: dict[str, list[Model]] = {}
@@ -79,12 +88,12 @@ def emoji_cutouts(emoji: list[Emoji], size: int = 256) -> Iterator[tuple[Cutout,
 def model_cutouts(
     model: Model, renderer: Renderer, count: int, seed: int, split: str
 ) -> Iterator[tuple[Cutout, Image.Image]]:
-    """`count` views of a model that fill enough of their picture; the last of a training model is validation's."""
+    """`count` views of a model, less those that show nothing; the middle one is validation's."""
     generator = seeded(seed, *model.instance.encode())
     views = draw_views(generator, count, NOUNS[model.noun].kind not in FRONT_ONLY)
     pictures = renderer.render(model.file, views, generator, model.rotation)
     for i, (view, image) in enumerate(zip(views, pictures, strict=True)):
-        if min(image.size) < 24:
+        if not shows_something(image):
             continue
         cutout = Cutout(
             f"{model.instance}-{i:02d}.png",
