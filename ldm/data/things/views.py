@@ -1,9 +1,7 @@
 """Views of 3D models with alpha, rendered by VTK without a window: many sides, heights and lights."""
 
-import logging
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,6 @@ from PIL import Image
 
 from ldm.data.scenes.draw import chance, uniform
 from ldm.errors import MissingExtra
-
-logger = logging.getLogger(__name__)
 
 WINDOW = 720
 """Side of the rendered picture in pixels; a cut-out is at most half of it, so that its edges are smooth."""
@@ -70,20 +66,22 @@ def view_angle(bounds: np.ndarray, azimuth: float, elevation: float) -> float:
 class Renderer:
     """Renders the views of one model after another.
 
-    Raises MissingExtra without pyvista. A machine without a screen needs a Mesa that draws in memory (Debian:
-    `libegl1 libgl1-mesa-dri` or `libosmesa6`).
+    Raises MissingExtra without pyvista and trimesh. A machine without a screen needs a Mesa that draws in memory
+    (Debian: `libegl1 libgl1-mesa-dri` or `libosmesa6`).
     """
 
     def __init__(self) -> None:
         os.environ.pop("DISPLAY", None)
         try:
             import pyvista
+            import trimesh
             from vtkmodules.vtkCommonCore import vtkLogger, vtkObject
         except ModuleNotFoundError as error:
             raise MissingExtra("pyvista", "train", "rendering views of 3D models") from error
         vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_OFF)
-        vtkObject.GlobalWarningDisplayOff()  # the catalogues' materials are not all there
+        vtkObject.GlobalWarningDisplayOff()
         self.pv: Any = pyvista
+        self.trimesh: Any = trimesh
 
     def render(
         self, file: Path, views: list[View], generator: torch.Generator, rotation: tuple[float, ...] | None = None
@@ -92,23 +90,15 @@ class Renderer:
 
         rotation: (9,) that turns it upright. A view that shows nothing is an empty picture (0 x 0).
         """
-        pv = self.pv
-        plotter = pv.Plotter(off_screen=True, window_size=(WINDOW, WINDOW), lighting="none")
+        scene = self.trimesh.load(str(file), force="scene", process=False)
+        if rotation:
+            matrix = np.eye(4)
+            matrix[:3, :3] = np.array(rotation).reshape(3, 3)
+            scene.apply_transform(matrix)
+        plotter = self.pv.Plotter(off_screen=True, window_size=(WINDOW, WINDOW), lighting="none")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                logging.disable(logging.ERROR)  # VTK's words about the catalogues' materials
-                try:
-                    plotter.import_obj(str(file), str(file.with_suffix(".mtl")))
-                finally:
-                    logging.disable(logging.NOTSET)
-            if rotation:
-                matrix = np.eye(4)
-                matrix[:3, :3] = np.array(rotation).reshape(3, 3)
-                for actor in plotter.actors.values():
-                    actor.SetUserMatrix(pv.vtkmatrix_from_array(matrix))
-            for actor in plotter.actors.values():
-                actor.GetProperty().SetAmbient(0.32)
+            for part in scene.dump():
+                self._add(plotter, part)
             plotter.enable_depth_peeling(4)
             bounds = np.array(plotter.bounds)
             for view in views:
@@ -117,7 +107,29 @@ class Renderer:
                 yield cut_out(plotter.screenshot(None, transparent_background=True, return_img=True))
         finally:
             plotter.close()
-            plotter.deep_clean()
+
+    def _add(self, plotter: Any, part: Any) -> None:
+        """One part of a model, of one material: its texture, else its colour."""
+        mesh = self.pv.PolyData.from_regular_faces(np.asarray(part.vertices, np.float32), np.asarray(part.faces))
+        mesh.point_data["Normals"] = np.asarray(part.vertex_normals, np.float32)
+        mesh.point_data.active_normals_name = "Normals"
+        material, uv = getattr(part.visual, "material", None), getattr(part.visual, "uv", None)
+        image = getattr(material, "image", None)
+        look = {"ambient": 0.3, "specular": 0.15, "specular_power": 30, "smooth_shading": True}
+        if image is None or uv is None:
+            diffuse = getattr(material, "diffuse", (200, 200, 200, 255))
+            plotter.add_mesh(mesh, color=[int(v) for v in diffuse[:3]], opacity=max(diffuse[3] / 255, 0.15), **look)
+            return
+        pixels = np.array(image.convert("RGBA"))
+        holes = bool((pixels[..., 3] < 128).any())
+        pixels[..., 3] = np.where(pixels[..., 3] < 128, 0, 255)  # leaves: a part of it or not
+        mesh.active_texture_coordinates = np.asarray(uv, np.float32)
+        # The texture in the place of the colour, as the catalogues' own program has it.
+        actor = plotter.add_mesh(
+            mesh, color="white", texture=self.pv.Texture(pixels if holes else pixels[..., :3]), **look
+        )
+        if holes:
+            actor.ForceOpaqueOn()
 
     def _aim(self, plotter: Any, bounds: np.ndarray, view: View) -> None:
         box = bounds.reshape(3, 2)
