@@ -97,8 +97,9 @@ class Renderer:
             scene.apply_transform(matrix)
         plotter = self.pv.Plotter(off_screen=True, window_size=(WINDOW, WINDOW), lighting="none")
         try:
+            has_normals = b"\nvn " in file.read_bytes()
             for part in scene.dump():
-                self._add(plotter, part)
+                self._add(plotter, part, has_normals)
             plotter.enable_depth_peeling(4)
             bounds = np.array(plotter.bounds)
             for view in views:
@@ -108,13 +109,19 @@ class Renderer:
         finally:
             plotter.close()
 
-    def _add(self, plotter: Any, part: Any) -> None:
+    def _add(self, plotter: Any, part: Any, has_normals: bool) -> None:
         """One part of a model, of one material: its texture, else its colour."""
         mesh = self.pv.PolyData.from_regular_faces(np.asarray(part.vertices, np.float32), np.asarray(part.faces))
-        mesh.point_data["Normals"] = np.asarray(part.vertex_normals, np.float32)
-        mesh.point_data.active_normals_name = "Normals"
         material, uv = getattr(part.visual, "material", None), getattr(part.visual, "uv", None)
         image = getattr(material, "image", None)
+        if uv is not None:
+            mesh.active_texture_coordinates = np.asarray(uv, np.float32)
+        if has_normals:
+            mesh.point_data["Normals"] = np.asarray(part.vertex_normals, np.float32)
+            mesh.point_data.active_normals_name = "Normals"
+        else:  # round where it is nearly flat, and sharp at its edges
+            options = {"cell_normals": False, "consistent_normals": False, "feature_angle": 35}
+            mesh = mesh.compute_normals(split_vertices=True, **options)
         look = {"ambient": 0.3, "specular": 0.15, "specular_power": 30, "smooth_shading": True}
         if image is None or uv is None:
             diffuse = getattr(material, "diffuse", (200, 200, 200, 255))
@@ -123,11 +130,9 @@ class Renderer:
         pixels = np.array(image.convert("RGBA"))
         holes = bool((pixels[..., 3] < 128).any())
         pixels[..., 3] = np.where(pixels[..., 3] < 128, 0, 255)  # leaves: a part of it or not
-        mesh.active_texture_coordinates = np.asarray(uv, np.float32)
-        # The texture in the place of the colour, as the catalogues' own program has it.
-        actor = plotter.add_mesh(
-            mesh, color="white", texture=self.pv.Texture(pixels if holes else pixels[..., :3]), **look
-        )
+        texture = self.pv.Texture(pixels if holes else pixels[..., :3])
+        # In the place of the colour, as the catalogues' own program has it.
+        actor = plotter.add_mesh(mesh, color="white", texture=texture, **look)
         if holes:
             actor.ForceOpaqueOn()
 
