@@ -24,7 +24,7 @@ def parse(argv: Sequence[str]):
     parser.add_argument("--count", type=bounded(int, 1), default=24000, help="composites of training (default 24000)")
     parser.add_argument("--val_count", type=bounded(int, 1), default=1000, help="of validation (default 1000)")
     parser.add_argument("--shard_size", type=bounded(int, 1), default=500, help="composites to a shard (default 500)")
-    parser.add_argument("--views", type=bounded(int, 1, 200), default=14, help="views of a 3D model (default 14)")
+    parser.add_argument("--views", type=bounded(int, 1, 200), default=10, help="views of a 3D model (default 10)")
     parser.add_argument("--workers", type=bounded(int, 1, 256), default=1, help="processes that compose (default 1)")
     parser.add_argument("--seed", type=bounded(int, 0, 2**31), default=0, help="default 0")
     return parser.parse_args(argv)

@@ -17,7 +17,7 @@ from ldm.data.scenes.colors import COLORS
 from ldm.data.shards import SceneShards
 from ldm.data.things import photographs, sources
 from ldm.data.things.captions import STYLES, Said, caption, split_words, view_words, vocabulary
-from ldm.data.things.catalogues import LICENCES, read_emoji, read_models
+from ldm.data.things.catalogues import LICENCES, Model, read_emoji, read_models
 from ldm.data.things.colors import name_of, single_hue, turn_hue
 from ldm.data.things.compose import SIZE, Spot, merge, place, shadow
 from ldm.data.things.cutouts import Cutout, describe, held_out_models, read_cutouts, shows_something, write_cutouts
@@ -205,6 +205,47 @@ def test_cut_outs_are_kept_and_described(unpacked, tmp_path):
     assert read_cutouts(tmp_path) == again
     apple = next(cutout for cutout in again if cutout.noun == "apple")
     assert apple.color == "red" and apple.hue is not None and apple.licence == "MIT"
+
+
+BOX = """mtllib box.mtl
+v -1 -1 -1
+v 1 -1 -1
+v 1 1 -1
+v -1 1 -1
+v -1 -1 1
+v 1 -1 1
+v 1 1 1
+v -1 1 1
+vt 0 0
+vt 1 0
+vt 1 1
+vt 0 1
+usemtl painted
+f 5/1 6/2 7/3 8/4
+f 2/1 1/2 4/3 3/4
+f 1/1 5/2 8/3 4/4
+f 6/1 2/2 3/3 7/4
+usemtl plain
+f 8 7 3 4
+f 1 2 6 5
+"""
+MATERIALS = "newmtl painted\nKd 0.1 0.1 0.1\nmap_Kd red.png\n\nnewmtl plain\nKd 0.8 0.05 0.05\n"
+
+
+def test_models_are_rendered_with_their_textures_and_what_cannot_be_read_is_passed_over(tmp_path, caplog):
+    (tmp_path / "box.obj").write_text(BOX)
+    (tmp_path / "box.mtl").write_text(MATERIALS)
+    Image.new("RGB", (8, 8), (215, 20, 20)).save(tmp_path / "red.png")
+    box = Model("box", tmp_path / "box.obj", "box", "CC0 1.0", "us")
+    gone = Model("box", tmp_path / "gone.obj", "box", "CC0 1.0", "us")
+    made = write_cutouts(tmp_path / "cutouts", [], [gone, box], 3, 0, lambda _: None)
+    assert [cutout.instance for cutout in made] == [box.instance] * 3
+    assert [cutout.split for cutout in made] == ["train", "val", "train"]
+    assert {cutout.color for cutout in made} == {"red"}  # not the dark colour that the texture stands for
+    assert "gone.obj is passed over" in caplog.text
+    with Image.open(tmp_path / "cutouts" / made[0].file) as picture:
+        alpha = np.asarray(picture)[..., 3]
+    assert max(alpha.shape) > 200 and (alpha > 250).mean() > 0.5 and alpha[0, 0] == 0
 
 
 # Colours.

@@ -120,7 +120,7 @@ class Renderer:
             mesh.point_data["Normals"] = np.asarray(part.vertex_normals, np.float32)
             mesh.point_data.active_normals_name = "Normals"
         else:  # round where it is nearly flat, and sharp at its edges
-            options = {"cell_normals": False, "consistent_normals": False, "feature_angle": 35}
+            options = {"cell_normals": False, "consistent_normals": False, "feature_angle": 55}
             mesh = mesh.compute_normals(split_vertices=True, **options)
         look = {"ambient": 0.3, "specular": 0.15, "specular_power": 30, "smooth_shading": True}
         if image is None or uv is None:
