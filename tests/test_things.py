@@ -353,6 +353,10 @@ def test_the_tokenizer_knows_every_word_of_every_caption():
     assert not {word for styles in STYLES.values() for text in styles for word in split_words(text)} - known
 
 
+def test_people_are_not_called_by_the_colour_of_their_clothes():
+    assert not any("black" in caption(seeded(i), [Said("man", "furniture", "black")], None) for i in range(60))
+
+
 def test_a_turned_colour_is_named_and_plurals_take_no_article():
     texts = [caption(seeded(i), [Said("scissors", "fluent", "green", turned=True)], None) for i in range(60)]
     assert sum("green scissors" in text for text in texts) > 54

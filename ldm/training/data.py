@@ -190,7 +190,8 @@ class LatentScenes(pl.LightningDataModule):
         for name, latents in z.items():
             shards = SceneShards(self.hparams[name])
             coverage = np.stack([shards.coverage(i) for i in range(len(shards))])
-            tokens, more = self._tokens(shards.captions), self.more_columns(name, shards)
+            tokens = self._tokens(shards.captions)
+            more: dict[str, Any] = self.more_columns(name, shards)
             self.data[name] = CachedLatents(latents, tokens, torch.from_numpy(coverage)[:, None], **more)
         self.scale_by(scale_factor or round(1 / z["train"].float().std().item(), 5))
 

@@ -28,8 +28,8 @@ MASS = {"bread", "cheese", "salad", "popcorn", "chocolate", "candy", "fire", "fl
 """Nouns that stand without "a"."""
 
 
-FACING = {"animal", "person", "vehicle", "furniture", "machine"}
-"""Kinds that have a front."""
+FACING = {"animal", "vehicle", "furniture", "machine"}
+"""Kinds that have a front, and whose models all face it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def thing_phrase(generator: Generator, said: Said) -> str:
     words = NOUNS[said.noun].words
     noun = choice(generator, words[1:]) if len(words) > 1 and chance(generator, 0.3) else words[0]
     phrase = noun
-    if said.color and chance(generator, 0.97 if said.turned else 0.35):
+    if said.color and NOUNS[said.noun].kind != "person" and chance(generator, 0.97 if said.turned else 0.35):
         hues = COLORS[said.color].words
         phrase = f"{hues[0] if chance(generator, 0.85) else choice(generator, hues)} {noun}"
     if not is_plural(noun) and chance(generator, 0.85):

@@ -154,7 +154,8 @@ def spots(generator: Generator, count: int, fills: bool, cut: bool, turn: float)
             for side in (-1, 1)
         ]
     if fills:
-        return [Spot(*(uniform(generator, 108, 148) for _ in range(2)), uniform(generator, 270, 380), turn)]
+        x, y = uniform(generator, 108, 148), uniform(generator, 108, 148)
+        return [Spot(x, y, uniform(generator, 270, 380), turn)]
     size = 100 + 136 * uniform(generator) ** 0.7
     room = max(0.0, 0.94 * SIZE - size * (1 + 0.3 * abs(math.sin(math.radians(turn))))) / 2
     x, y = 128 + uniform(generator, -room, room), 128 + uniform(generator, -0.3 * room, room)

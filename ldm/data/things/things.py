@@ -46,6 +46,10 @@ class Things:
         self.folder, self.backgrounds = folder, backgrounds
         self.pictures: dict[str, dict[str, dict[str, list[Cutout]]]] = {}  # by noun, source and instance
         for cutout in cutouts:
+            if cutout.noun not in NOUNS:
+                continue  # of a table that has been cut since
+            if (cutout.elevation or 0) > 46 and NOUNS[cutout.noun].kind not in LIES:
+                continue  # from so far above hardly anybody knows what it is
             sources = self.pictures.setdefault(cutout.noun, {})
             sources.setdefault(cutout.source, {}).setdefault(cutout.instance, []).append(cutout)
         self.nouns = [noun for noun in NOUNS if noun in self.pictures]
@@ -110,13 +114,16 @@ class Things:
             turn = uniform(generator, -180, 180) if any_way else uniform(generator, -5, 5)
             spot = places[i] or spots(generator, 1, fills, cut, turn)[0]
             picture, phrase = self._look(generator, cutout, fills)
+            grounded = not fills and not (cutout.noun in FLIES and chance(generator, 0.75))
+            if grounded and not (lies or cut) and chance(generator, 0.7):  # grounds are low in photographs
+                height = spot.size * picture.height / max(picture.size)
+                spot = replace(spot, y=uniform(generator, max(170, height), 248) - height / 2)
             mirror = chance(generator, 0.5)
             thing = place(picture, spot, mirror)
             if thing is None:
                 continue
             # The picture's own light says where the shadow falls, where it has one.
             side = (-cutout.light if mirror else cutout.light) if abs(cutout.light) > 0.15 else light
-            grounded = not fills and not (cutout.noun in FLIES and chance(generator, 0.75))
             image = merge(image, thing, generator, side, lies, grounded)
             cover = np.maximum(cover, thing.alpha)
             said.append(phrase)
