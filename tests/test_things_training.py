@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
@@ -14,6 +15,7 @@ from ldm.models.diffusion.ddpm import schedule_buffers
 from ldm.models.diffusion.schedule import make_beta_schedule, shift_log_snr
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.training.begin import begin_with
+from ldm.training.features import FeatureLoss
 from scripts import train as train_model
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +94,36 @@ def test_a_first_stage_with_more_channels_begins_where_the_other_was():
     with torch.enable_grad():
         many.decode(other.mean).square().mean().backward()
     assert many.decoder.conv_in.weight.grad[:, 3:].abs().max() > 0
+
+
+@pytest.fixture(scope="module")
+def features() -> FeatureLoss:
+    torch.manual_seed(2)
+    weights = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    return FeatureLoss({str(i): value for i, value in enumerate(weights.values())}, size=32)
+
+
+def test_the_perceptual_loss_is_zero_for_the_same_and_grows_with_blur(features):
+    x = torch.rand(2, 3, 48, 48) * 2 - 1
+    blurred, more = (F.interpolate(F.avg_pool2d(x, k), x.shape[2:], mode="bilinear") for k in (2, 4))
+    same, near, far = (features(one, x, torch.Generator().manual_seed(0)) for one in (x, blurred, more))
+    assert same == 0 and 0 < near < far
+    assert not features.train().stem[1].training and not any(p.requires_grad for p in features.parameters())
+
+
+def test_the_perceptual_loss_looks_at_a_part_and_teaches_that_part_in_float32(features):
+    x = (torch.rand(1, 3, 64, 64) * 2 - 1).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = features(x, torch.zeros_like(x), torch.Generator().manual_seed(1))
+    assert loss.dtype == torch.float32
+    loss.backward()
+    rows = (x.grad.abs().sum(dim=(0, 1, 3)) > 0).nonzero()
+    assert 24 <= len(rows) <= 32
+
+
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(ValueError):
+        FeatureLoss({"conv": torch.zeros(3)})
 
 
 @pytest.fixture(scope="module")
