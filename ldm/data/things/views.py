@@ -75,11 +75,9 @@ class Renderer:
         try:
             import pyvista
             import trimesh
-            from vtkmodules.vtkCommonCore import vtkLogger, vtkObject
         except ModuleNotFoundError as error:
             raise MissingExtra("pyvista", "train", "rendering views of 3D models") from error
-        vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_OFF)
-        vtkObject.GlobalWarningDisplayOff()
+        pyvista.vtk_verbosity("off")
         self.pv: Any = pyvista
         self.trimesh: Any = trimesh
 
