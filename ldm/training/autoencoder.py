@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.training.base import TrainingModule
 from ldm.training.begin import begin_from
+from ldm.training.features import FeatureLoss
 from ldm.training.losses import PatchDiscriminator, TextureLoss, adaptive_weight, hinge_loss, reconstruction_loss
 from ldm.util import instantiate_from_config
 
@@ -31,7 +32,8 @@ class AutoencoderTrainer(TrainingModule):
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
         kl_weight: weight of the KL divergence a latent value, in nats.
         gradient_weight, pyramid_weight: see `reconstruction_loss`.
-        texture_weight: of `TextureLoss`.
+        texture_weight: of `TextureLoss`. perceptual_weight: of `FeatureLoss`, which needs a package that the extra
+            `train` has.
         begin: a file of weights to begin with, that of a shipped model or a checkpoint of this training.
         train_encoder: false trains the decoder alone: latents stay what they are, and denoisers of them valid.
         discriminator_start: None is without. After 0, several processes need the strategy
@@ -49,6 +51,7 @@ class AutoencoderTrainer(TrainingModule):
         gradient_weight: float = 0.5,
         pyramid_weight: float = 0.5,
         texture_weight: float = 0.0,
+        perceptual_weight: float = 0.0,
         begin: str | None = None,
         train_encoder: bool = True,
         discriminator_start: int | None = None,
@@ -62,6 +65,8 @@ class AutoencoderTrainer(TrainingModule):
             self.first_stage_model.encoder.requires_grad_(False)
             self.first_stage_model.quant_conv.requires_grad_(False)
         self.texture = TextureLoss()
+        # In a list: it is no submodule, for it is neither trained nor saved.
+        self.perceptual = [FeatureLoss()] if perceptual_weight else []
         self.discriminator: PatchDiscriminator | None = None
         if discriminator_start is not None:
             self.discriminator = PatchDiscriminator(**(discriminator or {})).to(memory_format=torch.channels_last)
@@ -69,6 +74,12 @@ class AutoencoderTrainer(TrainingModule):
     def begin_with_model(self, path: str) -> None:
         """See `begin_from`."""
         begin_from(self.first_stage_model, path, "first_stage_model.")
+
+    def on_fit_start(self) -> None:
+        """Also put the classifier of the perceptual loss where the pictures are."""
+        super().on_fit_start()
+        for features in self.perceptual:
+            features.to(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises UserError where the checkpoint has a discriminator and this training none, or the other way round."""
@@ -88,6 +99,10 @@ class AutoencoderTrainer(TrainingModule):
         loss = reconstruction_loss(recon, x, h.gradient_weight, h.pyramid_weight)
         if h.texture_weight:
             loss = loss + h.texture_weight * self.texture(recon, x)
+        for features in self.perceptual:
+            difference = features(recon, x, self.generator)
+            self.log("train/perceptual", difference.detach())
+            loss = loss + h.perceptual_weight * difference
         self.log("train/psnr", psnr(recon.detach(), x), prog_bar=True)
         self.log("train/kl", kl)
         if self.discriminator is not None and self.global_step >= h.discriminator_start:

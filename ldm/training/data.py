@@ -144,9 +144,24 @@ class LatentScenes(pl.LightningDataModule):
     def _write_tokenizer(self) -> None:
         folder = Path(self.hparams.tokenizer)
         if not (folder / "tokenizer.json").exists():
-            known = write_tokenizer(vocabulary(), folder, self.hparams.max_length)
+            known = write_tokenizer(self.vocabulary(), folder, self.hparams.max_length)
             if known > self.hparams.vocab_size:
                 raise UserError(f"the captions have {known} tokens: set vocab_size to at least that")
+
+    def vocabulary(self) -> list[str]:
+        """All words of the captions."""
+        return vocabulary()
+
+    def more_columns(self, name: str, shards: SceneShards) -> dict[str, Tensor]:
+        """What a batch holds beside latents, tokens and coverage: a row of each for every scene of `shards`."""
+        more = {
+            "labels": torch.tensor([encode(known)[:3] for known in shards.attributes], dtype=torch.int16),
+            "box": torch.tensor([known["box"] or [0] * 4 for known in shards.attributes], dtype=torch.int16),
+        }
+        if name == "val":
+            captions = zip(*map(material_captions, shards.attributes), strict=True)
+            more |= dict(zip(("said", "missaid"), map(self._tokens, captions), strict=True))
+        return more
 
     def prepare_data(self) -> None:
         """Encode what no cache holds yet: in one process alone, while others wait."""
@@ -175,14 +190,8 @@ class LatentScenes(pl.LightningDataModule):
         for name, latents in z.items():
             shards = SceneShards(self.hparams[name])
             coverage = np.stack([shards.coverage(i) for i in range(len(shards))])
-            more: dict[str, Any] = {
-                "labels": torch.tensor([encode(known)[:3] for known in shards.attributes], dtype=torch.int16),
-                "box": torch.tensor([known["box"] or [0] * 4 for known in shards.attributes], dtype=torch.int16),
-            }
-            if name == "val":
-                captions = zip(*map(material_captions, shards.attributes), strict=True)
-                more |= dict(zip(("said", "missaid"), map(self._tokens, captions), strict=True))
             tokens = self._tokens(shards.captions)
+            more: dict[str, Any] = self.more_columns(name, shards)
             self.data[name] = CachedLatents(latents, tokens, torch.from_numpy(coverage)[:, None], **more)
         self.scale_by(scale_factor or round(1 / z["train"].float().std().item(), 5))
 

@@ -113,17 +113,18 @@ class Backgrounds:
         if named:
             if chance(generator, 0.25):
                 return self._photo(weighted(generator, *self._weights(named=True)), generator, tinted=True)
-            return self._painted(generator)
+            return self.painted(generator)
         if chance(generator, 0.65):
             photo = weighted(generator, *self._weights(named=False))
             return self._photo(photo, generator, tinted=chance(generator, 0.7))
-        return self._painted(generator) if chance(generator, 0.72) else (self._nameless(generator), None)
+        return self.painted(generator) if chance(generator, 0.72) else (self._nameless(generator), None)
 
     def _weights(self, named: bool) -> tuple[list[Photo], list[float]]:
         photos = [photo for photo in self.photos if photo.kind or not named]
         return photos, [photo.weight for photo in photos]
 
-    def _painted(self, generator: torch.Generator) -> tuple[Tensor, str]:
+    def painted(self, generator: torch.Generator) -> tuple[Tensor, str]:
+        """One of the painted kinds (3, 128, 128), and its name."""
         painters = [(kind.name, kind.paint) for kind in KINDS.values() if kind.paint]
         plain, scenic = (
             [one for one in painters if one[0].endswith(" background") is is_plain] for is_plain in (True, False)

@@ -108,23 +108,24 @@ def _rotate(matrix: Tensor, vector: Tensor) -> Tensor:
     return torch.stack([matrix[:, i, 0] * x + matrix[:, i, 1] * y + matrix[:, i, 2] * z for i in range(3)]).t()
 
 
-def _image_plane(batch: _Batch, stride: int = 1) -> tuple[Tensor, Tensor]:
-    """Object-unit coordinates u right and v up, (m, h, w), of the centres of `stride` x `stride` blocks of pixels."""
-    ticks = torch.arange(0, SIZE, stride) + stride / 2
+def _image_plane(batch: _Batch, size: int, stride: int = 1) -> tuple[Tensor, Tensor]:
+    """Object-unit coordinates u right and v up, (m, h, w), of the centres of `stride` x `stride` blocks of pixels
+    of a picture of `size`."""
+    ticks = torch.arange(0, size, stride) + stride / 2
     radius = batch.radius[:, None, None]
     u = (ticks[None, None, :] - batch.center[:, 0, None, None]) / radius
     v = -(ticks[None, :, None] - batch.center[:, 1, None, None]) / radius
     return torch.broadcast_tensors(u, v)
 
 
-def _trace(batch: _Batch) -> _Hits:
-    """Sphere tracing of every pixel of the bounding discs.
+def _trace(batch: _Batch, size: int) -> _Hits:
+    """Sphere tracing of every pixel of the bounding discs, in pictures of `size`.
 
     The surface is traced shrunk by half a pixel; a ray that passes it within a pixel covers its pixel in part: an
     antialiased outline without more rays, and unbiased (a straight edge through a pixel's centre covers one half).
     """
     shape = batch.shape
-    u, v = _image_plane(batch)
+    u, v = _image_plane(batch, size)
     reach = shape.bound + 2.0 / batch.radius[:, None, None]
     room = reach.square() - u.square() - v.square()
     thing, row, column = (room > 0).nonzero(as_tuple=True)
@@ -155,7 +156,7 @@ def _trace(batch: _Batch) -> _Hits:
     hit = nearest < enough
     outside = torch.where(hit, 0.0, nearest / pixel_size)  # pixels
     fuzz = torch.tensor([MATERIALS[x.material].fuzz for x in batch.things])[thing]
-    pixel = row * SIZE + column
+    pixel = row * size + column
     if bool((fuzz > 0).any()):  # a frayed outline: tufts reach out all around
         seed = torch.tensor([x.seed for x in batch.things])[thing] * 6.28
         angle = torch.atan2(v[thing, row, column], u[thing, row, column])
@@ -178,15 +179,15 @@ def _visibility(shape: Shape, point: Tensor, light: Tensor, steps: Sequence[floa
 
 
 def cast_shadows(canvas: Tensor, things: Sequence[Thing]) -> None:
-    """Darken `canvas` (3, n, 128, 128) in place where `things`, all of one shape, keep light off their ground.
+    """Darken `canvas` (3, n, size, size) in place where `things`, all of one shape, keep light off their ground.
 
     Traced on the ground plane at a quarter of the size, for it is soft anyway.
     """
     batch = _Batch.of(things)
     shape = batch.shape
-    stride = 4
-    u, v = _image_plane(batch, stride)
-    m, side = len(things), SIZE // stride
+    stride, size = 4, canvas.shape[-1]
+    u, v = _image_plane(batch, size, stride)
+    m, side = len(things), size // stride
     back = batch.rotation.transpose(1, 2)
     up = batch.rotation[:, :, 1]  # the object's up in camera axes
     ground = torch.tensor([[shape.rest]])
@@ -208,7 +209,7 @@ def cast_shadows(canvas: Tensor, things: Sequence[Thing]) -> None:
     dark = 1 - (0.25 + 0.75 * lit) * (0.55 + 0.45 * contact)
     strength = torch.tensor([t.shadow for t in things])[thing]
     dark = (dark * fade * strength).view(m, 1, side, side)
-    dark = F.interpolate(dark, size=(SIZE, SIZE), mode="bilinear", align_corners=False)[:, 0]
+    dark = F.interpolate(dark, size=(size, size), mode="bilinear", align_corners=False)[:, 0]
     for k, t in enumerate(things):
         canvas[:, t.scene] *= 1 - dark[k]
 
@@ -216,11 +217,11 @@ def cast_shadows(canvas: Tensor, things: Sequence[Thing]) -> None:
 def draw(canvas: Tensor, cover: Tensor, things: Sequence[Thing]) -> None:
     """Draw `things`, all of one shape and each in another scene, over `canvas`, in place.
 
-    canvas: (3, n, 128, 128) display colours in [0, 1]; cover: (n, 128, 128) in [0, 1], the share of each pixel that
+    canvas: (3, n, size, size) display colours in [0, 1]; cover: (n, size, size) in [0, 1], the share of each pixel that
     objects cover, which grows by theirs.
     """
     batch = _Batch.of(things)
-    hits = _trace(batch)
+    hits = _trace(batch, canvas.shape[-1])
     if len(hits.thing) == 0:
         return
     normal = gradient(batch.shape.distance, hits.point, 0.02)
@@ -228,8 +229,8 @@ def draw(canvas: Tensor, cover: Tensor, things: Sequence[Thing]) -> None:
     for index, thing in enumerate(things):
         by_material.setdefault(thing.material, []).append(index)
     starts = torch.searchsorted(hits.thing, torch.arange(len(things) + 1)).tolist()  # hits are sorted by thing
-    view = canvas.view(3, len(cover), SIZE * SIZE)
-    flat_cover = cover.view(len(cover), SIZE * SIZE)
+    view = canvas.view(3, len(cover), -1)
+    flat_cover = cover.view(len(cover), -1)
     for index, thing in enumerate(things):
         span = slice(starts[index], starts[index + 1])
         if span.start == span.stop:
@@ -277,7 +278,7 @@ def _shade(
         if shape.decal is not None:
             out = torch.lerp(out, albedo.t() * (0.5 + 0.5 * diffuse), shape.decal(point, normal))
     if finish.reflect:
-        mirror = _mirror(thing, n, pixel)
+        mirror = _mirror(thing, n, pixel, canvas.shape[-1])
         world = _surroundings(mirror, light, tint)
         if finish.reflect == 1.0:
             out = albedo.t() * world * (0.45 + 0.55 * occlusion) + 0.06 * out
@@ -299,13 +300,13 @@ def _occlusion(shape: Shape, point: Tensor, normal: Tensor, thing: Thing) -> Ten
     return open_ * (0.55 + 0.45 * height)
 
 
-def _mirror(thing: Thing, n: Tensor, pixel: Tensor) -> Tensor:
-    """Mirrored directions (3, n) at camera-axes normals `n` (3, n).
+def _mirror(thing: Thing, n: Tensor, pixel: Tensor, size: int) -> Tensor:
+    """Mirrored directions (3, n) at camera-axes normals `n` (3, n), in a picture of `size`.
 
     Here the eye is close, so that a flat face, too, mirrors a stretch of the surroundings and not a single point.
     """
-    x = ((pixel % SIZE) - thing.center[0]) / thing.radius
-    y = (thing.center[1] - (pixel // SIZE)) / thing.radius
+    x = ((pixel % size) - thing.center[0]) / thing.radius
+    y = (thing.center[1] - (pixel // size)) / thing.radius
     eye = F.normalize(torch.stack([-x, -y, torch.ones_like(x)]), dim=0)
     return 2 * (eye * n).sum(0) * n - eye
 
@@ -324,9 +325,10 @@ def _surroundings(direction: Tensor, light: Tensor, tint: Tensor) -> Tensor:
 def _through(canvas: Tensor, thing: Thing, surface: Surface, n: Tensor, pixel: Tensor) -> Tensor:
     """The background (3, n), linear, bent as by a solid lens, tinted, and darkened where the way through is long."""
     bend = -0.62 * thing.radius * (1 - 0.25 * n[2])
-    x = (pixel % SIZE).float() + 0.5 + bend * n[0]
-    y = (pixel // SIZE).float() + 0.5 - bend * n[1]
-    grid = torch.stack([x, y], -1) * (2 / SIZE) - 1
+    size = canvas.shape[-1]
+    x = (pixel % size).float() + 0.5 + bend * n[0]
+    y = (pixel // size).float() + 0.5 - bend * n[1]
+    grid = torch.stack([x, y], -1) * (2 / size) - 1
     seen = F.grid_sample(
         canvas[None, :, thing.scene], grid[None, None], mode="bilinear", padding_mode="reflection", align_corners=False
     )

@@ -73,9 +73,10 @@ def _render_chunk(count: int, generator: torch.Generator, pool: Backgrounds) -> 
 
 
 def paint(canvas: torch.Tensor, layers: list[list[Thing]]) -> np.ndarray:
-    """Draw the things of each layer, the farthest first, over `canvas` (3, n, 128, 128), in place.
+    """Draw the things of each layer, the farthest first, over `canvas` (3, n, size, size), in place.
 
-    A layer holds at most one thing for each scene. Returns the coverage (n, 16, 16) in float16.
+    A layer holds at most one thing for each scene. Returns the coverage (n, size / 8, size / 8) in
+    float16.
     """
     cover = torch.zeros(canvas.shape[1:])
     groups: list[list[Thing]] = []

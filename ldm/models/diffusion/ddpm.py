@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.models.diffusion.schedule import make_beta_schedule
+from ldm.models.diffusion.schedule import make_beta_schedule, shift_log_snr
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.openaimodel import PreparedContext, ResBlock
 from ldm.util import instantiate_from_config
@@ -62,6 +62,7 @@ class LatentDiffusion(nn.Module):
     Args:
         first_stage_config, unet_config, cond_stage_config: what to build, as `{target, params}`.
         timesteps, beta_schedule, linear_start, linear_end: the forward process, see `make_beta_schedule`.
+        log_snr_shift: see `shift_log_snr`.
         scale_factor: what the first stage's latents are multiplied by, so that their variance is about one.
         image_size, channels: nominal size and channels of z.
         parameterization: what the network predicts: `eps`, or `v` (Salimans & Ho 2022).
@@ -88,6 +89,7 @@ class LatentDiffusion(nn.Module):
         beta_schedule: str = "linear",
         linear_start: float = 1e-4,
         linear_end: float = 2e-2,
+        log_snr_shift: float = 0.0,
         scale_factor: float = 1.0,
         image_size: int = 256,
         channels: int = 3,
@@ -107,7 +109,8 @@ class LatentDiffusion(nn.Module):
         self.cond_stage_model = instantiate_from_config(cond_stage_config)
         # Not on the meta device, where `**` would import torch's compiler: more than a second at every start.
         with torch.device("cpu"):
-            buffers = schedule_buffers(make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end))
+            betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end)
+            buffers = schedule_buffers(shift_log_snr(betas, log_snr_shift))
         for name, value in buffers.items():
             self.register_buffer(name, value.to(torch.get_default_device()))
 

@@ -36,6 +36,18 @@ def make_beta_schedule(
     raise ValueError(f'beta_schedule "{schedule}" is unknown: "linear" or "sqrt_linear"')
 
 
+def shift_log_snr(betas: Tensor, shift: float) -> Tensor:
+    """The variances (T,) of the process whose lambda = log(a / s) is `shift` more at every timestep.
+
+    A larger picture needs more noise to hide as much of it: -log 2 for twice the side (Hoogeboom et al. 2023,
+    equation 4, which counts lambda twice).
+    """
+    if not shift:
+        return betas
+    alphas_cumprod = torch.sigmoid(torch.logit(torch.cumprod(1 - betas, dim=0)) + 2 * shift)
+    return 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+
+
 @dataclass(frozen=True)
 class NoiseLevel:
     """z = a z_0 + s eps, with a, s >= 0."""

@@ -143,7 +143,7 @@ class UNetModel(nn.Module):
     Each of the r rows of the context serves b / r rows of z, in their order: (2, m, d) is enough for guidance of any
     batch. Where it stays the same over many calls, `prepare_context` takes its work out of them.
 
-    h and w must be multiples of `2 ** (len(channel_mult) - 1)`.
+    h and w must be multiples of `patch_size * 2 ** (len(channel_mult) - 1)`.
 
     Args:
         image_size: nominal latent size; the network takes any that fits.
@@ -156,6 +156,10 @@ class UNetModel(nn.Module):
         use_checkpoint: recompute the residual blocks' activations in training.
         pooled_context: ours. Adds a projection of the context's first token, [CLS], to the time embedding, so that
             the levels without attention depend on the prompt too; needs `context_dim`. False is the original.
+        patch_size: ours. Squares of this many positions a side are folded into channels before the first level (the
+            patches of DiT, Peebles & Xie 2023), so that larger latents cost what smaller ones did. 1 is the original.
+        fine_channels: ours. Width of a thin level before the folding, a residual block on each way, which sees what
+            lies within a patch. 0 is without; needs a `patch_size` above 1.
         dims, num_classes, use_fp16, use_spatial_transformer, legacy: keys of the original configs. Only the values
             of the text-to-image models are supported: 2, None, False, True and any.
 
@@ -186,6 +190,8 @@ class UNetModel(nn.Module):
         context_dim: int | None = None,
         legacy: bool = True,
         pooled_context: bool = False,
+        patch_size: int = 1,
+        fine_channels: int = 0,
     ):
         super().__init__()
         if dims != 2 or num_classes is not None or use_fp16 or not use_spatial_transformer:
@@ -198,8 +204,10 @@ class UNetModel(nn.Module):
         blocks = [num_res_blocks] * len(channel_mult) if isinstance(num_res_blocks, int) else list(num_res_blocks)
         if len(blocks) != len(channel_mult):
             raise ValueError(f"num_res_blocks {blocks} must have as many numbers as channel_mult {list(channel_mult)}")
-        self.model_channels = model_channels
-        self.factor = 2 ** (len(channel_mult) - 1)
+        if fine_channels and patch_size == 1:
+            raise ValueError(f"fine_channels {fine_channels} needs a patch_size above 1")
+        self.model_channels, self.patch_size = model_channels, patch_size
+        self.factor = patch_size * 2 ** (len(channel_mult) - 1)
         emb_channels = model_channels * 4
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
@@ -222,7 +230,15 @@ class UNetModel(nn.Module):
         def stage(channels: int, out: int, ds: int) -> list[nn.Module]:
             return [res_block(channels, out), *([transformer(out)] if ds in attention_resolutions else [])]
 
-        stem = nn.Conv2d(in_channels, model_channels, 3, padding=1)
+        area = patch_size**2
+        self.fine_in: nn.Module | None = None
+        self.fine_out: nn.Module | None = None
+        if fine_channels:
+            first = nn.Conv2d(in_channels, fine_channels, 3, padding=1)
+            self.fine_in = TimestepEmbedSequential(first, res_block(fine_channels, fine_channels))
+            self.fine_up = nn.Conv2d(channel_mult[0] * model_channels, fine_channels * area, 1)
+            self.fine_out = TimestepEmbedSequential(res_block(2 * fine_channels, fine_channels))
+        stem = nn.Conv2d((fine_channels or in_channels) * area, model_channels, 3, padding=1)
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(stem)])
         ch, ds = model_channels, 1
         skips = [ch]
@@ -248,9 +264,8 @@ class UNetModel(nn.Module):
                     ds //= 2
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
 
-        self.out = nn.Sequential(
-            normalization(ch), nn.SiLU(), zero_module(nn.Conv2d(model_channels, out_channels, 3, padding=1))
-        )
+        last, channels = (fine_channels, out_channels) if fine_channels else (ch, out_channels * area)
+        self.out = nn.Sequential(normalization(last), nn.SiLU(), zero_module(nn.Conv2d(last, channels, 3, padding=1)))
 
     @property
     def stages(self) -> list[TimestepEmbedSequential]:
@@ -271,10 +286,15 @@ class UNetModel(nn.Module):
             assert context is not None and context.pooled is not None, "a network with pooled_context needs a context"
             emb = emb + context.pooled.repeat_interleave(len(z) // len(context.pooled), dim=0)
         h, skips = z, []
+        fine = h = self.fine_in(h, emb, None) if self.fine_in is not None else h
+        h = F.pixel_unshuffle(h, self.patch_size)  # (b, c p^2, h / p, w / p)
         for block in self.input_blocks:
             h = block(h, emb, next(seen))
             skips.append(h)
         h = self.middle_block(h, emb, next(seen))
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb, next(seen))
-        return self.out(h)
+        if self.fine_out is not None:
+            h = F.pixel_shuffle(self.fine_up(h), self.patch_size)
+            return self.out(self.fine_out(torch.cat([h, fine], dim=1), emb, None))
+        return F.pixel_shuffle(self.out(h), self.patch_size)

@@ -1,0 +1,181 @@
+"""Draws captioned composites: which things, how large, where, before which background."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator
+
+from ldm.data.epochs import seeded
+from ldm.data.scenes.captions import caption as scene_caption
+from ldm.data.scenes.draw import chance, choice, uniform, weighted
+from ldm.data.scenes.render import SIZE as SCENE_SIZE
+from ldm.data.scenes.scenes import CELL, Scenes, draw_look, paint
+from ldm.data.scenes.scenes import place as place_shapes
+from ldm.data.things.captions import Said, caption
+from ldm.data.things.colors import HUES, name_of, turn_hue
+from ldm.data.things.compose import SIZE, merge, place, spots
+from ldm.data.things.cutouts import Cutout
+from ldm.data.things.nouns import NOUNS
+from ldm.data.things.photographs import Photographs
+
+SHAPES_SHARE = 0.18
+"""Share of our own twelve shapes."""
+
+LIES = {"food", "tool", "wear", "dish", "play"}
+"""Kinds that may lie flat, turned any way; others stand."""
+
+FLIES = {
+    *("bird", "eagle", "owl", "parrot", "bat", "butterfly", "bee", "ladybug", "airplane", "helicopter", "rocket"),
+    *("flying saucer", "balloon", "kite", "sun", "moon", "star", "cloud", "rainbow", "planet", "snowflake", "ghost"),
+    *("whale", "dolphin", "shark", "fish", "octopus", "jellyfish", "heart", "window", "door", "chandelier"),
+}
+"""Nouns that are as often without a ground below them."""
+
+
+class Things:
+    """Draws composites of cut-outs before backgrounds.
+
+    cutouts: those to choose from, of one split. folder: of their pictures.
+    """
+
+    def __init__(self, cutouts: Sequence[Cutout], folder: Path, backgrounds: Photographs):
+        self.folder, self.backgrounds = folder, backgrounds
+        self.pictures: dict[str, dict[str, dict[str, list[Cutout]]]] = {}  # by noun, source and instance
+        for cutout in cutouts:
+            if cutout.noun not in NOUNS:
+                continue  # of a table that has been cut since
+            if (cutout.elevation or 0) > 46 and NOUNS[cutout.noun].kind not in LIES:
+                continue  # from so far above hardly anybody knows what it is
+            sources = self.pictures.setdefault(cutout.noun, {})
+            sources.setdefault(cutout.source, {}).setdefault(cutout.instance, []).append(cutout)
+        self.nouns = [noun for noun in NOUNS if noun in self.pictures]
+        # A noun of many pictures teaches more than one of a single picture, which is soon known by heart.
+        objects = {noun: sum(map(len, self.pictures[noun].values())) for noun in self.nouns}
+        objects = {noun: sum(map(len, self.pictures[noun].values())) for noun in self.nouns}
+        self.weights = [min(2.0, 0.6 + 0.2 * objects[noun]) for noun in self.nouns]
+
+    def render(self, count: int, seed: int, shard: int) -> Scenes:
+        """The composites of a shard: they depend on (seed, shard) and their number in it alone."""
+        images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+        coverage = np.empty((count, SIZE // CELL, SIZE // CELL), np.float16)
+        captions, attributes = [], []
+        for i in range(count):
+            generator = seeded(seed, shard, i)
+            draw = self.shapes if chance(generator, SHAPES_SHARE) else self.composite
+            image, cover, text, known = draw(generator)
+            images[i] = (image * 255).round()
+            coverage[i] = cover.reshape(SIZE // CELL, CELL, SIZE // CELL, CELL).mean((1, 3))
+            captions.append(text)
+            attributes.append(known)
+        return Scenes(images, captions, coverage, attributes)
+
+    def shapes(self, generator: Generator) -> tuple[np.ndarray, np.ndarray, str, dict]:
+        """One or two of the scenes' shapes at twice their size -> as `composite`."""
+        ground = self.backgrounds.draw(generator)
+        looks = [draw_look(generator) for _ in range(2 if chance(generator, 0.05) else 1)]
+        scale = SIZE / SCENE_SIZE
+        things = [
+            replace(thing, center=(thing.center[0] * scale, thing.center[1] * scale), radius=thing.radius * scale)
+            for thing in place_shapes(generator, 0, looks)
+        ]
+        canvas = ground.pixels[:, None].clone()
+        cover = torch.from_numpy(paint(canvas, [[thing] for thing in things]).astype(np.float32))[0]
+        alpha = cover.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1).numpy()
+        text = scene_caption(generator, looks, ground.kind)
+        if ground.words and not ground.kind and chance(generator, 0.5):
+            text = f"{text} {ground.words}"
+        shape, material, color = looks[0]
+        thing = things[0]
+        (x, y), reach = thing.center, thing.radius
+        box = [int(min(max(edge, 0), SIZE)) for edge in (x - reach, y - reach, x + reach, y + reach)]
+        known = {"noun": shape, "material": material, "color": color, "box": box, "count": len(looks)}
+        return canvas[:, 0].permute(1, 2, 0).numpy(), alpha, text, known
+
+    def composite(self, generator: Generator) -> tuple[np.ndarray, np.ndarray, str, dict]:
+        """-> image (256, 256, 3) in [0, 1], alpha (256, 256), caption, and "noun", "color", "box", "count"."""
+        ground = self.backgrounds.draw(generator)
+        image = ground.pixels.permute(1, 2, 0).numpy()
+        count = 0 if chance(generator, 0.06) else 2 if chance(generator, 0.07) else 1
+        fills = count == 1 and chance(generator, 0.08)
+        cut = count == 1 and not fills and chance(generator, 0.13)
+        light = uniform(generator, -1, 1)
+        cover, said, boxes = np.zeros((SIZE, SIZE), np.float32), [], []
+        chosen = [self._choose(generator) for _ in range(count)]
+        places: list = [None] * count
+        if count == 2:
+            places = spots(generator, 2, False, False, uniform(generator, -5, 5))
+        for i, cutout in enumerate(chosen):
+            lies = self._lies(generator, cutout)
+            any_way = lies and NOUNS[cutout.noun].kind in LIES and chance(generator, 0.7)
+            turn = uniform(generator, -180, 180) if any_way else uniform(generator, -5, 5)
+            spot = places[i] or spots(generator, 1, fills, cut, turn)[0]
+            picture, phrase = self._look(generator, cutout, fills)
+            grounded = not fills and not (cutout.noun in FLIES and chance(generator, 0.75))
+            if grounded and not (lies or cut) and chance(generator, 0.7):  # grounds are low in photographs
+                height = spot.size * picture.height / max(picture.size)
+                spot = replace(spot, y=uniform(generator, max(170, height), 248) - height / 2)
+            mirror = chance(generator, 0.5)
+            thing = place(picture, spot, mirror)
+            if thing is None:
+                continue
+            # The picture's own light says where the shadow falls, where it has one.
+            side = (-cutout.light if mirror else cutout.light) if abs(cutout.light) > 0.15 else light
+            image = merge(image, thing, generator, side, lies, grounded)
+            cover = np.maximum(cover, thing.alpha)
+            said.append(phrase)
+            boxes.append(list(thing.box))
+        text = caption(generator, said, ground.words)
+        known = {
+            "noun": said[0].noun if said else None,
+            "color": said[0].color if said else None,
+            "box": boxes[0] if boxes else None,
+            "count": len(said),
+        }
+        return image, cover, text, known
+
+    def _choose(self, generator: Generator) -> Cutout:
+        sources = self.pictures[weighted(generator, self.nouns, self.weights)]
+        source = choice(generator, list(sources))
+        if len(sources) > 1 and chance(generator, 0.3):
+            source = "furniture"  # views teach more than one picture
+        instances = sources[source]
+        return choice(generator, instances[choice(generator, list(instances))])
+
+    def _lies(self, generator: Generator, cutout: Cutout) -> bool:
+        kind = NOUNS[cutout.noun].kind
+        if cutout.elevation is not None and cutout.elevation > 50:
+            return True
+        return kind in LIES and cutout.elevation is None and chance(generator, 0.5)
+
+    def _look(self, generator: Generator, cutout: Cutout, close: bool) -> tuple[Image.Image, Said]:
+        """The picture, its hue turned at times where it has but one, and what there is to say about it."""
+        with Image.open(self.folder / cutout.file) as opened:
+            picture = opened.convert("RGBA")
+        color, turned = cutout.color, False
+        if cutout.hue is not None and chance(generator, 0.4):
+            target = choice(generator, HUES)
+            pixels = np.asarray(picture, np.float32) / 255
+            rgb = turn_hue(pixels[..., :3], cutout.hue, target)
+            if target != color and name_of(rgb[pixels[..., 3] > 0.9][::7], 0.5) == target:
+                color, turned = target, True
+                picture = Image.fromarray((np.dstack([rgb, pixels[..., 3]]) * 255).round().astype(np.uint8), "RGBA")
+        return picture, Said(cutout.noun, cutout.source, color, turned, cutout.azimuth, cutout.elevation, close)
+
+
+def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8) -> Image.Image:
+    """Composites, (h, w, 3) uint8 each, with their captions under them."""
+    from PIL import ImageDraw
+
+    side, line = len(images[0]), 14
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * side, rows * (side + line)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (pixels, text) in enumerate(zip(images, captions, strict=True)):
+        x, y = i % columns * side, i // columns * (side + line)
+        sheet.paste(Image.fromarray(pixels), (x, y))
+        pen.text((x + 2, y + side + 1), text[:48], fill="black")
+    return sheet
