@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class FeatureLoss(nn.Module):
         super().__init__()
         import timm
 
-        net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         given = read_weights() if weights is None else weights
         net.load_state_dict(dict(zip(net.state_dict(), given.values(), strict=True)))
         self.stem = nn.Sequential(net.conv_stem, net.bn1)
