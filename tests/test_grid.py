@@ -40,6 +40,19 @@ def areas(page: Image.Image, colour: tuple[int, int, int]) -> list[tuple[int, in
     return [box for box in boxes if (box[2] - box[0]) * (box[3] - box[1]) > 60]
 
 
+@pytest.mark.parametrize("window", [(430, 230, 100, 100), (0, 0, 600, 400)])
+def test_fitted_masks_stand_below_with_what_they_leave_out_in_grey(window):
+    box, own = (440, 240, 520, 320), a_mask(600, 400, (440, 240, 480, 320))
+    plain = a_grid(600, 400, box, window)
+    page = a_grid(600, 400, box, window, fitted=[own])
+    assert page.height > plain.height
+    below = page.crop((0, plain.height - 16, *page.size))
+    ((left, top, right, bottom),) = areas(below, (110, 110, 110))
+    assert right - left == pytest.approx((bottom - top) / 2, abs=2), "half of the mask is left out"
+    with pytest.raises(ValueError, match="fitted"):
+        a_grid(600, 400, box, window, fitted=[own, own])
+
+
 def test_each_result_is_seen_in_place_and_then_enlarged():
     page = a_grid(600, 400, (440, 240, 520, 320), (430, 230, 100, 100), (RED, BLUE))
     for colour in (RED, BLUE):

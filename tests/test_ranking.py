@@ -105,6 +105,15 @@ def test_any_number_of_predictions(ranker, monkeypatch, mask):
     torch.testing.assert_close(together, alone)
 
 
+def test_each_prediction_may_have_its_own_mask(ranker):
+    ranker = CLIPRanker(ranker.model, ranker.tokenizer, framing=Framing(crop=True))
+    x, masks = predictions(2), [box(4, 5, 20, 30), box(10, 10, 12, 12)]
+    together = ranker.distances(x, torch.cat(masks), "a red ball")
+    alone = [ranker.distances(one, mask, "a red ball") for one, mask in zip(x.split(1), masks, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert together[1] != ranker.distances(x, masks[0], "a red ball")[1]
+
+
 @pytest.mark.parametrize("framing", [Framing(), Framing(crop=True, margin=0.1)], ids=["whole", "crop"])
 def test_only_what_the_mask_shows_counts(ranker, framing):
     ranker = CLIPRanker(ranker.model, ranker.tokenizer, framing=framing)

@@ -105,14 +105,11 @@ def edit_tasks(
     made = _sample_all(model, seeds, batch_size or request.n_samples, inputs.sample, on_step, keep_steps)
     results = []
     for i, (task, one) in enumerate(zip(tasks, made, strict=True)):
-        x, x_mask, x_reference = (
-            torch.cat(one.x),
-            task.canvas.x_mask,
-            model.decode_first_stage(inputs.z_source[i]).cpu(),
-        )
+        x, x_mask = torch.cat(one.x), task.canvas.x_mask
+        x_reference = model.decode_first_stage(inputs.z_source[i]).cpu()
         fits = [
-            mask_fit(inputs.plans[i], separation, cells, x_own, x_reference, x_mask, model.factor)
-            for separation, cells, x_own in zip(one.separations, one.cells, x.split(1), strict=True)
+            mask_fit(inputs.plans[i], *seen, cells, x_own, x_reference, x_mask, model.factor)
+            for seen, cells, x_own in zip(one.seen, one.cells, x.split(1), strict=True)
         ]
         if task.request.fit_mask != "off":
             logger.info("fit_mask %s: %s", task.request.fit_mask, told(fits, x_mask))
@@ -233,18 +230,19 @@ class _Inputs:
         )
         cells = (masks[-1] if pixels is None else pixels.latent_mask).expand(len(z0), -1, -1, -1)
         if fitting is None or fitting.cells is None:
-            return _Sampled(z0, cells.cpu(), [None] * len(z0))
-        return _Sampled(z0, (cells * fitting.cells).cpu(), fitting.separations)
+            return _Sampled(z0, cells.cpu(), [(None, False)] * len(z0))
+        seen = list(zip(fitting.separations, fitting.fitted, strict=True))
+        return _Sampled(z0, (cells * fitting.cells).cpu(), seen)
 
 
 @dataclass(frozen=True)
 class _Sampled:
     """One batch: z_0 (b, c, h, w); and of edits the cells (b, 1, h, w) that the last step edited, on the CPU, and the
-    `separations` of `MaskFitting`."""
+    `separations` and `fitted` of `MaskFitting`."""
 
     z0: Tensor
     cells: Tensor | Sequence[None] = ()
-    separations: Sequence[float | None] = ()
+    seen: Sequence[tuple[float | None, bool]] = ()
 
 
 @dataclass(frozen=True)
@@ -256,7 +254,7 @@ class _Made:
     z0: list[Tensor] = field(default_factory=list)
     z0_steps: list[Tensor] = field(default_factory=list)
     cells: list[Any] = field(default_factory=list)
-    separations: list[float | None] = field(default_factory=list)
+    seen: list[tuple[float | None, bool]] = field(default_factory=list)
 
 
 Sample = Callable[[Sequence[int], NoiseSource, Progress], _Sampled]
@@ -291,7 +289,7 @@ def _sample_all(
             made[i].x.append(model.decode_first_stage(z0).cpu())
             made[i].z0.append(z0.cpu())
             made[i].cells.extend(sampled.cells[row : row + 1])
-            made[i].separations.extend(sampled.separations[row : row + 1])
+            made[i].seen.extend(sampled.seen[row : row + 1])
             if keep_steps:
                 made[i].z0_steps.append(torch.stack([z0_step[row] for z0_step in kept]))
     return made

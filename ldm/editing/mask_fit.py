@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm.editing.request import EditRequest
 from ldm.imaging.canvas import Canvas
 from ldm.imaging.masks import dilate, thickness
-from ldm.models.diffusion.fitting import SEPARATION
+from ldm.models.diffusion.fitting import LEAST, SEPARATION
 
 THICK = 5
 """Latent cells: of a thinner mask nothing is to spare."""
@@ -102,14 +102,16 @@ def strangeness(z_source: Tensor, mask: Tensor) -> float:
     return float(distance.square().mean() / len(z) / z.var().clamp(min=1e-6))
 
 
-def judge_fit(plan: FitPlan, separation: float | None) -> tuple[bool, str]:
-    """Whether a prediction's mask has been fitted, and why, by what `MaskFitting` saw of it."""
+def judge_fit(plan: FitPlan, separation: float | None, fitted: bool) -> tuple[bool, str]:
+    """Whether a prediction's mask has been fitted, and why, by what `MaskFitting` says of it."""
     if not plan.wanted:
         return False, plan.why
     if separation is None:
         return False, "no step was guided before the mask could be fitted"
     if separation < SEPARATION:
         return False, f"the prompt matters all over the mask (separation {separation:.2f})"
+    if not fitted:
+        return False, f"less than {LEAST:.0%} of it would be left, which is mostly wrong"
     return True, plan.why
 
 
@@ -134,6 +136,7 @@ def matte(x: Tensor, x_reference: Tensor, mask: Tensor, factor: int) -> Tensor:
 def mask_fit(
     plan: FitPlan,
     separation: float | None,
+    fitted: bool,
     cells: Tensor,
     x: Tensor,
     x_reference: Tensor,
@@ -143,10 +146,10 @@ def mask_fit(
     """What has become of the mask of one prediction.
 
     Args:
-        separation: see `MaskFitting`. cells: (1, h, w), those that the last step edited.
+        separation, fitted: see `MaskFitting`. cells: (1, h, w), those that the last step edited.
         x, x_reference: as of `matte`. x_mask: (1, 1, H, W), the user's.
     """
-    fitted, why = judge_fit(plan, separation)
+    fitted, why = judge_fit(plan, separation, fitted)
     if not fitted:
         return MaskFit(False, why, cells, x_mask[0])
     pixels = x_mask * F.interpolate(cells[None], scale_factor=factor, mode="nearest")

@@ -39,6 +39,9 @@ CONTRAST = 0.8
 LIKENESS = 0.7
 """How much nearer a cell of low contrast must look to the thing than to the source, to be the thing's."""
 
+LEAST = 0.5
+"""Of the mask's cells: a fit that would leave fewer is not made, as it has mostly cut into the thing."""
+
 
 def z0_contrast(difference: Tensor, level: NoiseLevel) -> Tensor:
     """By how much two estimates of z_0 differ whose eps differ by (b, c, h, w): (s / a) || . || -> (b, h, w)."""
@@ -99,6 +102,7 @@ class MaskFitting:
     Attributes:
         cells: (b, 1, h, w) in {0, 1}, what may be edited by now; None before the first step.
         separations: of each prediction at its first stage, see `SEPARATION`; None before that.
+        fitted: of each prediction whether any stage has fitted its mask.
         observed: how many steps have been seen with both halves.
     """
 
@@ -109,6 +113,7 @@ class MaskFitting:
         self.contrast: Tensor | None = None  # (b, h, w)
         self.cells: Tensor | None = None
         self.separations: list[float | None] = []
+        self.fitted: list[bool] = []
         self.observed = 0
 
     def observe(self, t: Tensor, difference: Tensor) -> None:
@@ -122,7 +127,8 @@ class MaskFitting:
     def __call__(self, i: int, z0: Tensor) -> Tensor:
         """The cells (b, 1, h, w) that step i may edit, given its estimate z0 (b, c, h, w)."""
         if self.cells is None:
-            self.cells, self.separations = torch.ones_like(z0[:, :1]), [None] * len(z0)
+            self.cells = torch.ones_like(z0[:, :1])
+            self.separations, self.fitted = [None] * len(z0), [False] * len(z0)
         for row in range(len(z0)):
             if self.wanted[row % len(self.wanted)] and i in self.stages[row % len(self.stages)]:
                 self._fit(row, z0[row], self.cells[row])
@@ -135,8 +141,9 @@ class MaskFitting:
         kept, separation = fit_cells(self.contrast[row], judged, z0, self.z_source[row % len(self.z_source)])
         if self.separations[row] is None:
             self.separations[row] = separation
-        if separation >= SEPARATION:
+        if separation >= SEPARATION and (cells[0] * kept).sum() >= LEAST * judged.sum():
             cells *= 1 - (judged - kept)  # what is not judged stays
+            self.fitted[row] = True
 
 
 def _stages(schedule: SamplingSchedule, masks: Tensor) -> set[int]:
