@@ -22,7 +22,7 @@ def parse(argv: Sequence[str]):
     parser = Parser(prog="make_things.py", description="Compose everyday things onto photographs, resuming if stopped.")
     parser.add_argument("--out", type=Path, default=Path("data/things"), help="folder (default data/things)")
     parser.add_argument("--count", type=bounded(int, 1), default=24000, help="composites of training (default 24000)")
-    parser.add_argument("--val_count", type=bounded(int, 1), default=1000, help="of validation (default 1000)")
+    parser.add_argument("--val_count", type=bounded(int, 1), default=500, help="of validation (default 500)")
     parser.add_argument("--shard_size", type=bounded(int, 1), default=500, help="composites to a shard (default 500)")
     parser.add_argument("--views", type=bounded(int, 1, 200), default=10, help="views of a 3D model (default 10)")
     parser.add_argument("--workers", type=bounded(int, 1, 256), default=1, help="processes that compose (default 1)")

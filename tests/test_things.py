@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import tarfile
 import zipfile
 from pathlib import Path
@@ -232,7 +233,8 @@ f 1 2 6 5
 MATERIALS = "newmtl painted\nKd 0.1 0.1 0.1\nmap_Kd red.png\n\nnewmtl plain\nKd 0.8 0.05 0.05\n"
 
 
-def test_models_are_rendered_with_their_textures_and_what_cannot_be_read_is_passed_over(tmp_path, caplog):
+def test_models_are_rendered_with_their_textures_and_what_cannot_be_read_is_passed_over(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ldm"), "propagate", True)  # a command that ran before has its own handler
     (tmp_path / "box.obj").write_text(BOX)
     (tmp_path / "box.mtl").write_text(MATERIALS)
     Image.new("RGB", (8, 8), (215, 20, 20)).save(tmp_path / "red.png")

@@ -30,6 +30,7 @@ class Emoji:
 
     @property
     def instance(self) -> str:
+        """What no other object is called."""
         return f"fluent-{self.file.stem}"
 
 
@@ -46,6 +47,7 @@ class Model:
 
     @property
     def instance(self) -> str:
+        """What no other object is called; all its views have it in common."""
         return f"{self.file.parent.parent.name}-{self.file.parent.name}-{self.file.stem}".lower()
 
 

@@ -22,6 +22,7 @@ class Noun:
 
     @property
     def name(self) -> str:
+        """What the code calls it: the commonest word."""
         return self.words[0]
 
 
