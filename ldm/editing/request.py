@@ -128,7 +128,7 @@ class EditRequest(SamplingRequest):
         "adaptive", "how pixels of the mask become latent cells", group="where"
     )
     fit_mask: Literal["auto", "off", "on"] = option(
-        "auto",
+        "off",
         "shrink each prediction's mask to what the prompt painted: auto does where it holds background that is to stay",
         group="where",
     )
