@@ -5,10 +5,15 @@ Nothing here imports torch, so that `--help` answers at once.
 
 import argparse
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
+from types import FrameType
 from typing import Any, NoReturn
 
 from ldm.errors import UserError
@@ -56,8 +61,8 @@ class _Notices(logging.Formatter):
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a script's `main(argv)` and return its exit code.
 
-    0 when it went well, 2 with one line on stderr for a `UserError`, 130 after Ctrl-C. Any other exception is
-    a bug of ours and keeps its traceback.
+    0 when it went well, 2 with one line on stderr for a `UserError`, 130 after Ctrl-C, 141 where nobody reads what is
+    printed any more (`| head -1`). Any other exception is a bug of ours and keeps its traceback.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Notices("%(message)s"))
@@ -66,18 +71,47 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     try:
-        with own_process():
+        with own_process(), _ctrl_c():
             main(sys.argv[1:] if argv is None else argv)
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"error: {as_flags(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
+    except BrokenPipeError:
+        with suppress(OSError):  # or Python complains once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     finally:
         logger.handlers = before[0]
         logger.setLevel(before[1])
     return 0
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the block as such, also where a library makes another error of it, as some do in their imports."""
+    before, pressed = signal.getsignal(signal.SIGINT), threading.Event()
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def press(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    except Exception as error:
+        if pressed.is_set():
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def add_released_options(parser: argparse.ArgumentParser, **same: str) -> None:

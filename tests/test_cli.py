@@ -1,6 +1,9 @@
 """Exit codes and messages that all scripts share."""
 
 import logging
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -32,6 +35,29 @@ def test_a_bug_of_ours_keeps_its_traceback():
 
 def test_ctrl_c():
     assert run(failing(KeyboardInterrupt()), []) == 130
+
+
+def test_ctrl_c_that_a_library_turns_into_another_error():
+    def main(argv):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    assert run(main, []) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["while it works", "when it ends"])
+def test_a_reader_who_goes_away_is_no_bug(late):
+    """As `| head -1` does."""
+    words = 1 if late else 99999
+    program = f"from ldm.cli import run; raise SystemExit(run(lambda argv: print('much ' * {words}), []))"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
 
 
 def test_notices_go_to_stderr_and_leave_no_handler_behind(capsys):
