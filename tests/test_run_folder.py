@@ -789,6 +789,16 @@ def test_check_writable_leaves_nothing_behind(tmp_path, monkeypatch):
     assert tree(tmp_path) == before
 
 
+def test_a_link_to_nowhere_or_too_long_a_name_is_no_output_folder(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for outdir in (tmp_path / "link", tmp_path / "link" / "out"):
+        with pytest.raises(UserError, match="cannot write"):
+            check_writable(outdir)
+    with pytest.raises(UserError, match="too long"):
+        check_writable(tmp_path / ("x" * 300))
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
 def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for outdir in (tmp_path / "file", tmp_path / "file" / "out"):

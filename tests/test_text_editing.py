@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ldm.cli import run
 from ldm.imaging.images import read_png_text
-from scripts import text_editing
+from scripts import reconstruct, text_editing
 from tests.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +170,20 @@ def test_a_prediction_is_made_again_from_its_picture(folder, tmp_path):
     assert record["seeds"] == [44] and record["options"]["scale"] == 3
 
 
+def test_files_without_a_suffix_are_found_again(folder, tmp_path):
+    for name in ("img", "mask"):
+        shutil.copy(folder / f"{name}.png", tmp_path / name)
+    out = tmp_path / "out"
+    assert edit(tmp_path, out, "--model", folder / "model", image="img", mask="mask") == 0
+    for name in ("img", "mask"):
+        (tmp_path / name).unlink()
+    picture = out / "samples" / "results" / "0000.png"
+    assert run(text_editing.main, ["--from", str(picture), "--outdir", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again/samples/results/0000.png").stat().st_size > 0
+    argv = ["--images_path", str(out), "--reconstruction_type", "pixel"]
+    assert run(reconstruct.main, argv) == 0
+
+
 def test_making_again_with_a_change(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     assert edit(folder, tmp_path / "a", "--invert_mask", "--n_samples", 1) == 0
@@ -246,7 +260,7 @@ def test_any_prompt_is_a_safe_file_name(folder, tmp_path, prompt):
         ({"more": ["--ddim_steps", 1001]}, "1001"),
         ({"more": ["--ddim_steps", 0]}, '--ddim_steps is "0": give an integer from 1 to 1000'),
         ({"more": ["--skip_steps", 3]}, "--skip_steps is 3: give 0 to 2 with --ddim_steps 3"),
-        ({"more": ["--n_samples", 0]}, '--n_samples is "0": give an integer of at least 1'),
+        ({"more": ["--n_samples", 0]}, '--n_samples is "0": give an integer from 1 to 1024'),
         ({"more": ["--scale", "much"]}, '--scale is "much": give a number of at least 0'),
         ({"more": ["--percentage_of_pixel_blending", 30]}, '"30": give a number from 0 to 1'),
         ({"more": ["--H", 1000000]}, '--H is "1000000": give an integer from 8 to 8192'),

@@ -137,6 +137,8 @@ def test_the_latest_config_of_a_run_counts(house: Path):
 
 
 def test_a_folder_that_is_no_model(house: Path):
+    with pytest.raises(UserError, match="nor a folder"):
+        zoo.resolve("m" * 300)  # no file system has such a name
     put(Path("mine/config.yaml"))
     with pytest.raises(UserError, match=r"mine is no model: it lacks model\.safetensors or model\.ckpt"):
         zoo.resolve("mine")

@@ -148,7 +148,7 @@ def _from_files(model: str, config: str | Path | None, ckpt: str | Path | None) 
         raise UserError(f"`model={model}` and `config` with `ckpt` name two models: give one of them")
     paths = {"config": Path(config).expanduser().resolve(), "ckpt": Path(ckpt).expanduser().resolve()}
     for option, path in paths.items():
-        if not path.is_file():
+        if not os.path.isfile(path):  # which says so of too long a name, too
             raise UserError(f'`{option}` "{path}": there is no such file')
     given = Given(config=str(config), ckpt=str(ckpt))
     return ModelFiles(paths["ckpt"].stem, paths["config"], paths["ckpt"], OPENAI_CLIP, given)
@@ -193,7 +193,7 @@ def _roots() -> tuple[Path, Path]:
 
 def _from_folder(given: str) -> ModelFiles:
     folder = Path(given).expanduser().resolve()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f'model "{given}" is neither auto, {", ".join(MODELS)}, nor a folder')
     config, weights = _first(folder, CONFIG_NAMES), _first(folder, WEIGHTS_NAMES)
     if config is None or weights is None:

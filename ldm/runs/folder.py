@@ -29,6 +29,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -120,7 +121,7 @@ class Run:
 
         The path holds until a later run moves this one on: open it inside `read`.
         """
-        return next(iter(sorted((self.find() / "assets").glob(f"{name}.*"))), None)
+        return asset_in(self.find(), name)
 
     def fitted_mask(self, index: int) -> Path | None:
         """The mask that was fitted to prediction `index`, white where it was edited; None for a run that kept none."""
@@ -153,6 +154,11 @@ def _read_z0(path: Path, index: int) -> torch.Tensor | None:
         raise UserError(f'"{path}" is damaged ({error}): make the run again') from error
 
 
+def asset_in(folder: Path, name: str) -> Path | None:
+    """The file that a run's folder keeps under a name, whatever its suffix: the user's own may have none."""
+    return next((path for path in sorted((folder / "assets").glob(f"{name}*")) if path.stem == name), None)
+
+
 def _images(folder: Path) -> Path:
     """Where a run keeps its predictions: of pictures from a prompt alone, beside the record."""
     return folder / "images" if (folder / "images").is_dir() else folder
@@ -165,9 +171,11 @@ def check_writable(outdir: str | os.PathLike) -> None:
         UserError: it cannot.
     """
     outdir = Path(outdir)
-    nearest = next((p for p in (outdir, *outdir.absolute().parents) if p.exists()), outdir)
+    nearest = next((p for p in (outdir, *outdir.absolute().parents) if os.path.lexists(p)), outdir)
     probe = nearest / f".{uuid.uuid4().hex[:12]}.part"
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            outdir.lstat()  # of a name that is too long
         probe.mkdir()
         probe.rmdir()
     except OSError as error:

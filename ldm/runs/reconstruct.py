@@ -33,7 +33,7 @@ from ldm.imaging.masks import mask_from, shown
 from ldm.imaging.region import Window, flat_mask, mask_box
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.runs.again import model_of
-from ldm.runs.folder import Run, check_reconstruction, read_run, write_reconstruction
+from ldm.runs.folder import Run, asset_in, check_reconstruction, read_run, write_reconstruction
 from ldm.runs.jobs import ReconstructionJob
 from ldm.runs.record import portable_path
 from ldm.util import choose_device
@@ -157,7 +157,7 @@ def _kept(run: Run, name: str, option: str, load: Callable[[Path], T]) -> T:
     """What `load` makes of a file that the run kept, and no other run that comes to its place meanwhile."""
 
     def read(folder: Path) -> T:
-        path = next(iter(sorted((folder / "assets").glob(f"{name}.*"))), None)
+        path = asset_in(folder, name)
         if path is None:
             raise UserError(f'the run in "{run.path}" kept no {name}: give the file by `{option}`')
         return load(path)
