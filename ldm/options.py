@@ -224,8 +224,13 @@ def takes(cls: type) -> Callable[[Function], Function]:
 def _refused(cls: type, error: ValidationError) -> UserError:
     """The first thing that is wrong, in one line."""
     first = error.errors(include_url=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
     own = declared(cls)
+    name = first["loc"][0] if first["loc"] else ""
+    if isinstance(name, int):  # given by its place
+        places = [one for one, field in own.items() if not field.kw_only]
+        if name >= len(places):
+            return UserError(f"there are at most {len(places)} options that can be given by place: name them")
+        name = places[name]
     if name not in own:
         near = difflib.get_close_matches(name, own, 1)
         return UserError(f'there is no option "{name}"' + (f": `{near[0]}` is one" if near else f" among {_list(own)}"))

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from ldm.cli import Parser
+from ldm.editing.request import EditRequest
 from ldm.errors import UserError
 from ldm.options import add_options, as_flags, declared, markdown_rows, option, options, recorded
 from ldm.runs.again import options_of
 from ldm.runs.batch.rows import COLUMNS, Row, read_rows
 from ldm.runs.folder import write_run
-from ldm.runs.jobs import BatchJob, EditJob, GenerationJob, ReconstructionJob
+from ldm.runs.jobs import BatchJob, EditJob, GenerationJob, ModelChoice, ReconstructionJob
 from ldm.runs.record import RunRecord
 
 ROOT = Path(__file__).parents[1]
@@ -185,7 +186,8 @@ def test_an_interval_as_spreadsheets_and_pandas_write_it(text):
     [
         ({"seed": -1}, "`seed` is -1: give an integer from 0 to 9223372036854775807"),
         ({"seed": 7.5}, "`seed` is 7.5: give an integer from 0 to 9223372036854775807"),
-        ({"n_samples": 0}, "`n_samples` is 0: give an integer of at least 1"),
+        ({"n_samples": 0}, "`n_samples` is 0: give an integer from 1 to 1024"),
+        ({"n_iter": 10**9}, "`n_iter` is 1000000000: give an integer from 1 to 1024"),
         ({"scale": float("nan")}, "`scale` is nan: give a number of at least 0"),
         ({"soft_mask": "perhaps"}, '`soft_mask` is "perhaps": give true or false'),
         ({"sampler": "euler\n"}, '`sampler` is "euler": give one of ddim, dpmpp_2m'),
@@ -201,6 +203,13 @@ def test_what_does_not_fit_is_one_line_that_says_what_does(given, said):
     with pytest.raises(UserError) as error:
         EditJob(**NEEDED | given)
     assert str(error.value) == said
+
+
+def test_what_is_given_by_its_place_is_named():
+    with pytest.raises(UserError, match="`prompt` is None: give a text"):
+        EditRequest(None)
+    with pytest.raises(UserError, match="name them"):
+        ModelChoice("auto", None, None, "cpu", "float32")
 
 
 def test_what_is_missing_is_named_with_its_meaning():

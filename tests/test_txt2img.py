@@ -132,7 +132,7 @@ def test_size(model, tmp_path):
     [
         (["--H", 50], "--H 48"),
         (["--ddim_steps", 1001], "1001"),
-        (["--n_samples", 0], '--n_samples is "0": give an integer of at least 1'),
+        (["--n_samples", 0], '--n_samples is "0": give an integer from 1 to 1024'),
         (["--scale", "much"], '"much"'),
         (["--model", "nonesuch"], "nonesuch"),
         (["--device", "cuda:99"], "cuda:99"),

@@ -38,8 +38,8 @@ class SamplingRequest:
     """
 
     prompt: str = required("what to paint; '' paints what fits", group="what to edit", short="-p")
-    n_samples: int = option(4, "predictions in one batch: as many as the memory takes", low=1)
-    n_iter: int = option(1, "how many batches", low=1)
+    n_samples: int = option(4, "predictions in one batch: as many as the memory takes", low=1, high=1024)
+    n_iter: int = option(1, "how many batches", low=1, high=1024)
     seed: int = option(42, "seed of prediction 0; prediction i has seed + i, whatever its batch", low=0, high=2**63 - 1)
     ddim_steps: int = option(50, "denoising steps, of either sampler", low=1, high=1000)
     ddim_eta: float = option(0.0, "noise that each step adds: 0 is deterministic, 1 as noisy as DDPM", low=0, high=1)
