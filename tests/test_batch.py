@@ -187,7 +187,9 @@ def test_any_name_is_a_safe_folder(tmp_path, name):
         ("none.jsonl", None, "none.jsonl"),
         ("rows.txt", "x", "neither"),
         ("empty.jsonl", "\n\n", "no rows"),
-        ("latin.jsonl", b"\xff\xfe", "latin.jsonl"),
+        ("latin.jsonl", b"\xff\xfe", 'latin.jsonl" is not UTF-8'),
+        ("latin.csv", "image,mask,prompt\na,b,caf\xe9\n".encode("latin-1"), "save it as UTF-8"),
+        ("separator.csv", "sep=,\nimage,mask,prompt\na,b,c\n", "line 1 names no column of a row"),
         ("twice.csv", "image,mask,prompt,seed,seed\na,b,c,1,2\n", 'more than one column "seed"'),
         ("open.csv", 'image,mask,prompt\na,b,"a red ball\na,b,c\n', "from line 2: a quotation mark is not closed"),
     ],
@@ -671,6 +673,8 @@ def test_what_is_no_option_is_told_once_and_what_is_nearly_one_is_a_bad_row(tmp_
         f'"{tmp_path / "rows.jsonl"}": "notes" is no option of a row and is ignored'
     ]
     assert '"promt"' in three.error and '"prompt"' in three.error
+    (row,) = rows_of(tmp_path, "image,MASK,prompt\na.png,m.png,a ball\n")
+    assert isinstance(row, BadRow) and '"MASK"' in row.error and '"mask"' in row.error
 
 
 def test_a_prompt_that_is_no_text_is_one_bad_row(tmp_path):

@@ -8,6 +8,7 @@ import csv
 import difflib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,8 +95,11 @@ def read_rows(source: Path, outdir: Path, defaults: Mapping[str, Any]) -> list[R
     try:
         base = Path() if source.is_dir() else source.parent
         records = list(_read_folder(source) if source.is_dir() else _read_file(source))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'"{source}" cannot be read as rows ({error}): give a JSONL, a CSV or a folder') from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'"{source}" is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8') from error
+    except (OSError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f'"{source}" cannot be read as rows ({reason}): give a JSONL, a CSV or a folder') from error
     if not records:
         raise UserError(f'"{source}" has no rows: give at least one image with its mask')
     rows: list[Row | BadRow] = []
@@ -156,6 +160,8 @@ def _read_csv(file: Iterable[str], source: Path) -> Iterator[Mapping[str, Any] |
     columns = [name.strip() for name in next(csv.reader([header], **dialect), [])]
     if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise UserError(f'"{source}" has more than one column "{twice[0]}": leave one')
+    if columns and not any(difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8) for name in columns):
+        raise UserError(f'"{source}", line {above} names no column of a row: begin with image,mask,prompt')
     reader = csv.reader(lines, **dialect)
     while True:
         line = above + reader.line_num + 1  # of the file, from 1, in which the row begins
@@ -183,7 +189,7 @@ def _known(records: Iterable[Mapping[str, Any] | UserError], source: Path) -> It
             yield given
             continue
         strange = [name for name in given if name not in COLUMNS]
-        near = {name: difflib.get_close_matches(name, COLUMNS, 1, 0.8) for name in strange}
+        near = {name: difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8) for name in strange}
         typo = next((name for name in strange if near[name]), None)
         if typo is not None:
             yield UserError(f'there is no option "{typo}" for a row: is it "{near[typo][0]}"?')
@@ -245,7 +251,7 @@ def _options(given: Mapping[str, Any], base: Path) -> dict[str, Any]:
             raise UserError(f'`{option}` is given twice, also as "image": leave one out')
         if option in _PATHS:
             value = base / str(value)
-        elif option == "model" and value not in zoo.MODELS and (base / str(value)).is_dir():
+        elif option == "model" and value not in zoo.MODELS and os.path.isdir(base / str(value)):
             value = str(base / str(value))
         options[option] = value
     return options
