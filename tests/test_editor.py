@@ -245,6 +245,17 @@ def test_an_index_that_there_is_not_is_an_index_error(editor, photo, mask, index
         editor.reconstruct(result, index)
 
 
+def test_only_an_edit_is_restored_by_an_integer(editor, photo, mask):
+    result = editor.edit(photo, mask, "a red ball", **QUICK)
+    with pytest.raises(TypeError, match="integer"):
+        editor.reconstruct(result, 1.0)
+    with pytest.raises(TypeError, match="a result of an edit"):
+        editor.reconstruct(editor.generate("a red ball", n_samples=1, ddim_steps=1))
+    restored = editor.reconstruct(result, np.int64(0), reconstruction_type="pixel")
+    assert repr(restored) == "<Restored: 160x120, largest difference 0 of 255>"
+    assert "data:image/png;base64," in restored._repr_html_()
+
+
 def test_edit_names_its_options():
     parameters = inspect.signature(Editor.edit).parameters
     assert parameters["n_samples"].default == 4 and parameters["scale"].default is None

@@ -307,7 +307,7 @@ def _ranked(made: Made, ranker: CLIPRanker | None, mask: Tensor | None) -> Made:
         UserError: pictures of NaN, as of half precision that overflowed.
     """
     if not torch.isfinite(made.x).all():
-        raise UserError("the model gave NaN instead of pictures: try `precision=float32`")
+        raise UserError("the model gave NaN instead of pictures: try `precision=float32`, or a smaller `scale`")
     if ranker is None:
         return made
     distances = ranker.distances(made.x, mask, made.prompt)

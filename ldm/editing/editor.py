@@ -5,6 +5,7 @@ A picture and a mask become an `EditTask` (which window is worked on, at the mod
 may be restored in another way. No files are needed.
 """
 
+import operator
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -35,6 +36,7 @@ from ldm.editing.reconstruct import (
 )
 from ldm.editing.request import EditRequest, ReconstructionOptions, SamplingRequest
 from ldm.editing.result import EditResult, EditTask, Predictions
+from ldm.editing.shown import html_of
 from ldm.imaging.canvas import Canvas
 from ldm.imaging.finish import Measures
 from ldm.imaging.images import ImageLike, as_picture
@@ -50,13 +52,20 @@ SOFT_FROM = 1 / 16
 """From this level on a pixel of a soft mask counts as edited: darker ones, and JPEG's noise, stay the input's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Restored:
     """A prediction restored in a way of `RECONSTRUCTIONS`: at the model's size, and in the picture."""
 
     reconstruction: Reconstruction
     image: Image.Image
     measures: Measures
+
+    def __repr__(self) -> str:
+        width, height = self.image.size
+        return f"<Restored: {width}x{height}, largest difference {self.measures.max_difference} of 255>"
+
+    def _repr_html_(self) -> str:
+        return html_of([self.image], [""])
 
 
 class Editor:
@@ -276,9 +285,12 @@ class Editor:
 
         Raises:
             IndexError: there is no such prediction; -1 is the last.
+            TypeError: an index that is no integer, or pictures that are no result of an edit.
             UserError: see `ldm.editing.reconstruct.reconstruct`; an option that there is not, or out of its range.
         """
-        if not -len(result) <= index < len(result):
+        if not isinstance(result, EditResult):
+            raise TypeError(f"only a result of an edit has a background to restore, not {type(result).__name__}")
+        if not -len(result) <= (index := operator.index(index)) < len(result):
             raise IndexError(f"there is no prediction {index}: there are {len(result)}, from 0 to {len(result) - 1}")
         index %= len(result)
         how = ReconstructionOptions(**options)

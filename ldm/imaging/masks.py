@@ -191,6 +191,8 @@ def _read(image: ImageLike, size: tuple[int, int] | None, soft: bool = False) ->
 
 def _codes(array: np.ndarray) -> np.ndarray:
     """An array of any range -> 8-bit codes."""
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"a mask is of booleans or numbers, not of {array.dtype}")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
         raise ValueError(f"a mask is an array of (H,W) or (H,W,3 or 4), not {array.shape}")
     if array.dtype.kind == "f" and np.isnan(array).any():

@@ -57,7 +57,7 @@ def run_edit(job: EditJob) -> SavedEdit:
     # With an outline first, so that bad input is told of before a large model is loaded.
     files = zoo.resolve(job.model, job.config, job.ckpt)
     task = Editor.outline(files).prepare(job.init_image, job.mask, job.request)
-    editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision, job.low_memory)
+    editor = Editor.load(*files.given, job.device, job.precision, job.low_memory)
     editor.begin_identity()
     with denoising_bar(job.steps) as see:
         (result,) = editor.run([task], on_step=see, keep_steps=job.save_video)

@@ -29,8 +29,9 @@ def run_generation(job: GenerationJob) -> SavedPictures:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
     check_pictures(job.outdir, job.prompt)
-    request = Editor.outline(zoo.resolve(job.model, job.config, job.ckpt)).prepare_generation(job.request)
-    editor = Editor.load(job.model, job.config, job.ckpt, job.device, job.precision, job.low_memory)
+    files = zoo.resolve(job.model, job.config, job.ckpt)
+    request = Editor.outline(files).prepare_generation(job.request)
+    editor = Editor.load(*files.given, job.device, job.precision, job.low_memory)
     editor.begin_identity()
     with denoising_bar(job.steps) as see:
         made = editor.paint(request, see)
