@@ -59,7 +59,7 @@ def record(n: int = 3, **changes) -> RunRecord:
     return RunRecord(**(values | changes))
 
 
-def save(outdir, n: int = 3, level: int = 10, overwrite: bool = False, **changes) -> Path:
+def save(outdir, n: int = 3, level: int = 10, overwrite: bool = False, masks=None, **changes) -> Path:
     mask = Image.fromarray(np.eye(12, 16, dtype=np.uint8) * 255)
     return write_run(
         outdir,
@@ -69,6 +69,7 @@ def save(outdir, n: int = 3, level: int = 10, overwrite: bool = False, **changes
         [tile(level + i, (80, 60)) for i in range(n)],
         torch.arange(n * 24).reshape(n, 4, 2, 3) + level / 7,
         {"input": tile(99), "mask": mask},
+        masks=masks,
         overwrite=overwrite,
     )
 
@@ -402,6 +403,8 @@ def test_overwrite_replaces_the_run_before_as_a_whole(tmp_path):
     save(tmp_path, 1, prompt="first")
     samples = save(tmp_path, 5)
     write_reconstruction(read_run(samples), "optimization", 4, tile(3), {})
+    save(tmp_path, 2, overwrite=True, masks=[tile(0), tile(255)])
+    assert seen(samples / "masks") == ["0000.png", "0001.png"]
     save(tmp_path, 2, level=60, prompt="a blue cube", overwrite=True)
     assert seen(tmp_path) == ["a-blue-cube.png", "a-pink-yarn-ball.png", "first.png", "samples", "samples.1"]
     assert seen(samples) == ["assets", "images", "latents.safetensors", "results", "run.json"]

@@ -251,13 +251,10 @@ def write_run(
     _check_counts(record.seeds, images, results, latents, *(some for some in (videos, masks) if some is not None))
     samples = Path(outdir) / "samples"
     with replacing(samples, RUN, record, grid, overwrite) as (new, record):
-        for folder, pictures in (("images", images), ("results", results)):
-            (new / folder).mkdir()
+        for folder, pictures in (("images", images), ("results", results), ("masks", masks or ())):
             for i, image in enumerate(pictures):
+                (new / folder).mkdir(exist_ok=True)
                 save_png(image, new / folder / f"{i:04d}.png", record.png_text(i))
-        for i, mask in enumerate(masks or ()):
-            (new / "masks").mkdir(exist_ok=True)
-            save_png(mask, new / "masks" / f"{i:04d}.png")
         (new / "assets").mkdir()
         for name, image in assets.items():
             save_png(image, new / "assets" / f"{name}.png")

@@ -17,7 +17,7 @@ from ldm.runs.record import RunRecord, prompt_slug
 
 # The files of a run, and those of a run that edited nothing.
 RUN = re.compile(
-    r"run\.json|latents\.safetensors|(images|results)/\d{4,}\.png|videos/\d{4,}\.\w+|assets/[^/]+"
+    r"run\.json|latents\.safetensors|(images|results|masks)/\d{4,}\.png|videos/\d{4,}\.\w+|assets/[^/]+"
     r"|reconstructed_[a-z0-9_]+/(\d{4,}\.png|reconstruction\.json)"
 )
 PICTURES = re.compile(r"run\.json|latents\.safetensors|\d{4,}\.png")
