@@ -249,7 +249,7 @@ def model() -> LatentDiffusion:
 
 
 def plan(mask: Tensor, z_source: Tensor, **options) -> mask_fit.FitPlan:
-    request = EditRequest(**{"prompt": "a ball", "scale": 3.0, **options})
+    request = EditRequest(**{"prompt": "a ball", "scale": 3.0, "fit_mask": "auto", **options})
     pixels = torch.nn.functional.interpolate(mask, scale_factor=8)
     return plan_fit(Canvas.of_tensors(torch.zeros(1, 3, SIZE * 8, SIZE * 8), pixels), request, z_source, mask, 8)
 
