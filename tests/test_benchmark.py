@@ -53,10 +53,10 @@ def test_a_prepared_context_changes_nothing(pooled: bool, depth: int):
 def test_with_a_prepared_context_no_step_projects_it(monkeypatch: pytest.MonkeyPatch):
     model, context = tiny_model(), normal(2, 7, 32)
     prepared = model.prepare_context(context)
-    expected = model.predict_eps(normal(4, 4, 8, 8), torch.full((4,), 7), context)
+    expected = model.apply_model(normal(4, 4, 8, 8), torch.full((4,), 7), context)
     project, seen = CrossAttention.project, []
     monkeypatch.setattr(CrossAttention, "project", lambda self, x: seen.append(len(x)) or project(self, x))
-    out = model.predict_eps(normal(4, 4, 8, 8), torch.full((4,), 7), prepared)
+    out = model.apply_model(normal(4, 4, 8, 8), torch.full((4,), 7), prepared)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     assert seen and set(seen) == {4}, "self-attention alone"
 
@@ -76,8 +76,8 @@ def test_a_compiled_denoiser_predicts_the_same(mode: str):
     context = normal(2, 7, 32)
     for rows in (4, 8):
         z, t = normal(rows, 4, 8, 8), torch.full((rows,), 500)
-        expected = plain.predict_eps(z, t, context)
-        given = compiled.predict_eps(z, t, compiled.prepare_context(context))
+        expected = plain.apply_model(z, t, context)
+        given = compiled.apply_model(z, t, compiled.prepare_context(context))
         torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     with pytest.raises(ValueError, match="regions or graphs"):
@@ -191,8 +191,8 @@ def test_diffusers_with_our_weights_gives_our_results(folder: Path, monkeypatch:
 
 def test_what_fails_is_told_and_stops_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "matrix_rate", lambda device, dtype: 1e12)
-    monkeypatch.setattr(LatentDiffusion, "decode_first_stage", lambda self, z: z * math.nan)
-    monkeypatch.setattr(LatentDiffusion, "encode_first_stage", lambda self, x: 1 / 0)
+    monkeypatch.setattr(LatentDiffusion, "decode", lambda self, z: z * math.nan)
+    monkeypatch.setattr(LatentDiffusion, "encode", lambda self, x: 1 / 0)
     report = run_benchmark(Benchmark([str(folder)], ("text", "decoder", "encoder"), "cpu", "float32", repeats=1))
     assert {row.part for row in report.rows} == {"text", "decoder"}
     assert len(report.failures) == 2

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.guidance import guided_denoiser
 from ldm.models.diffusion.sampling import NoiseSource, sample
-from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.x_transformer import TransformerWrapper
 from tests.convert import autoencoder_to_diffusers, randomise, text_encoder_to_diffusers, unet_to_diffusers
+from tests.denoisers import guided, trajectory
 from tests.tiny import normal
 
 CONTEXT = 24  # width of the text in these tests
@@ -176,9 +175,9 @@ def test_ten_guided_ddim_steps(eta: float, parameterization: str, scale: float =
         expected.append(z)
 
     model = Toy(ours, parameterization)
-    schedule = make_sampling_schedule(model.alphas_cumprod, steps=10, eta=eta)
+    schedule = trajectory(model.alphas_cumprod, steps=10, eta=eta)
     assert schedule.timesteps == tuple(scheduler.timesteps.tolist())
-    denoiser, seen = guided_denoiser(model, context, empty, scale), []
+    denoiser, seen = guided(model, context, empty, scale), []
     z0 = sample(denoiser, schedule, start, NoiseSource([3, 4]), callback=lambda info: seen.append(info.z))
     assert len(seen) == 10 and torch.equal(z0, seen[-1])
     for ours_z, their_z in zip(seen, expected, strict=True):

@@ -50,7 +50,7 @@ def pixels(x) -> list[bytes]:
 
 def test_background_latents_are_the_source_and_the_inside_is_not(model, x_source, mask):
     edit = edit_image(model, x_source, mask, request())
-    z_source = model.encode_first_stage(x_source)
+    z_source = model.encode(x_source)
     outside = (edit.latent_masks[-1:] == 0).expand_as(z_source)
     for z0 in edit.z0.split(1):
         assert torch.equal(z0[outside], z_source[outside])
@@ -116,7 +116,7 @@ def test_callbacks_see_every_step_with_an_estimate(model, x_source, mask):
 
 
 def test_skipping_steps_keeps_more_of_the_input(model, x_source, mask):
-    z_source = model.encode_first_stage(x_source)
+    z_source = model.encode(x_source)
     change = [
         (edit_image(model, x_source, mask, request(ddim_steps=50, skip_steps=s, n_samples=1)).z0 - z_source).norm()
         for s in (0, 47)
@@ -127,7 +127,7 @@ def test_skipping_steps_keeps_more_of_the_input(model, x_source, mask):
 def test_pixel_blending_keeps_the_background_latents(model, x_source, mask):
     edit = edit_image(model, x_source, mask, request(percentage_of_pixel_blending=0.5))
     latents_only = edit_image(model, x_source, mask, request())
-    z_source = model.encode_first_stage(x_source)
+    z_source = model.encode(x_source)
     outside = torch.ones(1, 1, 8, 8, dtype=torch.bool)
     outside[..., 2:6, 2:5] = False
     assert torch.equal(edit.z0[:1][outside.expand_as(z_source)], z_source[outside.expand_as(z_source)])
@@ -179,7 +179,7 @@ def test_weights_in_half_precision_leave_the_latents_in_float32(x_source, mask):
     exact = edit_image(tiny_model(), x_source, mask, request(n_samples=1))
     assert edit.x.dtype == edit.z0.dtype == torch.float32
     assert (edit.z0 - exact.z0).abs().mean() < 0.05 * exact.z0.abs().mean()
-    z_source = half.encode_first_stage(x_source)
+    z_source = half.encode(x_source)
     outside = (edit.latent_masks[-1:] == 0).expand_as(z_source)
     assert torch.equal(edit.z0[outside], z_source[outside])
 

@@ -22,22 +22,18 @@ from ldm.imaging.canvas import Canvas
 from ldm.imaging.images import as_picture, load_image, to_pil
 from ldm.models.diffusion import fitting
 from ldm.models.diffusion.blending import PixelBlending, blended_sample
-from ldm.models.diffusion.ddpm import LatentDiffusion, schedule_buffers
-from ldm.models.diffusion.fitting import MaskFitting, otsu, z0_contrast
-from ldm.models.diffusion.guidance import guided_denoiser
+from ldm.models.diffusion.ddpm import LatentDiffusion, TextConditioning, schedule_buffers
+from ldm.models.diffusion.fitting import MaskFitting, otsu
+from ldm.models.diffusion.levels import VariancePreserving, make_beta_schedule
+from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.sampling import NoiseSource
-from ldm.models.diffusion.schedule import (
-    NoiseLevel,
-    SamplingSchedule,
-    make_beta_schedule,
-    make_sampling_schedule,
-    parts_of,
-)
+from ldm.models.diffusion.schedule import NoiseLevel, SamplingSchedule, parts_of
 from ldm.runs.again import options_of
 from ldm.runs.edit import SavedEdit, run_edit
 from ldm.runs.folder import read_run
 from ldm.runs.jobs import EditJob, ReconstructionJob
 from ldm.runs.reconstruct import run_reconstruction
+from tests.denoisers import guided, level_at, trajectory
 from tests.tiny import normal, save_tiny_model, squares, tiny_model, tiny_picture
 
 LEVELS = schedule_buffers(make_beta_schedule("linear", 1000, 0.00085, 0.012))["alphas_cumprod"]
@@ -49,7 +45,7 @@ MASK = squares(12, size=SIZE)
 class Painter:
     """A model that paints its prompt's level, context (rows, 1, 1), where the thing is, and 0 elsewhere."""
 
-    alphas_cumprod = LEVELS
+    levels = VariancePreserving(LEVELS)
 
     def __init__(self, thing: Tensor = THING):
         self.thing = thing
@@ -57,11 +53,11 @@ class Painter:
     def prepare_context(self, context: Tensor) -> Tensor:
         return context
 
-    def predict_eps(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        level = context[:, 0, 0].repeat_interleave(len(z) // len(context)).view(-1, 1, 1, 1)
-        a = LEVELS[t].float().sqrt().view(-1, 1, 1, 1)
+    def predict(self, z: Tensor, level: NoiseLevel, conditioning: TextConditioning) -> Prediction:
+        context = conditioning.prepared
+        painted = context[:, 0, 0].repeat_interleave(len(z) // len(context)).view(-1, 1, 1, 1)
         thing = self.thing.repeat(len(z) // len(self.thing), 1, 1, 1)
-        return (z - a * level * thing) / (1 - a**2).sqrt()
+        return Prediction(z, level, (z - level.a * painted * thing) / level.s)
 
 
 def context(level: float) -> Tensor:
@@ -80,7 +76,7 @@ def fitted(
     """What was fitted, z_0, and the cells at each step, of an edit of a source of little noise."""
     z_source, seen = 0.1 * normal(1, 4, SIZE, SIZE), []
     fit = MaskFitting(schedule, masks, z_source)
-    denoiser = guided_denoiser(painter or Painter(), context(level), context(0.0), 3.0, interval, fit.observe)
+    denoiser = guided(painter or Painter(), context(level), context(0.0), 3.0, interval, fit.observe)
 
     def within(i: int, z0: Tensor) -> Tensor:
         seen.append(fit(i, z0).clone())
@@ -100,25 +96,27 @@ def per_step(masks: Tensor, schedule: SamplingSchedule) -> Tensor:
 
 
 def test_the_contrast_is_that_of_the_estimates_of_z0():
-    """Also where a + s = 1, as with flow matching."""
-    for level in (NoiseLevel(0.8, 0.6), NoiseLevel(0.75, 0.25)):
-        z, eps, other = normal(2, 4, 5, 5), normal(2, 4, 5, 5, seed=2), normal(2, 4, 5, 5, seed=3)
-        estimates = [(z - level.s * one) / level.a for one in (eps, other)]
-        expected = (estimates[0] - estimates[1]).square().sum(1).sqrt()
-        torch.testing.assert_close(z0_contrast(eps - other, level), expected)
+    """And their sum over the steps, but for the noisiest."""
+    schedule = trajectory(LEVELS, 20)
+    fit, differences = MaskFitting(schedule, torch.ones(20, 1, 1, 5, 5), normal(1, 4, 5, 5)), []
+    for i, level in enumerate(schedule.levels[:3]):
+        differences.append(normal(2, 4, 5, 5, seed=i))
+        fit.observe(level, differences[-1])
+    assert fit.observed == 1
+    torch.testing.assert_close(fit.contrast, differences[2].square().sum(1).sqrt())
 
 
 def test_an_observer_changes_nothing_and_is_asked_where_both_halves_run():
     z, seen = normal(2, 4, SIZE, SIZE), []
-    plain = guided_denoiser(Painter(), context(3.0), context(0.0), 3.0, (0.2, 0.6))
-    told = guided_denoiser(
-        Painter(), context(3.0), context(0.0), 3.0, (0.2, 0.6), lambda t, difference: seen.append((t, difference))
+    plain = guided(Painter(), context(3.0), context(0.0), 3.0, (0.2, 0.6))
+    told = guided(
+        Painter(), context(3.0), context(0.0), 3.0, (0.2, 0.6), lambda at, difference: seen.append((at, difference))
     )
     for timestep in (900, 400, 100):
-        t = torch.full((2,), timestep)
-        assert torch.equal(plain(z, t), told(z, t))
-    ((t, difference),) = seen
-    assert t.tolist() == [400, 400] and difference.shape == z.shape
+        level = level_at(LEVELS, timestep)
+        assert torch.equal(plain(z, level).out, told(z, level).out)
+    ((level, difference),) = seen
+    assert level.t == 400 and difference.shape == z.shape
     assert (difference[:, :, THING[0, 0] == 0] == 0).all() and (difference[:, :, THING[0, 0] > 0] != 0).all()
 
 
@@ -145,7 +143,7 @@ def test_equal_values_have_no_classes():
 @pytest.mark.parametrize("steps", [3, 8, 50])
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 def test_a_mask_becomes_the_thing_and_a_margin(sampler: str, steps: int):
-    schedule = make_sampling_schedule(LEVELS, steps, sampler=sampler)
+    schedule = trajectory(LEVELS, steps, sampler=sampler)
     masks = MASK[None].expand(steps, -1, -1, -1, -1)
     fit, z, seen = fitted(schedule, masks, seeds=(1, 2))
     assert torch.equal(seen[0], torch.ones(2, 1, SIZE, SIZE))
@@ -157,10 +155,10 @@ def test_a_mask_becomes_the_thing_and_a_margin(sampler: str, steps: int):
 
 
 def test_equal_prompts_have_no_contrast_and_leave_the_trajectory_as_it_is():
-    schedule = make_sampling_schedule(LEVELS, 10)
+    schedule = trajectory(LEVELS, 10)
     masks = MASK[None].expand(10, -1, -1, -1, -1)
     fit, z, _ = fitted(schedule, masks, level=0.0)
-    denoiser = guided_denoiser(Painter(), context(0.0), context(0.0), 3.0)
+    denoiser = guided(Painter(), context(0.0), context(0.0), 3.0)
     plain = blended_sample(
         denoiser, schedule, 0.1 * normal(1, 4, SIZE, SIZE), masks, NoiseSource([1]), shared_noise=True
     )
@@ -170,7 +168,7 @@ def test_equal_prompts_have_no_contrast_and_leave_the_trajectory_as_it_is():
 
 def test_masks_are_nested_in_time_and_each_prediction_has_its_own():
     things = torch.cat([squares(7, size=SIZE).roll(shift, 3) for shift in (-2, 0, 2)])
-    schedule = make_sampling_schedule(LEVELS, 20)
+    schedule = trajectory(LEVELS, 20)
     masks = MASK[None].expand(20, -1, -1, -1, -1)
     fit, z, seen = fitted(schedule, masks, Painter(things), seeds=(1, 2, 3))
     for before, after in pairwise(seen):
@@ -182,7 +180,7 @@ def test_masks_are_nested_in_time_and_each_prediction_has_its_own():
 
 
 def test_a_fit_that_would_leave_less_than_half_is_not_made():
-    schedule = make_sampling_schedule(LEVELS, 20)
+    schedule = trajectory(LEVELS, 20)
     fit, *_ = fitted(schedule, MASK[None].expand(20, -1, -1, -1, -1), Painter(squares(2, size=SIZE)))
     assert fit.cells.eq(1).all() and fit.fitted == [False] and fit.separations[0] > fitting.SEPARATION
     why = mask_fit.judge_fit(mask_fit.FitPlan(True, ""), fit.separations[0], fit.fitted[0])[1]
@@ -190,7 +188,7 @@ def test_a_fit_that_would_leave_less_than_half_is_not_made():
 
 
 def test_a_thing_that_fills_the_mask_keeps_it():
-    schedule = make_sampling_schedule(LEVELS, 20)
+    schedule = trajectory(LEVELS, 20)
     fit, *_ = fitted(schedule, MASK[None].expand(20, -1, -1, -1, -1), Painter(squares(SIZE, size=SIZE)))
     assert (fit.cells * MASK == MASK).all()
 
@@ -208,20 +206,20 @@ def test_a_part_of_the_thing_that_has_lost_its_contrast_is_known_by_its_looks():
 
 @pytest.mark.parametrize(("interval", "known"), [((0.0, 0.2), False), ((0.5, 0.9), True)])
 def test_there_is_no_contrast_where_one_half_runs_alone(interval: tuple[float, float], known: bool):
-    schedule = make_sampling_schedule(LEVELS, 20)
+    schedule = trajectory(LEVELS, 20)
     fit, *_ = fitted(schedule, MASK[None].expand(20, -1, -1, -1, -1), interval=interval)
     assert (fit.separations[0] is not None) == known and bool(fit.cells.eq(1).all()) != known
 
 
 def test_fitting_waits_for_progressive_shrinking():
-    schedule = make_sampling_schedule(LEVELS, 20)
+    schedule = trajectory(LEVELS, 20)
     masks = per_step(squares(16, 15, 14, 12, size=SIZE), schedule)  # the last from step 15 on
     _, _, seen = fitted(schedule, masks)
     assert all(one.eq(1).all() for one in seen[:15]) and not seen[15].eq(1).all()
 
 
 def test_what_a_soft_mask_adds_later_stays():
-    schedule = make_sampling_schedule(LEVELS, 20)
+    schedule = trajectory(LEVELS, 20)
     levels = torch.zeros(1, 1, SIZE * 8, SIZE * 8)
     levels[..., 16:112, 16:112], levels[..., 100:112, 16:112] = 1.0, 0.3
     masks = step_masks(levels, 8, schedule, 0)[:, None]
@@ -231,7 +229,7 @@ def test_what_a_soft_mask_adds_later_stays():
 
 
 def test_blended_pixels_stay_in_the_cells(monkeypatch: pytest.MonkeyPatch):
-    model, schedule = tiny_model(), make_sampling_schedule(LEVELS, 10)
+    model, schedule = tiny_model(), trajectory(LEVELS, 10)
     x_source = tiny_picture(SIZE * 8, SIZE * 8)
     mask = torch.nn.functional.interpolate(MASK, scale_factor=8)
     pixels = PixelBlending(model, x_source, mask, 0.5)
@@ -359,8 +357,8 @@ def test_off_is_the_plain_trajectory_to_the_bit(model: LatentDiffusion):
     contexts = [model.get_learned_conditioning([prompt]) for prompt in ("a red ball", "")]
     masks = step_masks(X_MASK, 8, schedule, 0)[:, None]
     with torch.no_grad():
-        z_source = model.encode_first_stage(X_SOURCE)
-        plain = blended_sample(guided_denoiser(model, *contexts, 5.0), schedule, z_source, masks, NoiseSource([42, 43]))
+        z_source = model.encode(X_SOURCE)
+        plain = blended_sample(guided(model, *contexts, 5.0), schedule, z_source, masks, NoiseSource([42, 43]))
     assert torch.equal(edit.z0, plain)
     assert not any(fit.fitted for fit in edit.fits) and all(canvas is edit.task.canvas for canvas in edit.canvases)
     assert torch.equal(edit.fitted, edit.latent_masks[-1:].expand(2, -1, -1, -1))
@@ -375,7 +373,7 @@ def test_an_edit_leaves_all_beyond_the_fitted_mask(
         model = tiny_model()
         model.parameterization = "v"
     edit = edit_image(model, X_SOURCE, X_MASK, request(fit_mask="on", **options))
-    z_source = model.encode_first_stage(X_SOURCE)
+    z_source = model.encode(X_SOURCE)
     assert all(fit.fitted for fit in edit.fits) and (edit.fitted <= edit.latent_masks[-1:]).all()
     assert edit.fitted.sum() < 2 * edit.latent_masks[-1].sum()
     for z0, cells, canvas in zip(edit.z0, edit.fitted, edit.canvases, strict=True):

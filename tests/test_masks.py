@@ -21,7 +21,9 @@ from ldm.editing.latent_masks import (
 )
 from ldm.errors import UserError
 from ldm.imaging.masks import mask_from, mask_levels, resize_mask, thickness, thin_parts
-from ldm.models.diffusion.schedule import SamplingSchedule, make_beta_schedule, make_sampling_schedule, mask_parts
+from ldm.models.diffusion.levels import make_beta_schedule
+from ldm.models.diffusion.schedule import SamplingSchedule, mask_parts
+from tests.denoisers import trajectory
 
 INPUTS = Path(__file__).parent.parent / "inputs"
 
@@ -37,7 +39,7 @@ def tensor(levels: np.ndarray) -> torch.Tensor:
 
 def schedule(steps: int, sampler: str = "ddim") -> SamplingSchedule:
     betas = make_beta_schedule("linear", 1000, 0.00085, 0.012)
-    return make_sampling_schedule(torch.cumprod(1 - betas, 0), steps, sampler=sampler)
+    return trajectory(torch.cumprod(1 - betas, 0), steps, sampler=sampler)
 
 
 def shrinking(mask: torch.Tensor, iterations: int = 3, downsample: str = "adaptive") -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussian
-from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.ddpm import LatentDiffusion, TextConditioning
 from ldm.modules.attention import CrossAttention, SpatialTransformer
 from ldm.modules.diffusionmodules import openaimodel
 from ldm.modules.diffusionmodules.model import AttnBlock, Decoder, Encoder
@@ -16,6 +16,7 @@ from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.modules.x_transformer import Attention
 from tests.convert import randomise
+from tests.denoisers import level_at
 from tests.tiny import normal, tiny_model
 
 
@@ -264,24 +265,27 @@ def test_a_posterior_s_variance_is_bounded_and_its_kl_is_the_normal_s():
 def test_latents_are_the_posterior_s_mean_times_the_scale_factor():
     model, x = tiny_model(), normal(2, 3, 32, 48).clamp(-1, 1)
     mean = model.first_stage_model.encode(x).mean
-    z = model.encode_first_stage(x)
+    z = model.encode(x)
     assert model.scale_factor == 0.18215 and z.shape == (2, 4, 4, 6)
     torch.testing.assert_close(z, 0.18215 * mean)
-    torch.testing.assert_close(model.decode_first_stage(z), model.first_stage_model.decode(mean), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.decode(z), model.first_stage_model.decode(mean), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_eps_is_found_whatever_the_network_predicts():
     model = tiny_model()
-    z_start, eps, t = normal(3, 4, 8, 8), normal(3, 4, 8, 8, seed=2), torch.tensor([0, 500, 999])
-    level = model.alphas_cumprod[t].view(-1, 1, 1, 1)
-    z = model.q_sample(z_start, t, eps)
-    torch.testing.assert_close(z, level.sqrt() * z_start + (1 - level).sqrt() * eps, rtol=1e-5, atol=1e-5)
-    truth = {"eps": eps, "v": level.sqrt() * eps - (1 - level).sqrt() * z_start}  # Salimans & Ho 2022
-    for parameterization, out in truth.items():
-        model.parameterization = parameterization
-        model.apply_model = lambda *_, out=out: out
-        torch.testing.assert_close(model.predict_eps(z, t, None), eps, rtol=1e-4, atol=1e-4)
+    z_start, eps = normal(3, 4, 8, 8), normal(3, 4, 8, 8, seed=2)
+    for t in (0, 500, 999):
+        level = level_at(model.alphas_cumprod, t)
+        z = model.q_sample(z_start, torch.full((3,), t), eps)
+        torch.testing.assert_close(z, level.a * z_start + level.s * eps, rtol=1e-5, atol=1e-5)
+        truth = {"eps": eps, "v": level.a * eps - level.s * z_start}  # Salimans & Ho 2022
+        for parameterization, out in truth.items():
+            model.parameterization = parameterization
+            model.apply_model = lambda *_, out=out: out
+            made = model.predict(z, level, TextConditioning(model, normal(1, 7, 32)))
+            torch.testing.assert_close(made.eps, eps, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(made.z0, z_start, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("option", [dict(parameterization="x0"), dict(conditioning_key="concat")])

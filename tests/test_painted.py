@@ -14,10 +14,12 @@ from ldm.data.object_crops import ObjectCrops
 from ldm.data.scenes.scenes import render_scenes
 from ldm.data.shards import SceneShards, write_shard
 from ldm.errors import UserError
-from ldm.models.diffusion.schedule import NoiseLevel, make_sampling_schedule
+from ldm.models.diffusion.prediction import Prediction
+from ldm.models.diffusion.schedule import NoiseLevel
 from ldm.training import painted
 from ldm.training.clip import CLIPTrainer, CropData, export
 from ldm.training.painted import PaintedScenes, paint_batch
+from tests.denoisers import trajectory
 
 NETWORK = {
     "embed_dim": 16,
@@ -43,7 +45,7 @@ def test_without_a_step_a_scene_is_what_the_first_stage_makes_of_it(monkeypatch)
     model, x = tiny_model(), torch.rand(3, 3, 32, 32, generator=Generator().manual_seed(0)) * 2 - 1
     monkeypatch.setattr(painted, "MOST", 0)
     with torch.no_grad():
-        expected = model.decode_first_stage(model.encode_first_stage(x)).clamp(-1, 1)
+        expected = model.decode(model.encode(x)).clamp(-1, 1)
     torch.testing.assert_close(paint_batch(model, x, ["a red ball"] * 3, Generator().manual_seed(0)), expected)
 
 
@@ -58,19 +60,21 @@ def test_a_denoiser_that_knows_the_noise_gives_the_scene_back(monkeypatch):
         return noised(z0, level, eps)
 
     monkeypatch.setattr(painted, "noised", spy)
-    monkeypatch.setattr(painted, "model_denoiser", lambda model, context: lambda z, t: starts[-1][1])
+    monkeypatch.setattr(
+        painted, "plain_denoiser", lambda *_: lambda z, level: Prediction(z, level, starts[-1][1], "eps")
+    )
     with torch.no_grad():
         # Sampling arrives at alphas_cumprod[0], not at 1.
         alpha = model.alphas_cumprod[0].item()
-        z = model.encode_first_stage(x)
+        z = model.encode(x)
         got = paint_batch(model, x, ["a red ball"] * 12, Generator().manual_seed(0))
         z_end = z.clone()
         for z0, eps in starts:
             which = [(z == row).flatten(1).all(1).nonzero().item() for row in z0]
             z_end[which] = alpha**0.5 * z0 + (1 - alpha) ** 0.5 * eps
-        expected = model.decode_first_stage(z_end).clamp(-1, 1)
+        expected = model.decode(z_end).clamp(-1, 1)
     assert 1 < sum(len(z0) for z0, _ in starts) < 12
-    most = make_sampling_schedule(model.alphas_cumprod, painted.STEPS).levels[painted.STEPS - painted.MOST].a
+    most = trajectory(model.alphas_cumprod, painted.STEPS).levels[painted.STEPS - painted.MOST].a
     assert sorted(set(levels), reverse=True) == levels and levels[-1] >= most, "each by its own number of steps"
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 

@@ -183,10 +183,10 @@ def test_an_optimisation_needs_what_it_starts_from(task: ReconstructionTask):
 
 def test_a_prediction_without_latent_is_encoded(model: LatentDiffusion):
     x = tiny_picture(32, 48)
-    torch.testing.assert_close(encode_prediction(model, x), model.encode_first_stage(x))
+    torch.testing.assert_close(encode_prediction(model, x), model.encode(x))
     z0 = encode_prediction(tiny_model().to(torch.bfloat16), x)
     assert z0.dtype == torch.float32
-    torch.testing.assert_close(decode_prediction(model, z0), model.decode_first_stage(z0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(decode_prediction(model, z0), model.decode(z0), atol=1e-5, rtol=1e-4)
 
 
 # --- measures --------------------------------------------------------------------------------------------------------

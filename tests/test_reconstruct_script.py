@@ -144,7 +144,7 @@ def test_without_latents_the_picture_is_encoded(call: Run, samples: Path):
     assert code == 0
     assert err.startswith("note: ") and "encoded anew" in err
     model, prediction = tiny_model(), to_tensor(load_image(samples / "images" / "0000.png").rgb)
-    expected = np.asarray(to_pil(model.decode_first_stage(model.encode_first_stage(prediction)))).astype(int)
+    expected = np.asarray(to_pil(model.decode(model.encode(prediction)))).astype(int)
     assert np.abs(pixels(samples / "reconstructed_optimization" / "0000.png") - expected)[INSIDE].max() <= 1
 
 

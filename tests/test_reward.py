@@ -185,10 +185,10 @@ def test_the_reward_reads_edits_of_the_scene(checkpoint, model, batch, monkeypat
 
 
 def test_around_the_region_each_step_begins_at_the_scene_noised_once(checkpoint, model, batch, monkeypatch):
-    reward, predict = Reward(checkpoint, 1.0, batch=2, steps=6, read=2), type(model).predict_eps
+    reward, predict = Reward(checkpoint, 1.0, batch=2, steps=6, read=2), type(model).predict
     sampled, regions = [], []
     monkeypatch.setattr(
-        type(model), "predict_eps", lambda self, z, t, c: sampled.append((z[:2], t[0])) or predict(self, z, t, c)
+        type(model), "predict", lambda self, z, level, c: sampled.append((z[:2], level.t)) or predict(self, z, level, c)
     )
     monkeypatch.setattr(
         reward.reader, "loss", lambda z, region, _: regions.append(region) or z.square().mean((1, 2, 3))
@@ -212,13 +212,13 @@ def test_the_same_generator_gives_the_same_reward(checkpoint, model, batch):
 
 def test_only_what_follows_the_prompt_is_rewarded(checkpoint, model, batch, monkeypatch):
     """A gradient is kept in the steps that are read, with the prompt; the text encoder gets it too."""
-    kept, predict = [], type(model).predict_eps
+    kept, predict = [], type(model).predict
 
-    def spy(self, z, t, context):
-        kept.extend([len(context.pooled) if context.pooled is not None else len(z)] * torch.is_grad_enabled())
-        return predict(self, z, t, context)
+    def spy(self, z, level, conditioning):
+        kept.extend([len(conditioning)] * torch.is_grad_enabled())
+        return predict(self, z, level, conditioning)
 
-    monkeypatch.setattr(type(model), "predict_eps", spy)
+    monkeypatch.setattr(type(model), "predict", spy)
     model.zero_grad()
     Reward(checkpoint, 1.0, batch=2, steps=6, read=2).loss(model, batch, generator()).backward()
     assert kept == [2, 2]

@@ -9,26 +9,16 @@ from ldm.editing.edit import edit_image
 from ldm.editing.request import EditRequest
 from ldm.editing.result import EditResult
 from ldm.models.diffusion.blending import PixelBlending, blended_sample
-from ldm.models.diffusion.ddpm import LatentDiffusion, schedule_buffers
-from ldm.models.diffusion.guidance import guided_denoiser, model_denoiser
+from ldm.models.diffusion.ddpm import LatentDiffusion, TextConditioning, schedule_buffers
+from ldm.models.diffusion.levels import make_beta_schedule
+from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.sampling import NoiseSource, StepInfo, ddim_step, sample
-from ldm.models.diffusion.schedule import (
-    NoiseLevel,
-    SamplingSchedule,
-    make_beta_schedule,
-    make_sampling_schedule,
-    mask_parts,
-    parts_of,
-)
+from ldm.models.diffusion.schedule import NoiseLevel, SamplingSchedule, mask_parts, parts_of
+from tests.denoisers import guided, level_at, of_eps, trajectory, wavy
 from tests.tiny import normal, squares, tiny_model
 
 LEVELS = schedule_buffers(make_beta_schedule("linear", 1000, 0.00085, 0.012))["alphas_cumprod"]
 SIZE = 12  # of the latents
-
-
-def wavy(z: Tensor, t: Tensor) -> Tensor:
-    """A denoiser of nothing in particular: bounded, and every position depends on others and on the timestep."""
-    return torch.sin(3 * z + z.flip(-1) + z.flip(-2) + 0.01 * t.view(-1, 1, 1, 1))
 
 
 class Recorder(NoiseSource):
@@ -61,11 +51,12 @@ def test_a_denoiser_that_knows_the_answer_is_led_to_it(eta: float):
     """With the true eps every estimate of z_0 is the true one; the last level is alphas_cumprod[0]."""
     truth = normal(2, 4, 5, 5)
 
+    @of_eps
     def oracle(z: Tensor, t: Tensor) -> Tensor:
         level = LEVELS[t].view(-1, 1, 1, 1)
         return (z - level.sqrt() * truth) / (1 - level).sqrt()
 
-    schedule, estimates = make_sampling_schedule(LEVELS, 7, eta), []
+    schedule, estimates = trajectory(LEVELS, 7, eta), []
     start = normal(2, 4, 5, 5, seed=2)
     z = sample(oracle, schedule, start, NoiseSource([1, 2]), callback=estimates.append)
     for info in estimates:
@@ -77,14 +68,14 @@ def test_a_denoiser_that_knows_the_answer_is_led_to_it(eta: float):
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_a_step_is_equation_12(eta: float):
     noise, seen, z = Recorder([5]), [], normal(1, 4, 6, 6)
-    schedule = make_sampling_schedule(LEVELS, 4, eta)
+    schedule = trajectory(LEVELS, 4, eta)
     sample(wavy, schedule, z, noise, callback=seen.append)
     assert [info.timestep for info in seen] == [751, 501, 251, 1]
     assert [(info.step, info.total) for info in seen] == [(0, 4), (1, 4), (2, 4), (3, 4)]
     for i, (info, after) in enumerate(zip(seen, [501, 251, 1, 0], strict=True)):
         a, before = LEVELS[info.timestep].double(), LEVELS[after].double()
         sigma = eta * ((1 - before) / (1 - a) * (1 - a / before)).sqrt()
-        eps = wavy(z, torch.tensor([info.timestep]))
+        eps = wavy(z, level_at(LEVELS, info.timestep)).eps
         z0 = (z - (1 - a).sqrt() * eps) / a.sqrt()
         z = before.sqrt() * z0 + (1 - before - sigma**2).sqrt() * eps
         z = (z + sigma * noise.drawn[i] if eta else z).float()
@@ -95,8 +86,9 @@ def test_a_step_is_equation_12(eta: float):
 
 @pytest.mark.parametrize("steps", [1, 3, 9, 27, 30, 36, 50, 101, 111, 251, 333, 501, 1000])
 def test_steps_asked_are_steps_taken(steps: int):
-    schedule, told = make_sampling_schedule(LEVELS, steps), []
+    schedule, told = trajectory(LEVELS, steps), []
 
+    @of_eps
     def denoiser(z: Tensor, t: Tensor) -> Tensor:
         told.append(t.tolist())
         return torch.zeros_like(z)
@@ -122,30 +114,30 @@ class Spy:
     def prepare_context(self, context: Tensor) -> Tensor:
         return context
 
-    def predict_eps(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        self.calls.append((z, t, context))
+    def predict(self, z: Tensor, level: NoiseLevel, conditioning: TextConditioning) -> Prediction:
+        context = conditioning.prepared
+        self.calls.append((z, level.t, context))
         rows = context.mean(dim=(1, 2)).repeat_interleave(len(z) // len(context))
-        return rows.view(-1, 1, 1, 1) + 0 * z
+        return Prediction(z, level, rows.view(-1, 1, 1, 1) + 0 * z)
 
 
 def test_guidance_extrapolates_from_the_empty_prompt():
-    spy, z, t = Spy(), normal(3, 4, 2, 2), torch.tensor([7, 7, 7])
+    spy, z, level = Spy(), normal(3, 4, 2, 2), level_at(LEVELS, 7)
     context, empty = torch.full((1, 5, 6), 3.0), torch.full((1, 5, 6), 1.0)
     for scale, expected in ((5.0, 11.0), (0.0, 1.0), (1.5, 4.0)):
-        eps = guided_denoiser(spy, context, empty, scale)(z, t)
+        eps = guided(spy, context, empty, scale)(z, level).eps
         same(eps, torch.full_like(z, expected))
     assert len(spy.calls) == 3, "both prompts go through the network as one batch"
     for seen_z, seen_t, seen_context in spy.calls:
-        assert torch.equal(seen_z, torch.cat([z, z])) and seen_t.tolist() == [7] * 6
+        assert torch.equal(seen_z, torch.cat([z, z])) and seen_t == 7
         assert seen_context.shape == (2, 5, 6), "a row for each prompt, not for each sample"
 
 
 def test_at_scale_one_the_empty_prompt_is_not_computed():
     context = torch.full((1, 5, 6), 3.0)
-    for make in (lambda spy: guided_denoiser(spy, context, None, 1.0), lambda spy: model_denoiser(spy, context)):
-        spy = Spy()
-        same(make(spy)(normal(3, 4, 2, 2), torch.tensor([7, 7, 7])), torch.full((3, 4, 2, 2), 3.0))
-        assert [len(z) for z, _, _ in spy.calls] == [3]
+    spy, level = Spy(), level_at(LEVELS, 7)
+    same(guided(spy, context, 2 * context, 1.0)(normal(3, 4, 2, 2), level).eps, torch.full((3, 4, 2, 2), 3.0))
+    assert [len(z) for z, _, _ in spy.calls] == [3]
 
 
 # --- the masks of the steps ------------------------------------------------------------------------------------------
@@ -167,7 +159,7 @@ def test_parts_are_as_equal_as_steps_allow_widest_first_tight_last():
 @pytest.mark.parametrize(("steps", "parts"), [(4, "0123"), (8, "00112233"), (2, "13"), (1, "3"), (6, "011233")])
 def test_each_step_blends_with_the_mask_of_its_part(steps: int, parts: str):
     masks, z_source, seen = squares(12, 8, 4, 2), normal(1, 4, SIZE, SIZE), []
-    noise, schedule = Recorder([1, 2]), make_sampling_schedule(LEVELS, steps)
+    noise, schedule = Recorder([1, 2]), trajectory(LEVELS, steps)
     blended_sample(wavy, schedule, z_source, per_step(masks, schedule), noise, callback=seen.append)
     for info, part in zip(seen, map(int, parts), strict=True):
         level = 1.0 if info.step == steps - 1 else LEVELS[seen[info.step + 1].timestep]
@@ -181,13 +173,13 @@ def test_each_step_blends_with_the_mask_of_its_part(steps: int, parts: str):
     [(4, 1, SIZE, SIZE), (3, 1, 1, SIZE, SIZE), (4, 3, 1, SIZE, SIZE), (4, 1, 4, SIZE, SIZE), (4, 1, 1, 2, SIZE)],
 )
 def test_masks_are_one_for_each_step(shape: tuple[int, ...]):
-    schedule, z_source = make_sampling_schedule(LEVELS, 4), normal(1, 4, SIZE, SIZE)
+    schedule, z_source = trajectory(LEVELS, 4), normal(1, 4, SIZE, SIZE)
     with pytest.raises(ValueError, match=r"masks are \(4, 1 or 2, 1, 12, 12\), one for each step"):
         blended_sample(wavy, schedule, z_source, torch.ones(shape), NoiseSource([1, 2]))
 
 
 def test_each_sample_has_its_own_masks_where_they_differ():
-    schedule, z_source = make_sampling_schedule(LEVELS, 4), normal(1, 4, SIZE, SIZE)
+    schedule, z_source = trajectory(LEVELS, 4), normal(1, 4, SIZE, SIZE)
     wide, tight = (per_step(squares(side), schedule) for side in (8, 4))
 
     def edit(masks: Tensor, *seeds: int) -> Tensor:
@@ -204,7 +196,7 @@ def test_each_sample_has_its_own_masks_where_they_differ():
 @pytest.mark.parametrize(("steps", "skip"), [(1, 0), (3, 0), (10, 4), (1000, 990)])
 def test_background_at_the_end_is_the_source_bit_for_bit(eta: float, steps: int, skip: int):
     masks, z_source = squares(10, 8, 6, 4), normal(1, 4, SIZE, SIZE)
-    schedule = make_sampling_schedule(LEVELS, steps, eta, skip)
+    schedule = trajectory(LEVELS, steps, eta, skip)
     z = blended_sample(wavy, schedule, z_source, per_step(masks, schedule), NoiseSource([1, 2, 3]))
     assert z.shape == (3, 4, SIZE, SIZE)
     inside = masks[-1, 0].bool()
@@ -216,11 +208,12 @@ def test_background_at_the_end_is_the_source_bit_for_bit(eta: float, steps: int,
 def test_sampling_starts_from_the_source_at_the_first_step_s_level(skip: int):
     z_source, starts = normal(1, 4, SIZE, SIZE), []
 
+    @of_eps
     def denoiser(z: Tensor, t: Tensor) -> Tensor:
         starts.append((t[0].item(), z))
-        return wavy(z, t)
+        return wavy(z, level_at(LEVELS, int(t[0]))).eps
 
-    schedule = make_sampling_schedule(LEVELS, 10, skip_steps=skip)
+    schedule = trajectory(LEVELS, 10, skip_steps=skip)
     blended_sample(denoiser, schedule, z_source, per_step(squares(4), schedule), noise := Recorder([1, 2]))
     timestep, z = starts[0]
     assert timestep == 901 - 100 * skip
@@ -230,7 +223,7 @@ def test_sampling_starts_from_the_source_at_the_first_step_s_level(skip: int):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_background_on_the_way_has_the_level_after_the_step(eta: float):
     z_source, seen, noise = normal(1, 4, SIZE, SIZE), [], Recorder([1, 2])
-    schedule = make_sampling_schedule(LEVELS, 10, eta)
+    schedule = trajectory(LEVELS, 10, eta)
     blended_sample(wavy, schedule, z_source, per_step(squares(4), schedule), noise, callback=seen.append)
     outside = squares(4)[0, 0] == 0
     draws = noise.drawn[1:]  # after the start: for each step its own noise where there is eta, then the background's
@@ -241,7 +234,7 @@ def test_background_on_the_way_has_the_level_after_the_step(eta: float):
 
 
 def test_with_a_white_mask_it_is_plain_ddim_from_the_same_start():
-    z_source, schedule = normal(1, 4, SIZE, SIZE), make_sampling_schedule(LEVELS, 10, skip_steps=2)
+    z_source, schedule = normal(1, 4, SIZE, SIZE), trajectory(LEVELS, 10, skip_steps=2)
     z = blended_sample(wavy, schedule, z_source, torch.ones(8, 1, 1, SIZE, SIZE), NoiseSource([1, 2]))
     start = noised(z_source, LEVELS[701], NoiseSource([1, 2]).draw((4, SIZE, SIZE), z_source))
     plain = sample(wavy, schedule, start, NoiseSource([1, 2]))
@@ -251,11 +244,11 @@ def test_with_a_white_mask_it_is_plain_ddim_from_the_same_start():
 def test_callbacks_see_the_estimate_of_the_clean_latents():
     seen, asked = [], []
 
-    def denoiser(z: Tensor, t: Tensor) -> Tensor:
-        asked.append((z, wavy(z, t)))
-        return asked[-1][1]
+    def denoiser(z: Tensor, level: NoiseLevel) -> Prediction:
+        asked.append((z, wavy(z, level).eps))
+        return wavy(z, level)
 
-    schedule = make_sampling_schedule(LEVELS, 5, eta=0.5)
+    schedule = trajectory(LEVELS, 5, eta=0.5)
     masks, z_source = per_step(squares(8, 4), schedule), normal(1, 4, SIZE, SIZE)
     z_end = blended_sample(denoiser, schedule, z_source, masks, NoiseSource([1]), callback=seen.append)
     assert [info.step for info in seen] == [0, 1, 2, 3, 4] and {info.total for info in seen} == {5}
@@ -278,10 +271,10 @@ class Folding:
     def __init__(self):
         self.decoded: list[int] = []
 
-    def encode_first_stage(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         return F.pixel_unshuffle(x, 2) / 2
 
-    def decode_first_stage(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         self.decoded.append(len(z))
         return F.pixel_shuffle(z * 2, 2) * self.gain
 
@@ -296,11 +289,11 @@ def pixel_edit(fraction: float, steps: int = 10, eta: float = 0.0, sampler: str 
     model, x_source = first_stage(), normal(1, 3, 2 * SIZE, 2 * SIZE).clamp(-1, 1)
     mask = torch.zeros(1, 1, 2 * SIZE, 2 * SIZE)
     mask[..., 7:15, 8:17] = 1  # odd edges: the border runs through latent positions
-    noise, seen, schedule = Recorder([1, 2]), [], make_sampling_schedule(LEVELS, steps, eta, sampler=sampler)
+    noise, seen, schedule = Recorder([1, 2]), [], trajectory(LEVELS, steps, eta, sampler=sampler)
     z = blended_sample(
         wavy,
         schedule,
-        model.encode_first_stage(x_source),
+        model.encode(x_source),
         per_step(squares(10, 6), schedule),
         noise,
         pixels=PixelBlending(model, x_source, mask, fraction),
@@ -318,13 +311,12 @@ def test_pixels_are_blended_in_the_last_steps_one_sample_at_a_time(fraction: flo
 
 def test_pixel_blending_changes_the_estimate_and_keeps_the_noise_of_the_step():
     model, x_source, mask, _, noise, seen = pixel_edit(fraction=0.5)
-    source, touched = model.encode_first_stage(x_source), F.max_pool2d(mask, 2)
+    source, touched = model.encode(x_source), F.max_pool2d(mask, 2)
     for before, info, after in zip(seen[4:], seen[5:-1], [301, 201, 101, 1], strict=False):
-        start, end = (
-            NoiseLevel(LEVELS[t].sqrt().item(), (1 - LEVELS[t]).sqrt().item()) for t in (info.timestep, after)
-        )
-        z, z0 = ddim_step(before.z, wavy(before.z, torch.tensor([info.timestep] * 2)), start, end)
-        change = model.encode_first_stage(model.decode_first_stage(z0) * mask + x_source * (1 - mask)) - z0
+        start, end = (level_at(LEVELS, t) for t in (info.timestep, after))
+        made = wavy(before.z, start)
+        z, z0 = ddim_step(made, end), made.z0
+        change = model.encode(model.decode(z0) * mask + x_source * (1 - mask)) - z0
         background = noised(source, LEVELS[after], noise.drawn[1 + info.step])
         same(info.z, torch.where(touched > 0, z + end.a * change, background))
 
@@ -342,11 +334,11 @@ def test_inside_the_mask_pixel_blending_changes_nothing_whatever_the_autoencoder
 
 def test_pixel_blending_ends_with_the_very_pixels_of_the_source():
     model, x_source, mask, z, _, seen = pixel_edit(fraction=0.5, eta=1.0)
-    x, outside = model.decode_first_stage(z), mask[0, 0] == 0
+    x, outside = model.decode(z), mask[0, 0] == 0
     same(x[..., outside], x_source.expand(2, -1, -1, -1)[..., outside])
-    same(x[..., ~outside], model.decode_first_stage(seen[-1].z0)[..., ~outside])
+    same(x[..., ~outside], model.decode(seen[-1].z0)[..., ~outside])
     touched = F.max_pool2d(mask, 2)[0, 0] > 0
-    z_source = model.encode_first_stage(x_source)
+    z_source = model.encode(x_source)
     assert torch.equal(z[..., ~touched], z_source.expand(2, -1, -1, -1)[..., ~touched])
 
 
@@ -410,12 +402,13 @@ def test_the_global_generator_is_neither_read_nor_moved(model):
 def test_no_gradients_are_tracked():
     weight = torch.ones(1, requires_grad=True)
     z_source = normal(1, 4, SIZE, SIZE).requires_grad_()
-    schedule = make_sampling_schedule(LEVELS, 3)
+    schedule = trajectory(LEVELS, 3)
     seen: list[StepInfo] = []
     masks = per_step(squares(8, 4), schedule)
 
+    @of_eps
     def denoiser(z: Tensor, t: Tensor) -> Tensor:
-        return weight * wavy(z, t)
+        return weight * wavy(z, level_at(LEVELS, int(t[0]))).eps
 
     z = blended_sample(denoiser, schedule, z_source, masks, NoiseSource([1]), callback=seen.append)
     plain = sample(denoiser, schedule, z_source, NoiseSource([1]), callback=seen.append)
@@ -449,11 +442,12 @@ def test_in_half_precision_the_networks_are_half_and_the_latents_are_not(paramet
         setattr(model, name, buffer)
     model.parameterization = parameterization
     model.model.diffusion_model.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0].dtype, out.dtype)))
-    eps = model.predict_eps(normal(2, 4, 8, 8), torch.tensor([5, 5]), normal(2, 7, 32).bfloat16())
+    conditioning = TextConditioning(model, normal(2, 7, 32).bfloat16())
+    eps = model.predict(normal(2, 4, 8, 8), level_at(LEVELS, 5), conditioning).eps
     assert eps.dtype == torch.float32
     result = edit(model, n_samples=1)
     assert result.x.dtype == result.z0.dtype == torch.float32 and torch.isfinite(result.x).all()
     assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
     outside = result.latent_masks[-1, 0] == 0
-    z_source = model.encode_first_stage(source())
+    z_source = model.encode(source())
     assert torch.equal(result.z0[..., outside], z_source[..., outside])

@@ -9,14 +9,9 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.models.diffusion.ddpm import schedule_buffers
-from ldm.models.diffusion.schedule import (
-    NoiseLevel,
-    SamplingSchedule,
-    ddim_timesteps,
-    make_beta_schedule,
-    make_sampling_schedule,
-    second_order_coefficients,
-)
+from ldm.models.diffusion.levels import ddim_timesteps, make_beta_schedule
+from ldm.models.diffusion.schedule import NoiseLevel, SamplingSchedule, second_order_coefficients
+from tests.denoisers import trajectory
 
 PUBLIC = dict(linear_start=0.00085, linear_end=0.012)
 
@@ -130,7 +125,7 @@ def test_counts_of_a_model_with_fewer_levels():
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 9, 27, 30, 36, 50, 101, 111, 251, 333, 501, 750, 999, 1000])
 def test_each_step_arrives_where_the_next_one_starts(levels: Tensor, steps: int):
-    schedule = make_sampling_schedule(levels, steps)
+    schedule = trajectory(levels, steps)
     assert len(schedule) == steps == len(schedule.levels) - 1 == len(schedule.sigmas) == len(schedule.progress)
     assert list(schedule.timesteps) == sorted(schedule.timesteps, reverse=True)
     assert alphas(schedule) == pytest.approx([*(levels[t].item() for t in schedule.timesteps), levels[0].item()])
@@ -141,7 +136,7 @@ def test_each_step_arrives_where_the_next_one_starts(levels: Tensor, steps: int)
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 @pytest.mark.parametrize("steps", [1, 10, 333, 1000])
 def test_sigmas_are_eta_times_the_ancestral_sampler_s(levels: Tensor, steps: int, eta: float):
-    schedule = make_sampling_schedule(levels, steps, eta)
+    schedule = trajectory(levels, steps, eta)
     for (a, before), sigma in zip(pairwise(alphas(schedule)), schedule.sigmas, strict=True):
         expected = eta * math.sqrt((1 - before) / (1 - a)) * math.sqrt(1 - a / before)  # Song et al. 2021, eq. 16
         assert sigma == pytest.approx(expected, rel=1e-9)
@@ -152,14 +147,14 @@ def test_sigmas_are_eta_times_the_ancestral_sampler_s(levels: Tensor, steps: int
 def test_at_every_level_sigma_squared_is_the_posterior_variance(levels: Tensor):
     """With all steps and eta 1, DDIM is DDPM: the step from t has the variance of q(x_{t-1} | x_t, x_0)."""
     betas = make_beta_schedule("linear", 1000, **PUBLIC)
-    sigmas = make_sampling_schedule(levels, 1000, eta=1.0).sigmas
+    sigmas = trajectory(levels, 1000, eta=1.0).sigmas
     variance = schedule_buffers(betas)["posterior_variance"].flip(0)
     torch.testing.assert_close(torch.tensor(sigmas[:-1]) ** 2, variance[:-1], rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("skip", [0, 1, 10, 49])
 def test_skipped_steps_are_the_noisiest(levels: Tensor, skip: int):
-    whole, rest = make_sampling_schedule(levels, 50, 0.5), make_sampling_schedule(levels, 50, 0.5, skip_steps=skip)
+    whole, rest = trajectory(levels, 50, 0.5), trajectory(levels, 50, 0.5, skip_steps=skip)
     assert len(rest) == 50 - skip
     for name in ("timesteps", "levels", "sigmas"):
         assert getattr(rest, name) == getattr(whole, name)[skip:]
@@ -184,7 +179,7 @@ def test_skipped_steps_are_the_noisiest(levels: Tensor, skip: int):
 )
 def test_numbers_out_of_range_are_one_line(levels: Tensor, arguments: dict, message: str):
     with pytest.raises(UserError, match=message) as error:
-        make_sampling_schedule(levels, **arguments)
+        trajectory(levels, **arguments)
     assert "\n" not in str(error.value)
 
 
@@ -194,27 +189,27 @@ def test_numbers_out_of_range_are_one_line(levels: Tensor, arguments: dict, mess
 def test_steps_of_the_second_order_solver(levels: Tensor):
     """Distinct, from the noisiest level down to where DDIM ends, and denser towards the clean end."""
     for steps in [*range(1, 60), 99, 333, 500, 501, 999, 1000]:
-        schedule = make_sampling_schedule(levels, steps, sampler="dpmpp_2m")
+        schedule = trajectory(levels, steps, sampler="dpmpp_2m")
         assert len(schedule) == len(set(schedule.timesteps)) == steps == len(schedule.second_order)
         assert list(schedule.timesteps) == sorted(schedule.timesteps, reverse=True)
         assert schedule.timesteps[0] == 999 and (schedule.timesteps[-1] > 0 or steps == 1000)
         assert alphas(schedule) == pytest.approx([*(levels[t].item() for t in schedule.timesteps), levels[0].item()])
         assert set(schedule.sigmas) == {0.0}
-    assert make_sampling_schedule(levels, 4, sampler="dpmpp_2m").timesteps == (999, 649, 353, 125)
+    assert trajectory(levels, 4, sampler="dpmpp_2m").timesteps == (999, 649, 353, 125)
 
 
 @pytest.mark.parametrize("skip", [1, 10, 49])
 def test_skipped_steps_of_the_second_order_solver_start_where_those_of_ddim_do(levels: Tensor, skip: int):
-    ddim = make_sampling_schedule(levels, 50, skip_steps=skip)
-    schedule = make_sampling_schedule(levels, 50, skip_steps=skip, sampler="dpmpp_2m")
+    ddim = trajectory(levels, 50, skip_steps=skip)
+    schedule = trajectory(levels, 50, skip_steps=skip, sampler="dpmpp_2m")
     assert schedule.timesteps[0] == ddim.timesteps[0] and len(schedule) == 50 - skip
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 20, 100])
 def test_the_first_step_and_the_last_are_first_order(levels: Tensor, steps: int):
-    coefficients = make_sampling_schedule(levels, steps, sampler="dpmpp_2m").second_order
+    coefficients = trajectory(levels, steps, sampler="dpmpp_2m").second_order
     assert [c > 0 for c in coefficients] == [0 < i < steps - 1 for i in range(steps)]
-    assert set(make_sampling_schedule(levels, steps, eta=0.5).second_order) == {0.0}
+    assert set(trajectory(levels, steps, eta=0.5).second_order) == {0.0}
 
 
 def test_the_second_order_part_integrates_a_line_exactly():
@@ -250,13 +245,13 @@ def test_levels_from_pure_noise_to_none_have_finite_coefficients(levels: list[tu
 @pytest.mark.parametrize(("steps", "skip"), [(1, 0), (10, 0), (50, 0), (50, 20), (1000, 0)])
 def test_progress_of_ddim_is_the_middle_of_each_step(levels: Tensor, steps: int, skip: int):
     n = steps - skip
-    progress = make_sampling_schedule(levels, steps, skip_steps=skip).progress
+    progress = trajectory(levels, steps, skip_steps=skip).progress
     assert progress == tuple((i + 0.5) / n for i in range(n))
 
 
 @pytest.mark.parametrize(("steps", "skip"), [(1, 0), (2, 0), (20, 0), (50, 20), (1000, 0), (1000, 999)])
 def test_progress_rises_between_0_and_1(levels: Tensor, steps: int, skip: int):
-    schedule = make_sampling_schedule(levels, steps, skip_steps=skip, sampler="dpmpp_2m")
+    schedule = trajectory(levels, steps, skip_steps=skip, sampler="dpmpp_2m")
     assert len(schedule.progress) == steps - skip and schedule.progress[0] > 0 and schedule.progress[-1] < 1
     assert all(a < b for a, b in pairwise(schedule.progress))
 
@@ -264,7 +259,7 @@ def test_progress_rises_between_0_and_1(levels: Tensor, steps: int, skip: int):
 @pytest.mark.parametrize("skip", [0, 30])
 def test_a_progress_is_reached_at_one_noise_level_with_every_sampler(levels: Tensor, skip: int):
     """So that a grey of a soft mask joins there: the timesteps differ by no more than a step of either."""
-    ddim, other = (make_sampling_schedule(levels, 100, 0, skip, sampler) for sampler in ("ddim", "dpmpp_2m"))
+    ddim, other = (trajectory(levels, 100, 0, skip, sampler) for sampler in ("ddim", "dpmpp_2m"))
     for share in (0.1, 0.25, 0.5, 0.75, 0.9):
         i, j = (next(i for i, p in enumerate(one.progress) if p >= share) for one in (ddim, other))
         assert abs(ddim.timesteps[i] - other.timesteps[j]) <= 20

@@ -8,18 +8,12 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ldm.models.diffusion.blending import blended_sample
-from ldm.models.diffusion.ddpm import LatentDiffusion, schedule_buffers
-from ldm.models.diffusion.guidance import guided_denoiser
+from ldm.models.diffusion.ddpm import LatentDiffusion, TextConditioning, schedule_buffers
+from ldm.models.diffusion.levels import make_beta_schedule
+from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.sampling import NoiseSource, sample
-from ldm.models.diffusion.schedule import (
-    NoiseLevel,
-    SamplingSchedule,
-    make_beta_schedule,
-    make_sampling_schedule,
-    mask_parts,
-    parts_of,
-    second_order_coefficients,
-)
+from ldm.models.diffusion.schedule import NoiseLevel, SamplingSchedule, mask_parts, parts_of
+from tests.denoisers import guided, level_at, trajectory, wavy
 from tests.tiny import normal, squares, tiny_model
 
 LEVELS = schedule_buffers(make_beta_schedule("linear", 1000, 0.00085, 0.012))["alphas_cumprod"]
@@ -42,9 +36,9 @@ class Gaussian:
         """Of z at a level."""
         return level * self.spread**2 + 1 - level
 
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        level = self.levels[t].view(-1, 1, 1, 1)
-        return (1 - level).sqrt() * (z - level.sqrt() * self.mean) / self.variance(level)
+    def __call__(self, z: Tensor, level: NoiseLevel) -> Prediction:
+        alpha = self.levels[int(level.t)]
+        return Prediction(z, level, (1 - alpha).sqrt() * (z - alpha.sqrt() * self.mean) / self.variance(alpha))
 
     def end(self, z: Tensor) -> Tensor:
         start, end = self.levels[-1], self.levels[0]
@@ -54,10 +48,7 @@ class Gaussian:
     def error(self, sampler: str, steps: int) -> float:
         """Of so many even steps in log-SNR."""
         timesteps = tuple(range(1280, -1, -1280 // steps))
-        levels = tuple(NoiseLevel(a**0.5, (1 - a) ** 0.5) for a in self.levels[list(timesteps)].tolist())
-        none = (0.0,) * steps
-        second_order = none if sampler == "ddim" else second_order_coefficients(levels)
-        schedule = SamplingSchedule(timesteps[:-1], levels, none, second_order, none, sampler)
+        schedule = SamplingSchedule.along([level_at(self.levels, t) for t in timesteps], sampler)
         start = normal(1, 4, 4, 4).double()
         return (sample(self, schedule, start, NoiseSource([1])) - self.end(start)).abs().max().item()
 
@@ -68,7 +59,7 @@ class Gaussian:
 @pytest.mark.parametrize("steps", [2, 5, 20])
 @torch.no_grad()
 def test_it_is_the_solver_of_diffusers(model: LatentDiffusion, steps: int):
-    schedule = make_sampling_schedule(model.alphas_cumprod, steps, sampler="dpmpp_2m")
+    schedule = trajectory(model.alphas_cumprod, steps, sampler="dpmpp_2m")
     scheduler = DPMSolverMultistepScheduler(
         trained_betas=model.betas.double().numpy(),
         algorithm_type="dpmsolver++",
@@ -77,11 +68,11 @@ def test_it_is_the_solver_of_diffusers(model: LatentDiffusion, steps: int):
         final_sigmas_type="sigma_min",
     )
     scheduler.set_timesteps(timesteps=list(schedule.timesteps))
-    denoiser = guided_denoiser(model, normal(1, 7, 32), normal(1, 7, 32, seed=2), 2.0)
+    denoiser = guided(model, normal(1, 7, 32), normal(1, 7, 32, seed=2), 2.0)
     start = z = normal(2, 4, 8, 8, seed=3)
     expected, seen = [], []
     for t in scheduler.timesteps:
-        z = scheduler.step(denoiser(z, t.expand(2)), t, z).prev_sample
+        z = scheduler.step(denoiser(z, level_at(model.alphas_cumprod, int(t))).eps, t, z).prev_sample
         expected.append(z)
     sample(denoiser, schedule, start, NoiseSource([1, 2]), callback=seen.append)
     assert expected[-1].std() > 0.1
@@ -103,11 +94,6 @@ def test_few_steps_of_it_are_closer_than_many_of_ddim():
 # --- blending --------------------------------------------------------------------------------------------------------
 
 
-def wavy(z: Tensor, t: Tensor) -> Tensor:
-    """A denoiser of nothing in particular: bounded, and every position depends on others and on the timestep."""
-    return torch.sin(3 * z + z.flip(-1) + z.flip(-2) + 0.01 * t.view(-1, 1, 1, 1))
-
-
 def per_step(masks: Tensor, schedule: SamplingSchedule) -> Tensor:
     """(K, 1, h, w), widest first -> (steps, 1, 1, h, w)."""
     return masks[list(parts_of(schedule, len(masks)))][:, None]
@@ -124,7 +110,7 @@ class Recorder(NoiseSource):
 @pytest.mark.parametrize("skip", [0, 4])
 def test_the_background_shares_the_start_s_noise_and_ends_as_the_source(skip: int):
     z_source, seen, noise = normal(1, 4, SIZE, SIZE), [], Recorder([1, 2])
-    schedule = make_sampling_schedule(LEVELS, 10, skip_steps=skip, sampler="dpmpp_2m")
+    schedule = trajectory(LEVELS, 10, skip_steps=skip, sampler="dpmpp_2m")
     z = blended_sample(wavy, schedule, z_source, per_step(squares(4), schedule), noise, callback=seen.append)
     (start,) = noise.drawn
     outside = squares(4)[0, 0] == 0
@@ -135,7 +121,7 @@ def test_the_background_shares_the_start_s_noise_and_ends_as_the_source(skip: in
 
 
 def test_ddim_draws_afresh_unless_it_is_told_not_to():
-    z_source, schedule = normal(1, 4, SIZE, SIZE), make_sampling_schedule(LEVELS, 10)
+    z_source, schedule = normal(1, 4, SIZE, SIZE), trajectory(LEVELS, 10)
     for shared, draws in ((None, 10), (False, 10), (True, 1)):
         noise = Recorder([1])
         blended_sample(wavy, schedule, z_source, per_step(squares(4), schedule), noise, shared_noise=shared)
@@ -143,7 +129,7 @@ def test_ddim_draws_afresh_unless_it_is_told_not_to():
 
 
 def test_with_a_white_mask_it_is_plain_sampling_from_the_same_start():
-    z_source, schedule = normal(1, 4, SIZE, SIZE), make_sampling_schedule(LEVELS, 10, sampler="dpmpp_2m")
+    z_source, schedule = normal(1, 4, SIZE, SIZE), trajectory(LEVELS, 10, sampler="dpmpp_2m")
     z = blended_sample(wavy, schedule, z_source, torch.ones(10, 1, 1, SIZE, SIZE), NoiseSource([1, 2]))
     start, level = NoiseSource([1, 2]).draw((4, SIZE, SIZE), z_source), schedule.levels[0]
     plain = sample(wavy, schedule, level.a * z_source + level.s * start, NoiseSource([1, 2]))
@@ -152,10 +138,10 @@ def test_with_a_white_mask_it_is_plain_sampling_from_the_same_start():
 
 def test_masks_change_at_the_noise_levels_of_ddim():
     for masks in (1, 2, 4):
-        even = make_sampling_schedule(LEVELS, 100)
+        even = trajectory(LEVELS, 100)
         assert parts_of(even, masks) == mask_parts(100, masks)
         for steps in (1, 3, 8, 20, 100):
-            schedule = make_sampling_schedule(LEVELS, steps, sampler="dpmpp_2m")
+            schedule = trajectory(LEVELS, steps, sampler="dpmpp_2m")
             parts = parts_of(schedule, masks)
             assert len(parts) == steps and list(parts) == sorted(parts) and parts[-1] == masks - 1
             for part, arrival in zip(parts[:-1], schedule.timesteps[1:], strict=True):
@@ -163,8 +149,8 @@ def test_masks_change_at_the_noise_levels_of_ddim():
 
 
 def test_a_prediction_does_not_depend_on_its_batch(model: LatentDiffusion):
-    denoiser = guided_denoiser(model, normal(1, 7, 32), normal(1, 7, 32, seed=2), 2.0)
-    schedule, z_source = make_sampling_schedule(model.alphas_cumprod, 5, sampler="dpmpp_2m"), normal(1, 4, 8, 8)
+    denoiser = guided(model, normal(1, 7, 32), normal(1, 7, 32, seed=2), 2.0)
+    schedule, z_source = trajectory(model.alphas_cumprod, 5, sampler="dpmpp_2m"), normal(1, 4, 8, 8)
     masks = torch.ones(5, 1, 1, 8, 8)
     masks[2:, ..., 2:, 3:] = 0
 
@@ -189,8 +175,8 @@ PINS = [
 
 @pytest.mark.parametrize(("steps", "masks", "shared", "interval", "options", "expected"), PINS)
 def test_trajectories_stay_what_they_were(model, steps, masks, shared, interval, options, expected):
-    schedule = make_sampling_schedule(model.alphas_cumprod, steps, **options)
-    denoiser = guided_denoiser(model, CONTEXT, EMPTY, 3.0, interval)
+    schedule = trajectory(model.alphas_cumprod, steps, **options)
+    denoiser = guided(model, CONTEXT, EMPTY, 3.0, interval)
     per = per_step(squares(8, 6, 4, 2, size=8)[-masks:], schedule)
     z = blended_sample(denoiser, schedule, normal(1, 4, 8, 8, seed=3), per, NoiseSource([1, 2]), shared_noise=shared)
     assert z[1, :, 4, 4].tolist() == pytest.approx(expected, abs=2e-3)
@@ -203,18 +189,18 @@ class Counting:
     """A model that counts the rows that its network is given."""
 
     def __init__(self, model: LatentDiffusion):
-        self.model, self.alphas_cumprod, self.rows = model, model.alphas_cumprod, {}
+        self.model, self.levels, self.rows = model, model.levels, {}
         self.prepare_context = model.prepare_context
 
-    def predict_eps(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        self.rows[t[0].item()] = len(z)
-        return self.model.predict_eps(z, t, context)
+    def predict(self, z: Tensor, level: NoiseLevel, conditioning: TextConditioning) -> Prediction:
+        self.rows[level.t] = len(z)
+        return self.model.predict(z, level, conditioning)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 def test_outside_the_interval_the_network_runs_for_the_prompt_alone(model: LatentDiffusion, sampler: str):
-    spy, schedule = Counting(model), make_sampling_schedule(model.alphas_cumprod, 10, sampler=sampler)
-    denoiser = guided_denoiser(spy, CONTEXT, EMPTY, 5.0, interval=(0.2, 0.6))
+    spy, schedule = Counting(model), trajectory(model.alphas_cumprod, 10, sampler=sampler)
+    denoiser = guided(spy, CONTEXT, EMPTY, 5.0, interval=(0.2, 0.6))
     sample(denoiser, schedule, normal(3, 4, 8, 8), NoiseSource([1, 2, 3]))
     assert spy.rows == {t: 6 if 0.2 <= t / 999 <= 0.6 else 3 for t in schedule.timesteps}
     assert 3 < list(spy.rows.values()).count(3) < 8
@@ -222,9 +208,9 @@ def test_outside_the_interval_the_network_runs_for_the_prompt_alone(model: Laten
 
 @pytest.mark.parametrize("timestep", [0, 200, 500, 999])
 def test_inside_it_is_full_guidance_and_outside_none(model: LatentDiffusion, timestep: int):
-    z, t, level = normal(2, 4, 8, 8), torch.tensor([timestep] * 2), timestep / 999
-    full, none = (guided_denoiser(model, CONTEXT, EMPTY, scale)(z, t) for scale in (5.0, 1.0))
+    z, at, level = normal(2, 4, 8, 8), level_at(LEVELS, timestep), timestep / 999
+    full, none = (guided(model, CONTEXT, EMPTY, scale)(z, at).eps for scale in (5.0, 1.0))
     assert not torch.allclose(full, none, atol=1e-2)
     for interval in ((0.0, 1.0), (max(level - 1e-3, 0.0), 1.0), (0.0, min(level + 1e-3, 1.0))):
-        assert torch.equal(guided_denoiser(model, CONTEXT, EMPTY, 5.0, interval)(z, t), full)
-    assert torch.equal(guided_denoiser(model, CONTEXT, EMPTY, 5.0, (0.3, 0.4))(z, t), none)
+        assert torch.equal(guided(model, CONTEXT, EMPTY, 5.0, interval)(z, at).eps, full)
+    assert torch.equal(guided(model, CONTEXT, EMPTY, 5.0, (0.3, 0.4))(z, at).eps, none)

@@ -12,7 +12,7 @@ from ldm.data.scenes.scenes import Scenes, render_scenes
 from ldm.data.shards import write_shard
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import schedule_buffers
-from ldm.models.diffusion.schedule import make_beta_schedule, shift_log_snr
+from ldm.models.diffusion.levels import make_beta_schedule, shift_log_snr
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.training.begin import begin_with
 from ldm.training.features import FeatureLoss

@@ -21,8 +21,8 @@ from ldm.editing.edit import edit_image
 from ldm.editing.request import EditRequest
 from ldm.errors import UserError
 from ldm.models.autoencoder import DiagonalGaussian
+from ldm.models.diffusion.ddpm import TextConditioning
 from ldm.models.diffusion.sampling import noised
-from ldm.models.diffusion.schedule import NoiseLevel
 from ldm.training.autoencoder import AutoencoderTrainer, psnr
 from ldm.training.base import adamw_with_cosine
 from ldm.training.data import LatentScenes, RandomCrops, SceneImages
@@ -30,6 +30,7 @@ from ldm.training.diffusion import DiffusionTrainer
 from ldm.training.losses import reconstruction_loss
 from scripts import export_model
 from scripts import train as train_model
+from tests.denoisers import level_at
 from tests.tiny import save_tiny_model, tiny_config, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +157,7 @@ def test_learning_rate_warms_up_and_decays():
 
 @pytest.mark.parametrize("parameterization", ["v", "eps"])
 def test_a_denoiser_that_knows_the_answer_has_no_loss(parameterization, monkeypatch):
-    """The target of the training and `predict_eps` of the sampling are two sides of one definition."""
+    """The target of the training and `predict` of the sampling are two sides of one definition."""
     tokenizer = tiny_model().cond_stage_model.tokenize.name
     config = tiny_config(tokenizer)["model"]
     config["params"]["parameterization"] = parameterization
@@ -173,10 +174,10 @@ def test_a_denoiser_that_knows_the_answer_has_no_loss(parameterization, monkeypa
     monkeypatch.setattr(trainer.ldm, "apply_model", perfect)
     batch = {"z": z, "tokens": trainer.empty_tokens.expand(3, -1), "coverage": torch.ones(3, 1, 8, 8)}
     assert trainer.loss(batch, torch.Generator().manual_seed(0)).max() < 1e-5
-    eps = trainer.ldm.predict_eps(seen["z_t"], seen["t"], None)
-    torch.testing.assert_close(eps, seen["eps"], atol=1e-3, rtol=1e-3)
-    alpha = trainer.ldm.alphas_cumprod[seen["t"][0]].item()
-    level = NoiseLevel(alpha**0.5, (1 - alpha) ** 0.5)
+    level = level_at(trainer.ldm.alphas_cumprod, int(seen["t"][0]))
+    conditioning = TextConditioning(trainer.ldm, torch.zeros(1, 77, 32))
+    eps = trainer.ldm.predict(seen["z_t"][:1], level, conditioning).eps
+    torch.testing.assert_close(eps, seen["eps"][:1], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(noised(z[:1], level, eps[:1]), seen["z_t"][:1], atol=1e-3, rtol=1e-3)
 
 

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Mapping
 
 from ldm.backbones import zoo
+from ldm.backbones.contract import Backbone
 from ldm.errors import UserError
-from ldm.models.diffusion.ddpm import LatentDiffusion
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ _SAY_NOTHING = {"a", "an", "the", "and", "at", "by", "from", "in", "next", "of",
 _SAY_NOTHING |= {"made", "photo", "picture", "rendering"}
 
 
-def check_words(model: LatentDiffusion, files: zoo.ModelFiles | None, prompt: str, force: bool = False) -> None:
+def check_words(model: Backbone, files: zoo.ModelFiles | None, prompt: str, force: bool = False) -> None:
     """Refuse a prompt that says nothing to the model, and tell in one notice each what is left out of any other.
 
     Only the tokenizer is used, so that `zoo.outline(files)` does for the model. "" is unconditional and always fine.
@@ -28,7 +28,7 @@ def check_words(model: LatentDiffusion, files: zoo.ModelFiles | None, prompt: st
         UserError: the model's vocabulary is of whole words and holds none of the prompt's that says what to paint; or
             the section is no such mapping.
     """
-    tokenize = model.cond_stage_model.tokenize
+    tokenize = model.tokenize
     if tokenize is None:
         return
     unknown = tokenize.unknown_words(prompt)
@@ -40,6 +40,11 @@ def check_words(model: LatentDiffusion, files: zoo.ModelFiles | None, prompt: st
         logger.warning(f"the model does not know {listed} and paints without{_known(files)}")
     if cut := tokenize.cut_off(prompt):
         logger.warning(f"the model reads {tokenize.max_length} tokens of a prompt: it does not see {_quoted(cut, 80)}")
+
+
+def unknown_words(model: Backbone, prompt: str) -> list[str]:
+    """The words of a prompt that the model does not know, as far as can be told."""
+    return [] if model.tokenize is None else model.tokenize.unknown_words(prompt)
 
 
 def _known(files: zoo.ModelFiles | None) -> str:

@@ -177,14 +177,14 @@ class Subject:
     def encode(self, x: Tensor) -> Tensor:
         """Pictures x (n, 3, H, W) in [-1, 1] -> scaled latents (n, c, h, w)."""
         x = x.to(self.device)
-        return self.theirs.encode(x) * self.model.scale_factor if self.theirs else self.model.encode_first_stage(x)
+        return self.theirs.encode(x) * self.model.scale_factor if self.theirs else self.model.encode(x)
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents z (n, c, h, w) -> pictures (n, 3, H, W) in about [-1, 1]."""
         z = z.to(self.device)
         if self.theirs:
             return self.theirs.decode((z / self.model.scale_factor).to(self.dtype))
-        return self.model.decode_first_stage(z)
+        return self.model.decode(z)
 
     def rank(self, x: Tensor, mask: Tensor) -> Tensor:
         """CLIP's distances of pictures; a model that has a part for it has a ranker."""

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ldm.backbones.contract import Backbone, Conditioning
 from ldm.backbones.defaults import Defaults
+from ldm.backbones.guidance import Observer, guided_denoiser, plain_denoiser
 from ldm.editing.latent_masks import step_masks
 from ldm.editing.mask_fit import mask_fit, plan_fit, told
 from ldm.editing.ranking import CLIPRanker, rank
@@ -17,11 +19,9 @@ from ldm.editing.result import EditResult, EditTask, Predictions
 from ldm.errors import UserError
 from ldm.imaging.canvas import Canvas
 from ldm.models.diffusion.blending import PixelBlending, blended_sample
-from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.fitting import MaskFitting
-from ldm.models.diffusion.guidance import guided_denoiser
-from ldm.models.diffusion.sampling import NoiseSource, StepInfo, sample
-from ldm.models.diffusion.schedule import SamplingSchedule, make_sampling_schedule
+from ldm.models.diffusion.sampling import Denoiser, NoiseSource, StepInfo, sample
+from ldm.models.diffusion.schedule import SamplingSchedule
 from ldm.util import told_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[StepInfo], None]
 
 
-def check_size(model: LatentDiffusion, height: int, width: int) -> None:
+def check_size(model: Backbone, height: int, width: int) -> None:
     """Refuse sizes that the networks cannot take.
 
     Raises:
         UserError: names the nearest size that fits.
     """
-    unit = model.factor * model.model.diffusion_model.factor
+    unit = model.unit
     if height % unit or width % unit or height < unit or width < unit:
         fit = [max(unit, round(side / unit) * unit) for side in (height, width)]
         raise UserError(
@@ -44,18 +44,35 @@ def check_size(model: LatentDiffusion, height: int, width: int) -> None:
         )
 
 
-def sampling_schedule(model: LatentDiffusion, request: SamplingRequest) -> SamplingSchedule:
+def sampling_schedule(model: Backbone, request: SamplingRequest) -> SamplingSchedule:
     """The steps of a request.
 
     Raises:
-        UserError: more steps than the model was trained with.
+        UserError: more steps than the model was trained with, or a sampler that it has not.
     """
     skipped = request.skip_steps if isinstance(request, EditRequest) else 0
-    return make_sampling_schedule(model.alphas_cumprod, request.ddim_steps, request.ddim_eta, skipped, request.sampler)
+    height, width = size_of(request, model)
+    size = (height // model.factor, width // model.factor)
+    return model.levels.schedule(request.ddim_steps, request.ddim_eta, skipped, request.sampler, size)
+
+
+def prompt_denoiser(
+    model: Backbone,
+    conditioning: Conditioning,
+    prompted: Sequence[int],
+    unprompted: Sequence[int],
+    request: SamplingRequest,
+    observe: Observer | None = None,
+) -> Denoiser:
+    """The model under the prompts of some rows, guided as it is made to be; see `guided_denoiser`."""
+    assert request.scale is not None  # `Defaults.fill` has filled it in
+    if model.guidance != "free":
+        return plain_denoiser(model, conditioning.select(prompted))
+    return guided_denoiser(model, conditioning, prompted, unprompted, request.scale, request.guidance_interval, observe)
 
 
 def edit_image(
-    model: LatentDiffusion,
+    model: Backbone,
     x_source: Tensor,
     mask: Tensor,
     request: EditRequest,
@@ -72,7 +89,7 @@ def edit_image(
 @torch.no_grad()
 @told_out_of_memory()
 def edit_tasks(
-    model: LatentDiffusion,
+    model: Backbone,
     tasks: Sequence[EditTask],
     batch_size: int | None = None,
     ranker: CLIPRanker | None = None,
@@ -106,7 +123,7 @@ def edit_tasks(
     results = []
     for i, (task, one) in enumerate(zip(tasks, made, strict=True)):
         x, x_mask = torch.cat(one.x), task.canvas.x_mask
-        x_reference = model.decode_first_stage(inputs.z_source[i]).cpu()
+        x_reference = model.decode(inputs.z_source[i]).cpu()
         fits = [
             mask_fit(inputs.plans[i], *seen, cells, x_own, x_reference, x_mask, model.factor)
             for seen, cells, x_own in zip(one.seen, one.cells, x.split(1), strict=True)
@@ -132,7 +149,7 @@ def edit_tasks(
 @torch.no_grad()
 @told_out_of_memory()
 def generate(
-    model: LatentDiffusion,
+    model: Backbone,
     request: SamplingRequest,
     ranker: CLIPRanker | None = None,
     on_step: Progress | None = None,
@@ -149,9 +166,8 @@ def generate(
     height, width = size_of(request, model)
     check_size(model, height, width)
     schedule = sampling_schedule(model, request)
-    assert request.scale is not None  # `Defaults.fill` has filled it in
-    context, empty = (model.get_learned_conditioning([prompt]) for prompt in (request.prompt, ""))
-    denoiser = guided_denoiser(model, context, empty, request.scale, request.guidance_interval)
+    conditioning = model.condition([request.prompt, ""], (height, width), request.scale)
+    denoiser = prompt_denoiser(model, conditioning, [0], [1], request)
     shape = (model.channels, height // model.factor, width // model.factor)
 
     def paint(_: Sequence[int], noise: NoiseSource, see: Progress) -> _Sampled:
@@ -164,20 +180,21 @@ def generate(
     )
 
 
-def size_of(request: SamplingRequest, model: LatentDiffusion) -> tuple[int, int]:
+def size_of(request: SamplingRequest, model: Backbone) -> tuple[int, int]:
     """(H, W) that a request is worked at: its own, or the model's."""
-    own = model.image_size * model.factor
-    return request.H or own, request.W or own
+    height, width = model.native_size
+    return request.H or height, request.W or width
 
 
 class _Inputs:
     """What the samples of a batch need of their tasks, each computed once."""
 
-    def __init__(self, model: LatentDiffusion, tasks: Sequence[EditTask], schedule: SamplingSchedule):
+    def __init__(self, model: Backbone, tasks: Sequence[EditTask], schedule: SamplingSchedule):
         self.model, self.tasks, self.schedule = model, tasks, schedule
         prompts = dict.fromkeys(["", *(task.request.prompt for task in tasks)])
-        self.contexts = {prompt: model.get_learned_conditioning([prompt]) for prompt in prompts}
-        self.z_source = [model.encode_first_stage(task.canvas.x_source.to(model.device)) for task in tasks]
+        self.row_of = {prompt: row for row, prompt in enumerate(prompts)}
+        self.conditioning = model.condition(list(prompts), tasks[0].canvas.size, tasks[0].request.scale)
+        self.z_source = [model.encode(task.canvas.x_source.to(model.device)) for task in tasks]
         self.masks = [self._masks(task) for task in tasks]
         self.plans = [
             plan_fit(task.canvas, task.request, z_source, masks[-1:], model.factor)
@@ -196,20 +213,13 @@ class _Inputs:
         """One batch; `rows` names the task of each sample."""
         rows = rows[:1] if len(set(rows)) == 1 else rows  # what all samples share is broadcast
         request, device = self.tasks[rows[0]].request, self.model.device
-        assert request.scale is not None  # as above
-        context = torch.cat([self.contexts[self.tasks[i].request.prompt] for i in rows])
+        prompted = [self.row_of[self.tasks[i].request.prompt] for i in rows]
         z_source = torch.cat([self.z_source[i] for i in rows])
         masks = torch.stack([self.masks[i] for i in rows], dim=1)  # (steps, 1 or b, 1, h, w)
         wanted = [self.plans[i].wanted for i in rows]
         fitting = MaskFitting(self.schedule, masks, z_source, wanted) if any(wanted) else None
-        denoiser = guided_denoiser(
-            self.model,
-            context,
-            self.contexts[""],
-            request.scale,
-            request.guidance_interval,
-            None if fitting is None else fitting.observe,
-        )
+        observe = None if fitting is None else fitting.observe
+        denoiser = prompt_denoiser(self.model, self.conditioning, prompted, [self.row_of[""]], request, observe)
         pixels = None
         if request.percentage_of_pixel_blending > 0:
             canvases = [self.tasks[i].canvas for i in rows]
@@ -261,7 +271,7 @@ Sample = Callable[[Sequence[int], NoiseSource, Progress], _Sampled]
 
 
 def _sample_all(
-    model: LatentDiffusion,
+    model: Backbone,
     seeds: Sequence[Sequence[int]],
     batch_size: int,
     sample: Sample,
@@ -286,7 +296,7 @@ def _sample_all(
             # One at a time: the decoder needs far more memory a sample than the denoiser, and the same seed gives
             # the same picture whatever the batch.
             z0 = sampled.z0[row : row + 1]
-            made[i].x.append(model.decode_first_stage(z0).cpu())
+            made[i].x.append(model.decode(z0).cpu())
             made[i].z0.append(z0.cpu())
             made[i].cells.extend(sampled.cells[row : row + 1])
             made[i].seen.extend(sampled.seen[row : row + 1])

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ldm.backbones import zoo
+from ldm.backbones.contract import Backbone
 from ldm.backbones.defaults import Defaults
 from ldm.backbones.words import check_words
 from ldm.checkpoint import weights_hash
@@ -41,7 +42,6 @@ from ldm.imaging.canvas import Canvas
 from ldm.imaging.finish import Measures
 from ldm.imaging.images import ImageLike, as_picture
 from ldm.imaging.masks import mask_from, mask_levels
-from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sampling import StepInfo
 from ldm.options import takes
 from ldm.util import choose_device, choose_precision
@@ -80,7 +80,7 @@ class Editor:
         defaults: for what a request leaves to the model.
     """
 
-    def __init__(self, model: LatentDiffusion, ranker: CLIPRanker | None = None, files: zoo.ModelFiles | None = None):
+    def __init__(self, model: Backbone, ranker: CLIPRanker | None = None, files: zoo.ModelFiles | None = None):
         self.model, self.ranker, self.files = model, ranker, files
         self.defaults = Defaults() if files is None else Defaults.of(files)
         self._weights_sha256: Future[str] | None = None

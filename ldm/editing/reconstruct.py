@@ -5,12 +5,11 @@ function (task, options, on_step) -> x, and `RECONSTRUCTIONS` is the table of th
 prediction, m the mask (1 where the edit is) and z0 the latent that x_hat is decoded from.
 """
 
-import copy
 import functools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from ldm.backbones.contract import Backbone, TunableDecoder
 from ldm.editing.request import ReconstructionOptions
 from ldm.errors import UserError
 from ldm.imaging.images import to_pil, to_tensor
 from ldm.imaging.poisson import seamless_clone
-from ldm.models.diffusion.ddpm import LatentDiffusion
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class ReconstructionTask:
     x_hat: Tensor
     mask: Tensor
     z0: Tensor | None = None
-    model: LatentDiffusion | None = None
+    model: Backbone | None = None
 
     def __post_init__(self):
         height, width = self.x_source.shape[2:]
@@ -183,19 +182,16 @@ def optimize_weights(task: ReconstructionTask, options: ReconstructionOptions, o
         UserError: the loss diverges, or the decoder has fewer levels.
         ValueError: no z0 or model, or they do not fit.
     """
-    copied, z0 = _decoder_and_latent(task)
-    decoder, levels = copied.decoder, options.tuned_levels
+    decoder, z0 = _decoder_and_latent(task)
+    levels = options.tuned_levels
+    if levels is not None and levels > decoder.levels:
+        raise UserError(f"`tuned_levels` is {levels}: this model's decoder has {decoder.levels}")
+    tuned = list(decoder.tail(levels).requires_grad_(True).parameters())
     if levels is None:
-        copied.requires_grad_(True)
-        return _minimize("optimization", list(copied.parameters()), lambda: copied(z0), task, options, on_step)
-    if levels > len(decoder.up):
-        raise UserError(f"`tuned_levels` is {levels}: this model's decoder has {len(decoder.up)}")
+        return _minimize("optimization", tuned, lambda: decoder(z0), task, options, on_step)
     with torch.no_grad(), torch.autocast(z0.device.type, enabled=False):
-        h = decoder.begin(copied.unscaled(z0), levels)
-    tuned = nn.ModuleList([*decoder.up[:levels], decoder.norm_out, decoder.conv_out]).requires_grad_(True)
-    return _minimize(
-        "optimization", list(tuned.parameters()), lambda: decoder.finish(h, levels), task, options, on_step
-    )
+        h = decoder.begin(z0, levels)
+    return _minimize("optimization", tuned, lambda: decoder.finish(h, levels), task, options, on_step)
 
 
 @torch.inference_mode(False)
@@ -242,50 +238,28 @@ def psnr(x: Tensor, reference: Tensor, region: Tensor) -> float | None:
 
 
 @torch.no_grad()
-def decode_prediction(model: LatentDiffusion, z0: Tensor) -> Tensor:
+def decode_prediction(model: Backbone, z0: Tensor) -> Tensor:
     """x_hat = D(z0), (1, 3, H, W), exact: in float32 and not clamped, on the CPU."""
-    decoder = _FloatDecoder(model)
-    return decoder(_float(z0, decoder.device)).cpu()
+    decoder = model.tunable_decoder()
+    return model.decode(z0.to(model.device)).cpu() if decoder is None else decoder(_float(z0, decoder.device)).cpu()
 
 
 @torch.no_grad()
-def encode_prediction(model: LatentDiffusion, x_hat: Tensor) -> Tensor:
-    """z0 = E(x_hat), (1, c, H/f, W/f) on the CPU, for a prediction whose latent was not kept."""
-    first_stage = copy.deepcopy(model.first_stage_model).float()
-    weight = next(first_stage.parameters())
-    return (first_stage.encode(_float(x_hat, weight.device)).mode() * model.scale_factor).cpu()
+def encode_prediction(model: Backbone, x_hat: Tensor) -> Tensor:
+    """z0 = E(x_hat), (1, c, h, w) in float32 on the CPU, for a prediction whose latent was not kept."""
+    return model.encode_exactly(x_hat.detach().to(model.device, torch.float32)).cpu()
 
 
-class _FloatDecoder(nn.Module):
-    """D as a copy of its own: z (1, c, h, w), scaled -> x (1, 3, h*f, w*f), in float32, as yet without gradients."""
-
-    def __init__(self, model: LatentDiffusion):
-        super().__init__()
-        self.post_quant_conv = copy.deepcopy(model.first_stage_model.post_quant_conv)
-        self.decoder = copy.deepcopy(model.first_stage_model.decoder)
-        self.scale_factor = model.scale_factor
-        self.float().eval().requires_grad_(False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.post_quant_conv.weight.device
-
-    def unscaled(self, z: Tensor) -> Tensor:
-        """What the decoder proper takes, (1, z_channels, h, w)."""
-        return self.post_quant_conv(z / self.scale_factor)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.decoder(self.unscaled(z))
-
-
-def _decoder_and_latent(task: ReconstructionTask) -> tuple[_FloatDecoder, Tensor]:
+def _decoder_and_latent(task: ReconstructionTask) -> tuple[TunableDecoder, Tensor]:
     """Copies of the model's decoder and of z0, on the model's device."""
     if task.model is None or task.z0 is None:
         raise ValueError("an optimisation needs z0 and the model")
     size, factor = task.x_source.shape[2:], task.model.factor
     if len(task.z0) != 1 or task.z0.shape[2] * factor != size[0] or task.z0.shape[3] * factor != size[1]:
         raise ValueError(f"z0 of {tuple(task.z0.shape)} does not belong to a picture of {tuple(size)}")
-    decoder = _FloatDecoder(task.model)
+    decoder = task.model.tunable_decoder()
+    if decoder is None:
+        raise UserError("this model paints pixels and has no decoder to tune: take `reconstruction_type=residual`")
     return decoder, _float(task.z0, decoder.device)
 
 
@@ -296,7 +270,7 @@ def _float(x: Tensor, device: torch.device) -> Tensor:
 
 def _minimize(
     kind: str,
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
     decode: Callable[[], Tensor],
     task: ReconstructionTask,
     options: ReconstructionOptions,

@@ -274,7 +274,7 @@ def _renders(size: int, photos: tuple[Photo, ...]) -> tuple[Tensor, list[dict]]:
 
 @torch.no_grad()
 def _decoded(model: LatentDiffusion, x: Tensor) -> Tensor:
-    return model.decode_first_stage(model.encode_first_stage(x.to(model.device))).float().cpu()
+    return model.decode(model.encode(x.to(model.device))).float().cpu()
 
 
 def _ranking(session: _Session) -> list[Row]:

@@ -207,7 +207,7 @@ def _thin(editor: Editor, count: int, seed: int, ddim_steps: int) -> list[tuple[
     """Thin masks with `on`: `auto` leaves them alone."""
     if not count:
         return []
-    generator, size = Generator().manual_seed(seed), editor.model.image_size * editor.model.factor
+    generator, size = Generator().manual_seed(seed), editor.model.native_size[0]
     ways = []
     for i, x in enumerate(_each(iter(held_out_windows(count, seed, size).split(1)), count, "thin masks")):
         mask = thin_mask(generator, KINDS[i % len(KINDS)], 1 + i * WIDEST // count, size)
@@ -229,7 +229,7 @@ def _decisions(editor: Editor, count: int, seed: int, ddim_steps: int) -> dict[s
     for kind, (series, wanted) in LABELLED.items():
         for triple in _each(series(seed), count, kind):
             task = _task(editor, triple, "auto", 0, ddim_steps, 1)
-            z_source = model.encode_first_stage(task.canvas.x_source.to(model.device))
+            z_source = model.encode(task.canvas.x_source.to(model.device))
             schedule = sampling_schedule(model, task.request)
             mask = step_masks(task.canvas.x_levels, model.factor, schedule, 0, task.request.mask_downsample)[-1:]
             plan = plan_fit(task.canvas, task.request, z_source, mask.to(z_source), model.factor)

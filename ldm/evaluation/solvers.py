@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.backbones import zoo
+from ldm.backbones.guidance import guided_denoiser
 from ldm.editing.latent_masks import auto_dilation, step_masks
 from ldm.editing.ranking import CLIPRanker, find_ranker
 from ldm.errors import MissingExtra, UserError
@@ -29,14 +30,9 @@ from ldm.evaluation.triples import Triple, object_triples
 from ldm.files import atomic_file
 from ldm.models.diffusion.blending import blended_sample
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.guidance import guided_denoiser
+from ldm.models.diffusion.levels import VariancePreserving, dpmpp_timesteps
 from ldm.models.diffusion.sampling import NoiseSource, StepInfo
-from ldm.models.diffusion.schedule import (
-    SamplingSchedule,
-    dpmpp_timesteps,
-    make_sampling_schedule,
-    schedule_along,
-)
+from ldm.models.diffusion.schedule import SamplingSchedule
 from ldm.util import choose_device
 
 PART = "solvers"
@@ -55,13 +51,12 @@ class Variant:
     power: float | None = None
     second_order: bool = True
 
-    def schedule(self, alphas_cumprod: Tensor, steps: int) -> SamplingSchedule:
-        """Its trajectory of so many steps; `alphas_cumprod` (T,) is the model's."""
+    def schedule(self, levels: VariancePreserving, steps: int) -> SamplingSchedule:
+        """Its trajectory of so many steps along the levels of a model."""
         if self.power is None:
-            schedule = make_sampling_schedule(alphas_cumprod, steps, sampler=self.sampler)
+            schedule = levels.schedule(steps, sampler=self.sampler)
         else:
-            timesteps = dpmpp_timesteps(steps, len(alphas_cumprod), power=self.power)
-            schedule = schedule_along(alphas_cumprod.double().cpu(), timesteps, self.sampler)
+            schedule = levels.along(dpmpp_timesteps(steps, len(levels), power=self.power), self.sampler)
         return schedule if self.second_order else replace(schedule, second_order=(0.0,) * steps)
 
 
@@ -118,7 +113,7 @@ def compare_solvers(job: SolverComparison) -> str:
     device = choose_device(job.device)
     model = zoo.load(files, device, torch.float32)  # half precision would end the convergence early
     for steps in (*job.steps, job.reference_steps):
-        make_sampling_schedule(model.alphas_cumprod, steps)
+        model.levels.schedule(steps)
     settings = {
         "model": files.name,
         "model_sha256": hashlib.sha256(files.weights.read_bytes()).hexdigest(),
@@ -152,20 +147,19 @@ def _measure(
     iterations = job.mask_dilation_iterations
     if iterations is None:
         iterations, _ = auto_dilation(triple.mask, model.factor)
-    context, empty = (model.get_learned_conditioning([prompt]) for prompt in (triple.prompt, ""))
-    denoiser = guided_denoiser(model, context, empty, job.scale)
-    z_source = model.encode_first_stage(triple.x.to(model.device))
+    denoiser = guided_denoiser(model, model.condition([triple.prompt, ""]), [0], [1], job.scale)
+    z_source = model.encode(triple.x.to(model.device))
 
     def on_step(_: StepInfo) -> None:
         bar.update()
 
     def edit(variant: Variant, steps: int) -> Tensor:
         """x (1, 3, H, W) on the CPU."""
-        schedule = variant.schedule(model.alphas_cumprod, steps)
+        schedule = variant.schedule(model.levels, steps)
         masks = step_masks(triple.mask, model.factor, schedule, iterations).to(model.device)[:, None]
         noise, shared = NoiseSource([index]), variant.shared_noise
         z = blended_sample(denoiser, schedule, z_source, masks, noise, shared_noise=shared, callback=on_step)
-        return model.decode_first_stage(z).cpu().clamp(-1, 1)
+        return model.decode(z).cpu().clamp(-1, 1)
 
     def difference(x: Tensor, other: Tensor) -> float:
         return ((x - other).square().mean(1, keepdim=True) * triple.mask).sum().item() / triple.mask.sum().item()

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.backbones import zoo
+from ldm.backbones.contract import Backbone
 from ldm.editing.editor import finish_reconstruction
 from ldm.editing.reconstruct import (
     LEARNING_RATES,
@@ -31,7 +32,6 @@ from ldm.imaging.finish import Measures
 from ldm.imaging.images import load_image, to_tensor
 from ldm.imaging.masks import mask_from, shown
 from ldm.imaging.region import Window, flat_mask, mask_box
-from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.runs.again import model_of
 from ldm.runs.folder import Run, asset_in, check_reconstruction, read_run, write_reconstruction
 from ldm.runs.jobs import ReconstructionJob
@@ -172,7 +172,7 @@ def _model_files(job: ReconstructionJob, run: Run) -> zoo.ModelFiles:
     return zoo.resolve(**model_of(run.record))
 
 
-def _task(run: Run, index: int, canvas: Canvas, model: LatentDiffusion | None) -> ReconstructionTask:
+def _task(run: Run, index: int, canvas: Canvas, model: Backbone | None) -> ReconstructionTask:
     """Prediction `index` as exactly as it can be had: decoded from its latent, else from its 8-bit picture."""
     x_source, mask, size = canvas.x_source, canvas.x_mask, canvas.size
     if model is None:

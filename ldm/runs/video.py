@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.backbones.contract import Backbone
 from ldm.errors import MissingExtra
 from ldm.imaging.images import to_pil
-from ldm.models.diffusion.ddpm import LatentDiffusion
 
 
 def require_video_writer() -> None:
@@ -22,10 +22,10 @@ def require_video_writer() -> None:
 
 
 @torch.no_grad()
-def decode_steps(model: LatentDiffusion, z0_steps: Tensor) -> Iterable[np.ndarray]:
+def decode_steps(model: Backbone, z0_steps: Tensor) -> Iterable[np.ndarray]:
     """The z0 estimates of one prediction (steps, c, h, w) -> frames (H, W, 3) of uint8."""
     for z0 in z0_steps.split(1):
-        yield np.asarray(to_pil(model.decode_first_stage(z0.to(model.device))))
+        yield np.asarray(to_pil(model.decode(z0.to(model.device))))
 
 
 def write_video(frames: Iterable[np.ndarray], path: Path, fps: int = 10, hold: int = 10) -> None:

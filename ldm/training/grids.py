@@ -11,12 +11,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from ldm.backbones.guidance import guided_denoiser
 from ldm.files import atomic_file
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.guidance import guided_denoiser
 from ldm.models.diffusion.sampling import NoiseSource, sample
-from ldm.models.diffusion.schedule import make_sampling_schedule
 
 
 class ImageGrid(pl.Callback):
@@ -84,9 +83,10 @@ class SampleGrid(ImageGrid):
     def images(self, trainer: pl.Trainer, module: pl.LightningModule) -> Tensor:
         """One picture a prompt."""
         model = cast(LatentDiffusion, module.ldm)
-        context = model.get_learned_conditioning(self.prompts)
-        denoiser = guided_denoiser(model, context, model.get_learned_conditioning([""]), self.scale)
+        conditioning = model.condition([*self.prompts, ""])
+        n = len(self.prompts)
+        denoiser = guided_denoiser(model, conditioning, range(n), [n], self.scale)
         noise = NoiseSource(range(self.seed, self.seed + len(self.prompts)))
-        z = noise.draw((model.channels, model.image_size, model.image_size), context)
-        schedule = make_sampling_schedule(model.alphas_cumprod, self.steps)
-        return model.decode_first_stage(sample(denoiser, schedule, z, noise))
+        z = noise.draw((model.channels, model.image_size, model.image_size), conditioning.contexts)
+        schedule = model.levels.schedule(self.steps)
+        return model.decode(sample(denoiser, schedule, z, noise))

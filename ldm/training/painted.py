@@ -17,13 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.backbones import zoo
+from ldm.backbones.guidance import plain_denoiser
 from ldm.data.epochs import seeded
 from ldm.data.shards import SceneShards
 from ldm.files import atomic_file, file_sha256
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.guidance import model_denoiser
 from ldm.models.diffusion.sampling import NoiseSource, noised, sample
-from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.util import choose_device, choose_precision
 
 STEPS = 10  # from pure noise to the picture
@@ -112,16 +111,17 @@ def paint_batch(model: LatentDiffusion, x: Tensor, captions: list[str], generato
 
     A sample takes the last 0 to `MOST` of `STEPS` steps; 0 only encodes and decodes.
     """
-    z = model.encode_first_stage(x.to(model.device))
-    context = model.get_learned_conditioning(captions)
+    z = model.encode(x.to(model.device))
+    conditioning = model.condition(captions)
     counts = torch.randint(MOST + 1, (len(x),), generator=generator)
     seeds = torch.randint(2**62, (len(x),), generator=generator)
     for count in range(1, MOST + 1):
         which = (counts == count).nonzero().flatten()
         if len(which) == 0:
             continue
-        schedule = make_sampling_schedule(model.alphas_cumprod, STEPS, skip_steps=STEPS - count)
+        schedule = model.levels.schedule(STEPS, skip_steps=STEPS - count)
         noise = NoiseSource(seeds[which].tolist())
         start = noised(z[which], schedule.levels[0], noise.draw(z.shape[1:], z))
-        z[which] = sample(model_denoiser(model, context[which]), schedule, start, noise)
-    return model.decode_first_stage(z).float().clamp(-1, 1).cpu()
+        denoiser = plain_denoiser(model, conditioning.select(which.tolist()))
+        z[which] = sample(denoiser, schedule, start, noise)
+    return model.decode(z).float().clamp(-1, 1).cpu()

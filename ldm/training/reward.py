@@ -8,19 +8,19 @@ through that one step (ReFL, Xu et al. 2023, algorithm 1; DRaFT-1, Clark et al. 
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
+from ldm.backbones.guidance import guided_denoiser
 from ldm.data.object_crops import VALUES, encode, said, write_caption
 from ldm.data.scenes.draw import chance
 from ldm.data.scenes.scenes import draw_look
 from ldm.errors import UserError
-from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.guidance import guided_denoiser
+from ldm.models.diffusion.ddpm import LatentDiffusion, TextConditioning
 from ldm.models.diffusion.sampling import ddim_step, noised
-from ldm.models.diffusion.schedule import make_sampling_schedule
 from ldm.training.data import check_emphasis
 from ldm.training.reader import READ, LatentReader, ReaderTrainer, draw_regions
 
@@ -84,11 +84,11 @@ class Reward:
         noise = torch.randn(z_source.shape, generator=generator).to(z_source)
         reader, labels, encoder = self.reader.to(z_source.device), labels.to(z_source.device), ldm.cond_stage_model
         context, empty = (encoder.transformer(encoder.tokenize(some).to(z_source.device)) for some in (texts, [""]))
-        with torch.no_grad():
-            denoise = guided_denoiser(ldm, context, empty, self.scale)
-            unprompted = ldm.prepare_context(empty)
-        prompted = ldm.prepare_context(context)
-        schedule = make_sampling_schedule(ldm.alphas_cumprod, self.steps)
+        conditioning = TextConditioning(ldm, torch.cat([context, empty]))
+        n = len(context)
+        prompted, unprompted = conditioning.select(range(n)), conditioning.select([n])
+        denoise = guided_denoiser(ldm, conditioning, range(n), [n], self.scale)
+        schedule = ldm.levels.schedule(self.steps)
         low, high = (level * len(ldm.alphas_cumprod) for level in self.between)
         readable = [i for i, t in enumerate(schedule.timesteps) if low < t < high]
         if len(readable) < self.read:
@@ -98,19 +98,16 @@ class Reward:
             )
         read = {readable[i] for i in torch.randperm(len(readable), generator=generator)[: self.read].tolist()}
         losses, z = [], noised(z_source, schedule.levels[0], noise)
-        for i, timestep in enumerate(schedule.timesteps[: max(read) + 1]):
-            t, (begin, end) = torch.full((len(z),), timestep), schedule.levels[i : i + 2]
+        for i, (begin, end) in enumerate(pairwise(schedule.levels[: max(read) + 2])):
             if i in read:
-                t = t.to(z.device)
                 with torch.no_grad():
-                    eps = ldm.predict_eps(z, t, unprompted)
-                eps = eps + self.scale * (ldm.predict_eps(z, t, prompted) - eps)
+                    made_empty = ldm.predict(z, begin, unprompted)
+                made = made_empty.guided(ldm.predict(z, begin, prompted), self.scale)
+                losses.append(reader.loss(torch.where(region.bool(), made.z0, z_source), region, labels).mean())
             else:
                 with torch.no_grad():
-                    eps = denoise(z, t)
-            z, z0 = ddim_step(z, eps, begin, end)
-            if i in read:
-                losses.append(reader.loss(torch.where(region.bool(), z0, z_source), region, labels).mean())
+                    made = denoise(z, begin)
+            z = ddim_step(made, end)
             z = torch.where(region.bool(), z.detach(), noised(z_source, end, noise))
         return torch.stack(losses).mean()
 

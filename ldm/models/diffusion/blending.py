@@ -3,17 +3,28 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sampling import Callback, Denoiser, NoiseSource, noised, sample
 from ldm.models.diffusion.schedule import SamplingSchedule
 
 Within = Callable[[int, Tensor], Tensor]
 """`(i, z0) -> cells` (1 or b, 1, h, w) in {0, 1}: what of its mask step i edits, by all that was seen up to z0."""
+
+
+class Autoencoder(Protocol):
+    """What blending pixels needs of a model; see `ldm.backbones.contract.Backbone`."""
+
+    @property
+    def factor(self) -> int: ...
+
+    def encode(self, x: Tensor) -> Tensor: ...
+
+    def decode(self, z: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class PixelBlending:
     x_source: (1, 3, H, W) in [-1, 1]; mask: (1, 1, H, W) in {0, 1}; or one of each for every sample of a batch.
     """
 
-    model: LatentDiffusion
+    model: Autoencoder
     x_source: Tensor
     mask: Tensor
     fraction: float
@@ -56,9 +67,9 @@ class PixelBlending:
         return torch.cat([self._change(*row) for row in rows])
 
     def _change(self, z0: Tensor, x_source: Tensor, mask: Tensor) -> Tensor:
-        x = self.model.decode_first_stage(z0)
-        blended = self.model.encode_first_stage(x * mask + x_source * (1 - mask))
-        return blended - self.model.encode_first_stage(x)
+        x = self.model.decode(z0)
+        blended = self.model.encode(x * mask + x_source * (1 - mask))
+        return blended - self.model.encode(x)
 
     @staticmethod
     def _each(x: Tensor, z0: Tensor) -> tuple[Tensor, ...]:

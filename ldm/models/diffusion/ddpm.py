@@ -3,13 +3,18 @@
 It is a plain module for inference and holds the keys of the public checkpoints. Training lives in `ldm.training`.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldm.models.diffusion.schedule import make_beta_schedule, shift_log_snr
+from ldm.models.diffusion.levels import VariancePreserving, make_beta_schedule, shift_log_snr
+from ldm.models.diffusion.prediction import Prediction
+from ldm.models.diffusion.schedule import NoiseLevel
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.openaimodel import PreparedContext, ResBlock
 from ldm.util import instantiate_from_config
@@ -71,6 +76,8 @@ class LatentDiffusion(nn.Module):
     Raises:
         ValueError: a value that this class does not support.
     """
+
+    guidance = "free"
 
     # The buffers of `schedule_buffers` that are read here or by samplers, and what the configs name.
     betas: Tensor
@@ -151,23 +158,55 @@ class LatentDiffusion(nn.Module):
         else:
             raise ValueError(f"mode {mode!r} is unknown: regions or graphs")
 
+    @property
+    def unit(self) -> int:
+        """Pixels that heights and widths must be multiples of."""
+        return self.factor * self.model.diffusion_model.factor
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.image_size * self.factor, self.image_size * self.factor
+
+    @property
+    def levels(self) -> VariancePreserving:
+        """The noise levels that it was trained at."""
+        return VariancePreserving(self.alphas_cumprod)
+
+    @property
+    def tokenize(self) -> Any:
+        """What the text encoder reads of prompts; None where its tokenizer is not here."""
+        return self.cond_stage_model.tokenize
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x (b, 3, H, W) in [-1, 1] -> z (b, c, H/f, W/f): the mean of the posterior, scaled."""
+        return self.first_stage_model.encode(x.to(self.dtype)).mode().to(x.dtype) * self.scale_factor
+
+    def encode_exactly(self, x: Tensor) -> Tensor:
+        """As `encode`, in float32 whatever the precision of the weights."""
+        if self.dtype == torch.float32:
+            return self.encode(x)
+        return copy.deepcopy(self.first_stage_model).float().encode(x).mode() * self.scale_factor
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (b, c, h, w) -> x (b, 3, h*f, w*f), about [-1, 1], not clamped."""
+        return self.first_stage_model.decode((z / self.scale_factor).to(self.dtype)).to(z.dtype)
+
     def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
         """Prompts -> context (b, m, d)."""
         return self.cond_stage_model(prompts).to(self.device)
 
-    def encode_first_stage(self, x: Tensor) -> Tensor:
-        """x (b, 3, H, W) in [-1, 1] -> z (b, c, H/f, W/f): the mean of the posterior, scaled."""
-        return self.first_stage_model.encode(x.to(self.dtype)).mode().to(x.dtype) * self.scale_factor
+    def condition(
+        self, prompts: Sequence[str], size: tuple[int, int] | None = None, scale: float | None = None
+    ) -> "TextConditioning":
+        """Prompts as conditioning, a row each; each is encoded by itself, so that it is the same in any company."""
+        contexts = [self.get_learned_conditioning([prompt]) for prompt in prompts]
+        return TextConditioning(self, torch.cat(contexts))
 
-    def decode_first_stage(self, z: Tensor) -> Tensor:
-        """z (b, c, h, w) -> x (b, 3, h*f, w*f), about [-1, 1], not clamped."""
-        return self.first_stage_model.decode((z / self.scale_factor).to(self.dtype)).to(z.dtype)
-
-    def q_sample(self, z_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps, with t (b,) (Ho et al. 2020, eq. 4)."""
-        signal = self.sqrt_alphas_cumprod[t].view(-1, 1, 1, 1)
-        spread = self.sqrt_one_minus_alphas_cumprod[t].view(-1, 1, 1, 1)
-        return signal * z_start + spread * noise
+    def predict(self, z: Tensor, level: NoiseLevel, conditioning: "TextConditioning") -> Prediction:
+        """What the network says of z (b, c, h, w); each of the r rows of the conditioning serves b / r samples."""
+        t = torch.full((len(z),), int(level.t), device=z.device)
+        return Prediction(z, level, self.apply_model(z, t, conditioning.prepared), self.parameterization)
 
     def prepare_context(self, context: Tensor) -> PreparedContext:
         """A context (r, m, d) in the form that saves its work at every step; see `UNetModel` for its rows."""
@@ -177,11 +216,70 @@ class LatentDiffusion(nn.Module):
         """The network's own output at z_t, t (b,): eps or v, as `parameterization` says."""
         return self.model(z.to(context.dtype), t, context).to(z.dtype)
 
-    def predict_eps(self, z: Tensor, t: Tensor, context: Tensor | PreparedContext) -> Tensor:
-        """eps(z_t, t, context), whatever the network predicts: for v, eps = sqrt(a) v + sqrt(1 - a) z."""
-        out = self.apply_model(z, t, context)
-        if self.parameterization == "eps":
-            return out
+    def q_sample(self, z_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps, with t (b,) (Ho et al. 2020, eq. 4)."""
         signal = self.sqrt_alphas_cumprod[t].view(-1, 1, 1, 1)
         spread = self.sqrt_one_minus_alphas_cumprod[t].view(-1, 1, 1, 1)
-        return signal * out + spread * z
+        return signal * z_start + spread * noise
+
+    def tunable_decoder(self) -> "FloatDecoder":
+        """A copy of the decoder in float32, to be changed."""
+        return FloatDecoder(self)
+
+
+@dataclass(frozen=True, eq=False)
+class TextConditioning:
+    """Contexts (r, m, d), one for each prompt, for a model."""
+
+    model: LatentDiffusion
+    contexts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    def select(self, rows: Sequence[int]) -> "TextConditioning":
+        """These rows, in this order."""
+        return replace(self, contexts=self.contexts[list(rows)])
+
+    @cached_property
+    def prepared(self) -> PreparedContext:
+        """In the form that saves its work at every step."""
+        return self.model.prepare_context(self.contexts)
+
+
+class FloatDecoder(nn.Module):
+    """D as a copy of its own: z (1, c, h, w), scaled -> x (1, 3, h*f, w*f), in float32, as yet without gradients."""
+
+    def __init__(self, model: LatentDiffusion):
+        super().__init__()
+        self.post_quant_conv = copy.deepcopy(model.first_stage_model.post_quant_conv)
+        self.decoder = copy.deepcopy(model.first_stage_model.decoder)
+        self.scale_factor = model.scale_factor
+        self.float().eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.post_quant_conv.weight.device
+
+    @property
+    def levels(self) -> int:
+        """How many levels of resolution it has."""
+        return len(self.decoder.up)
+
+    def begin(self, z: Tensor, levels: int) -> Tensor:
+        """What the finest `levels` begin from."""
+        return self.decoder.begin(self.post_quant_conv(z / self.scale_factor), levels)
+
+    def finish(self, h: Tensor, levels: int) -> Tensor:
+        """x from what `begin` gave."""
+        return self.decoder.finish(h, levels)
+
+    def tail(self, levels: int | None) -> nn.Module:
+        """The modules of the finest `levels`; None is all of it."""
+        if levels is None:
+            return self
+        return nn.ModuleList([*self.decoder.up[:levels], self.decoder.norm_out, self.decoder.conv_out])
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(z / self.scale_factor))

@@ -43,11 +43,6 @@ LEAST = 0.5
 """Of the mask's cells: a fit that would leave fewer is not made, as it has mostly cut into the thing."""
 
 
-def z0_contrast(difference: Tensor, level: NoiseLevel) -> Tensor:
-    """By how much two estimates of z_0 differ whose eps differ by (b, c, h, w): (s / a) || . || -> (b, h, w)."""
-    return level.s / level.a * difference.norm(dim=1)
-
-
 def otsu(values: np.ndarray) -> tuple[float, float]:
     """The threshold that parts values (n,) best in two (Otsu 1979), and what part of their variance is between those.
 
@@ -90,7 +85,7 @@ def fit_cells(contrast: Tensor, mask: Tensor, z0: Tensor, z_source: Tensor) -> t
 
 
 class MaskFitting:
-    """`within` of `blended_sample` for one batch, which `observe` of `guided_denoiser` tells of the contrast.
+    """`within` of `blended_sample` for one batch, which a guided denoiser tells of the contrast by `observe`.
 
     Args:
         schedule: the steps.
@@ -116,11 +111,11 @@ class MaskFitting:
         self.fitted: list[bool] = []
         self.observed = 0
 
-    def observe(self, t: Tensor, difference: Tensor) -> None:
-        """Add what the prompt changes at timestep t (b,) about the noise (b, c, h, w)."""
-        step = self.schedule.timesteps.index(int(t[0]))
+    def observe(self, level: NoiseLevel, difference: Tensor) -> None:
+        """Add what the prompt changes at a level of the schedule about the estimate of z_0 (b, c, h, w)."""
+        step = self.schedule.levels.index(level)
         if self.schedule.progress[step] >= FROM:
-            seen = z0_contrast(difference, self.schedule.levels[step])
+            seen = difference.norm(dim=1)
             self.contrast = seen if self.contrast is None else self.contrast + seen
             self.observed += 1
 

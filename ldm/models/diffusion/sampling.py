@@ -1,7 +1,7 @@
 """Samplers as functions over a denoiser: DDIM and DPM-Solver++(2M), a step of each beside its equation.
 
-A denoiser is any function `(z, t) -> eps` with z (b, c, h, w) and eps like z; t (b,) holds one timestep for all rows
-and lies on the host, so that a denoiser may choose by it without waiting for the device.
+A denoiser is any function `(z, level) -> Prediction` with z (b, c, h, w) at a noise level. Levels are numbers on the
+host, so that a denoiser may choose by them without waiting for the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.schedule import NoiseLevel, SamplingSchedule
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, NoiseLevel], Prediction]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class StepInfo:
 
     step: int
     total: int
-    timestep: int
+    timestep: float
     z: Tensor
     z0: Tensor
 
@@ -66,25 +67,19 @@ def noised(z0: Tensor, level: NoiseLevel, noise: Tensor) -> Tensor:
     return level.a * z0 + level.s * noise
 
 
-def ddim_step(
-    z: Tensor, eps: Tensor, start: NoiseLevel, end: NoiseLevel, sigma: float = 0.0, noise: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """One step from the level `start` (a, s) to `end` (a', s') -> (z', z0), both like z (Song et al. 2021, eq. 12).
+def ddim_step(made: Prediction, end: NoiseLevel, sigma: float = 0.0, noise: Tensor | None = None) -> Tensor:
+    """One step from where a prediction was made to the level `end` (a', s') -> z' (Song et al. 2021, eq. 12).
 
-    z0 = (z - s eps) / a
     z' = a' z0 + sqrt(s'^2 - sigma^2) eps + sigma noise
+
+    With sigma 0 and a + s = 1 this is Euler's step of a flow: z' = z + (s' - s) (eps - z0).
     """
-    z0 = (z - start.s * eps) / start.a
-    z_end = end.a * z0 + max(end.s**2 - sigma**2, 0.0) ** 0.5 * eps
-    if noise is not None:
-        z_end = z_end + sigma * noise
-    return z_end, z0
+    z_end = end.a * made.z0 + max(end.s**2 - sigma**2, 0.0) ** 0.5 * made.eps
+    return z_end if noise is None else z_end + sigma * noise
 
 
-def dpmpp_2m_step(
-    z: Tensor, eps: Tensor, start: NoiseLevel, end: NoiseLevel, coefficient: float, z0_before: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One second-order step -> (z', z0), both like z (DPM-Solver++(2M); Lu et al. 2022, Algorithm 2).
+def dpmpp_2m_step(made: Prediction, end: NoiseLevel, coefficient: float, z0_before: Tensor) -> Tensor:
+    """One second-order step -> z' (DPM-Solver++(2M); Lu et al. 2022, Algorithm 2).
 
     With lambda = log(a / s), h = lambda' - lambda, h_before that of the step before and r = h_before / h,
 
@@ -94,8 +89,7 @@ def dpmpp_2m_step(
     In D's first term this is DDIM's step; what its second one adds is (z0 - z0_before) times the `coefficient`, which
     `second_order_coefficients` computes for a whole schedule.
     """
-    z_end, z0 = ddim_step(z, eps, start, end)
-    return z_end + coefficient * (z0 - z0_before), z0
+    return ddim_step(made, end) + coefficient * (made.z0 - z0_before)
 
 
 @torch.no_grad()
@@ -115,15 +109,16 @@ def sample(
         callback: called after each step, and after `blend`.
     """
     z0 = None
-    for i, (timestep, (start, end)) in enumerate(zip(schedule.timesteps, pairwise(schedule.levels), strict=True)):
-        eps = denoiser(z, torch.full((len(z),), timestep))
+    for i, (start, end) in enumerate(pairwise(schedule.levels)):
+        made = denoiser(z, start)
         if z0 is not None and schedule.second_order[i] > 0:
-            z, z0 = dpmpp_2m_step(z, eps, start, end, schedule.second_order[i], z0)
+            z = dpmpp_2m_step(made, end, schedule.second_order[i], z0)
         else:
             sigma = schedule.sigmas[i]
-            z, z0 = ddim_step(z, eps, start, end, sigma, noise.draw(z.shape[1:], z) if sigma > 0 else None)
+            z = ddim_step(made, end, sigma, noise.draw(z.shape[1:], z) if sigma > 0 else None)
+        z0 = made.z0
         if blend is not None:
             z = blend(i, z, z0)
         if callback is not None:
-            callback(StepInfo(i, len(schedule), timestep, z, z0))
+            callback(StepInfo(i, len(schedule), start.t, z, z0))
     return z

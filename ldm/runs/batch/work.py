@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ldm.backbones import zoo
+from ldm.backbones.words import unknown_words
 from ldm.checkpoint import weights_hash
 from ldm.editing.edit import edit_tasks
 from ldm.editing.editor import Editor
@@ -206,7 +207,7 @@ class Worker:
         for one, result in zip(ready, results, strict=True):
             times = {"reading": one.seconds, "waiting": waited, "sampling": per_prediction * one.row.predictions}
             # Not in the writers' threads, whose tokenizer this one uses.
-            unknown = editor.model.cond_stage_model.tokenize.unknown_words(one.row.job.prompt)
+            unknown = unknown_words(editor.model, one.row.job.prompt)
             note = _outcome(
                 one.row, "done", unknown_words=unknown, seconds=times, device=str(self.device), digest=one.digest
             )
