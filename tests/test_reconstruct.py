@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.editing import reconstruct as module
 from ldm.editing.reconstruct import (
     LEARNING_RATES,
     RECONSTRUCTIONS,
@@ -23,7 +22,7 @@ from ldm.editing.request import ReconstructionOptions
 from ldm.errors import MissingExtra, UserError
 from ldm.imaging.images import to_pil
 from ldm.imaging.poisson import seamless_clone
-from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.ddpm import FloatDecoder, LatentDiffusion
 from tests.tiny import tiny_model, tiny_picture
 
 QUICK = ReconstructionOptions(optimization_steps=12, learning_rate=1e-3)
@@ -57,16 +56,16 @@ def untouched(model: LatentDiffusion, task: ReconstructionTask):
     assert torch.equal(task.z0, z0) and not task.z0.requires_grad
 
 
-def spy(monkeypatch: pytest.MonkeyPatch) -> list[module._FloatDecoder]:
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[FloatDecoder]:
     """The copies of the decoder that are made from now on."""
     made = []
 
-    class Spied(module._FloatDecoder):
+    class Spied(FloatDecoder):
         def __init__(self, model):
             super().__init__(model)
             made.append(self)
 
-    monkeypatch.setattr(module, "_FloatDecoder", Spied)
+    monkeypatch.setattr(LatentDiffusion, "tunable_decoder", lambda self: Spied(self))
     return made
 
 

@@ -43,7 +43,8 @@ class TunableDecoder(Protocol):
     """A copy of a backbone's decoder, in float32 and of its own, for `ldm.editing.reconstruct`."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where it lies."""
 
     @property
     def levels(self) -> int:
@@ -66,44 +67,43 @@ class Backbone(Protocol):
     """A text-to-image diffusion model, in eval mode.
 
     Images and latents go in and come out in the caller's precision, float32 as a rule, whatever that of the weights.
-
-    Attributes:
-        native_size: (H, W) in pixels that the model was trained at.
-        factor: pixels a side that one latent position stands for.
-        unit: pixels that heights and widths must be multiples of.
-        channels: of z.
-        guidance: "free", classifier-free by two halves; "embedded", a number that the network is told (distilled); or
-            "none", of a model that was distilled for one scale.
-        levels: the noise levels that it was trained at.
-        tokenize: what it reads of prompts; None where nothing can be said.
     """
 
     @property
-    def native_size(self) -> tuple[int, int]: ...
+    def native_size(self) -> tuple[int, int]:
+        """(H, W) in pixels that it was trained at."""
 
     @property
-    def factor(self) -> int: ...
+    def factor(self) -> int:
+        """Pixels a side that one latent position stands for."""
 
     @property
-    def unit(self) -> int: ...
+    def unit(self) -> int:
+        """Pixels that heights and widths must be multiples of."""
 
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """Of z."""
 
     @property
-    def guidance(self) -> str: ...
+    def guidance(self) -> str:
+        """"free", classifier-free by two halves; "embedded", a number that it is told; or "none", as it was distilled."""
 
     @property
-    def levels(self) -> NoiseLevels: ...
+    def levels(self) -> NoiseLevels:
+        """The noise levels that it was trained at."""
 
     @property
-    def tokenize(self) -> Any: ...
+    def tokenize(self) -> Any:
+        """What it reads of prompts, a `PromptReader`; None where nothing can be said."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where it runs; text encoders may be kept elsewhere."""
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
 
     def encode(self, x: Tensor) -> Tensor:
         """x (b, 3, H, W) in [-1, 1] -> z (b, c, h, w): the mean of the posterior, scaled."""
@@ -121,6 +121,13 @@ class Backbone(Protocol):
             size: (H, W) in pixels of what will be painted.
             scale: of embedded guidance.
         """
+
+    def given(self, x_source: Tensor, mask: Tensor) -> "Backbone":
+        """The same, told what an inpainting network wants to know: the picture (1 or b, 3, H, W) in [-1, 1], and its
+        mask (1 or b, 1, H, W). Itself where the network wants nothing."""
+
+    def compile_denoiser(self, mode: str = "regions", backend: str = "inductor") -> None:
+        """Compile the denoiser in place; see `LatentDiffusion.compile_denoiser`."""
 
     def predict(self, z: Tensor, level: NoiseLevel, conditioning: Any) -> Prediction:
         """What the network says of z (b, c, h, w). Each of the r rows of the conditioning, which `condition` gave,

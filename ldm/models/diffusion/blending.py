@@ -20,11 +20,14 @@ class Autoencoder(Protocol):
     """What blending pixels needs of a model; see `ldm.backbones.contract.Backbone`."""
 
     @property
-    def factor(self) -> int: ...
+    def factor(self) -> int:
+        """Pixels a side that one latent position stands for."""
 
-    def encode(self, x: Tensor) -> Tensor: ...
+    def encode(self, x: Tensor) -> Tensor:
+        """x (b, 3, H, W) -> z (b, c, h, w)."""
 
-    def decode(self, z: Tensor) -> Tensor: ...
+    def decode(self, z: Tensor) -> Tensor:
+        """z (b, c, h, w) -> x (b, 3, H, W)."""
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,10 @@ class LatentDiffusion(nn.Module):
         contexts = [self.get_learned_conditioning([prompt]) for prompt in prompts]
         return TextConditioning(self, torch.cat(contexts))
 
+    def given(self, x_source: Tensor, mask: Tensor) -> "LatentDiffusion":
+        """Itself: this network is told nothing of the picture."""
+        return self
+
     def predict(self, z: Tensor, level: NoiseLevel, conditioning: "TextConditioning") -> Prediction:
         """What the network says of z (b, c, h, w); each of the r rows of the conditioning serves b / r samples."""
         t = torch.full((len(z),), int(level.t), device=z.device)
