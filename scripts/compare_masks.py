@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     check_writable(args.outdir)
     device = choose_device(args.device)
     files = zoo.resolve(args.model)
-    model = zoo.load(files, device, choose_precision("auto", device))
+    model = zoo.load_ours(files, device, choose_precision("auto", device))
     defaults = Defaults.of(files)
     if args.scale is not None:
         defaults = replace(defaults, scale=args.scale)

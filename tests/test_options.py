@@ -27,6 +27,7 @@ NEEDED = {"prompt": "a red ball", "init_image": "img.png", "mask": "mask.png"}
 # A value that is not the default, for every option of an edit.
 VALUES = {
     "prompt": "10 % of a \"ball\", é; '2'\n🦀",
+    "negative_prompt": "blurred, 10 %",
     "n_samples": 3,
     "n_iter": 2,
     "seed": 2**63 - 1,
@@ -55,6 +56,9 @@ VALUES = {
     "device": "cpu",
     "precision": "bfloat16",
     "low_memory": True,
+    "revision": "fp16",
+    "lora": ("style.safetensors:0.5", "someone/style"),
+    "compile": "regions",
     "init_image": Path("a b.png"),
     "mask": Path("m,1.png"),
     "outdir": Path("elsewhere"),
@@ -190,7 +194,7 @@ def test_an_interval_as_spreadsheets_and_pandas_write_it(text):
         ({"n_iter": 10**9}, "`n_iter` is 1000000000: give an integer from 1 to 1024"),
         ({"scale": float("nan")}, "`scale` is nan: give a number of at least 0"),
         ({"soft_mask": "perhaps"}, '`soft_mask` is "perhaps": give true or false'),
-        ({"sampler": "euler\n"}, '`sampler` is "euler": give one of ddim, dpmpp_2m'),
+        ({"sampler": "euler\n"}, '`sampler` is "euler": give one of ddim, dpmpp_2m, lcm'),
         ({"mask_dilation_iterations": 17}, "`mask_dilation_iterations` is 17: give auto or an integer from 0 to 16"),
         ({"guidance_interval": "0.8 0.2"}, "`guidance_interval` is 0.8 0.2: give the lower noise level first"),
         ({"guidance_interval": (0.0, 1.1)}, f"`guidance_interval` holds 1.1: give {NOISE_LEVELS}"),

@@ -169,8 +169,8 @@ def test_what_is_recorded_finds_the_same_model_where_the_clone_has_moved(
     put_model(Path("mine"))
     own = [zoo.resolve("./mine"), zoo.resolve(config="mine/config.yaml", ckpt="mine/model.safetensors")]
     assert [files.given for files in own] == [
-        ("./mine", None, None),
-        ("auto", "mine/config.yaml", "mine/model.safetensors"),
+        ("./mine", None, None, None, ()),
+        ("auto", "mine/config.yaml", "mine/model.safetensors", None, ()),
     ]
     moved = house.rename(tmp_path / "moved")
     monkeypatch.setattr(zoo, "REPOSITORY", moved)

@@ -87,7 +87,7 @@ class Backbone(Protocol):
 
     @property
     def guidance(self) -> str:
-        """"free", classifier-free by two halves; "embedded", a number that it is told; or "none", as it was distilled."""
+        """How it is guided: "free" by two halves, "embedded", a number that it is told, or "none", if distilled."""
 
     @property
     def levels(self) -> NoiseLevels:

@@ -155,7 +155,9 @@ def family_of(folder: Path, name: str) -> Family:
     key = next((key for key, family in FAMILIES.items() if class_name in family.classes), None)
     if key is None:
         known = ", ".join(family.about for family in FAMILIES.values() if family.classes)
-        raise UserError(f'model "{name}" is a {class_name}, which paints no pictures from a prompt here; known: {known}')
+        raise UserError(
+            f'model "{name}" is a {class_name}, which paints no pictures from a prompt here; known: {known}'
+        )
     return FAMILIES[_offspring(key, folder, name)]
 
 

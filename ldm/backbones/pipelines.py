@@ -269,7 +269,7 @@ class DiffusersBackbone:
 
 
 class StableDiffusion(DiffusersBackbone):
-    """Stable Diffusion 1.x and 2.x, of eps and of v; latent consistency models; with nine input channels, inpainting."""
+    """Stable Diffusion 1.x and 2.x, of eps and of v; latent consistency models; nine input channels are inpainting."""
 
     extra: Tensor | None = None
 
@@ -479,4 +479,8 @@ class AutoencoderDecoder(nn.Module):
         return nn.ModuleList([*blocks, decoder.conv_norm_out, decoder.conv_out])
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.finish(self.begin(z, 0), 0) if not self.levels else self.finish(self.begin(z, self.levels), self.levels)
+        return (
+            self.finish(self.begin(z, 0), 0)
+            if not self.levels
+            else self.finish(self.begin(z, self.levels), self.levels)
+        )

@@ -63,7 +63,7 @@ def known_words(files: zoo.ModelFiles) -> Mapping[str, list[str]]:
     Raises:
         UserError: it is no mapping of kinds to lists of words.
     """
-    words = zoo.read_config(files.config).get("words") or {}
+    words = files.section("words")
     lists = words.values() if isinstance(words, dict) else [None]
     if not all(isinstance(listed, list) and all(isinstance(word, str) for word in listed) for listed in lists):
         raise UserError(f"{files.config}: the section 'words' must hold lists of words, such as shapes: [ball, cube]")

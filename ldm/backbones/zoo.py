@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ldm.backbones import diffusers_models, families
 from ldm.backbones.original_configs import without_training_keys
 from ldm.download import Remote, fetch
 from ldm.errors import UserError
@@ -17,6 +18,7 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from ldm.backbones.contract import Backbone
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
 logger = logging.getLogger(__name__)
@@ -78,13 +80,16 @@ class Given(NamedTuple):
     model: str = "auto"
     config: str | None = None
     ckpt: str | None = None
+    revision: str | None = None
+    lora: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ModelFiles:
     """What one model consists of.
 
-    name: to be shown. config, weights: absolute paths.
+    name: to be shown. config, weights: absolute paths; of a model of diffusers the index of its folder (of a single
+        file the folder that its configs are read from, or else the file), and the folder or file.
     clip: ranks its predictions: a folder (Path), a name of open_clip's `architecture/pretrained` (str), or None.
     given: what to record of it, so that `resolve(*given)` gives it again: the name of a model of `MODELS`, however it
         was asked for, and otherwise the user's paths as they were given.
@@ -95,6 +100,16 @@ class ModelFiles:
     weights: Path
     clip: Path | str | None
     given: Given
+    library: str = "ldm"
+    """What reads it: ldm, or diffusers."""
+
+    def section(self, name: str) -> Any:
+        """A section of the config beside that of the model; {} where there is none.
+
+        Raises:
+            UserError: the config cannot be read.
+        """
+        return {} if self.library == "diffusers" else read_config(self.config).get(name) or {}
 
 
 def models_dir() -> Path:
@@ -110,23 +125,47 @@ def _user_models() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "blended-latent-diffusion" / "models"
 
 
-def resolve(model: str = "auto", config: str | Path | None = None, ckpt: str | Path | None = None) -> ModelFiles:
-    """Find the files of a model.
+def resolve(
+    model: str = "auto",
+    config: str | Path | None = None,
+    ckpt: str | Path | None = None,
+    revision: str | None = None,
+    lora: Sequence[str] = (),
+) -> ModelFiles:
+    """Find the files of a model; one of the hub is downloaded once.
 
     Args:
-        model: `auto` (text2img-large where it has been downloaded, else scenes), a name of `MODELS`, or a folder that
-            holds a config and weights (and `clip`, if it has its own ranker).
-        config, ckpt: files of the user's, in place of a model's name.
+        model: `auto` (text2img-large where it has been downloaded, else scenes), a name of `MODELS`, a folder that
+            holds a config and weights (and `clip`, if it has its own ranker), a folder in diffusers' layout, a single
+            .safetensors or .ckpt of Stable Diffusion, or an id of the hub.
+        config, ckpt: files of the user's, in place of a model's name; `config` alone is the folder whose configs a
+            single file has.
+        revision: of an id of the hub.
+        lora: FILE_OR_ID[:WEIGHT] each, for models of diffusers.
 
     Raises:
         UserError: the name is unknown, a file is missing, or the arguments contradict each other.
     """
+    files = _resolve(model, config, ckpt, revision)
+    if files.library != "diffusers" and (lora or revision):
+        what = "`lora`" if lora else "`revision`"
+        raise UserError(f"{what} is for models of diffusers, and {files.name} is none")
+    return replace(files, given=files.given._replace(lora=tuple(lora))) if lora else files
+
+
+def _resolve(model: str, config: str | Path | None, ckpt: str | Path | None, revision: str | None) -> ModelFiles:
+    if Path(model).suffix in (".safetensors", ".ckpt") and not os.path.isdir(model):
+        return _from_single_file(model, config)
     if config or ckpt:
         return _own_name(_from_files(model, config, ckpt))
     if model == "auto":
         return _best_available()
     if model in MODELS:
         return _known(model)
+    if not os.path.isdir(Path(model).expanduser()) and diffusers_models.HUB_ID.fullmatch(model):
+        folder = diffusers_models.fetch(model, revision)
+        given = Given(model, revision=revision)
+        return ModelFiles(model, folder / families.INDEX, folder, OPENAI_CLIP, given, "diffusers")
     return _own_name(_from_folder(model))
 
 
@@ -194,13 +233,26 @@ def _roots() -> tuple[Path, Path]:
 def _from_folder(given: str) -> ModelFiles:
     folder = Path(given).expanduser().resolve()
     if not os.path.isdir(folder):
-        raise UserError(f'model "{given}" is neither auto, {", ".join(MODELS)}, nor a folder')
+        raise UserError(f'model "{given}" is neither auto, {", ".join(MODELS)}, nor a folder or an id of the hub')
+    if diffusers_models.is_pipeline(folder):
+        return ModelFiles(folder.name, folder / families.INDEX, folder, OPENAI_CLIP, Given(str(given)), "diffusers")
     config, weights = _first(folder, CONFIG_NAMES), _first(folder, WEIGHTS_NAMES)
     if config is None or weights is None:
         names = CONFIG_NAMES if config is None else WEIGHTS_NAMES
-        raise UserError(f"{folder} is no model: it lacks {' or '.join(names[:2])}")
+        raise UserError(f"{folder} is no model: it lacks {' or '.join(names[:2])}, or {families.INDEX} of diffusers")
     clip = folder / "clip"
     return ModelFiles(folder.name, config, weights, clip if clip.is_dir() else OPENAI_CLIP, Given(str(given)))
+
+
+def _from_single_file(given: str, config: str | Path | None) -> ModelFiles:
+    path = Path(given).expanduser().resolve()
+    if not os.path.isfile(path):
+        raise UserError(f'`model` "{path}": there is no such file')
+    folder = None if config is None else Path(config).expanduser().resolve()
+    if folder is not None and not diffusers_models.is_pipeline(folder):
+        raise UserError(f'`config` "{folder}" is no folder in the layout of diffusers: it lacks {families.INDEX}')
+    own = Given(str(given), config=None if config is None else str(config))
+    return ModelFiles(path.stem, folder or path, path, OPENAI_CLIP, own, "diffusers")
 
 
 def _first(folder: Path, patterns: tuple[str, ...]) -> Path | None:
@@ -210,35 +262,84 @@ def _first(folder: Path, patterns: tuple[str, ...]) -> Path | None:
     return None
 
 
-def load(
-    files: ModelFiles, device: torch.device, dtype: torch.dtype, text_device: torch.device | None = None
-) -> LatentDiffusion:
+def load(files: ModelFiles, device: torch.device, dtype: torch.dtype, low_memory: bool = False) -> Backbone:
     """The model of these files, in eval mode and without gradients.
 
     Args:
-        text_device: where the text encoder goes, 40 % of the large model, without ever being on `device`; None: there.
+        low_memory: text encoders, 40 % of the large model, stay on the CPU, and large pictures are decoded in tiles
+            where the library can.
 
     Raises:
         UserError: the config or the weights cannot be read, or do not fit together.
     """
+    if files.library == "diffusers":
+        config = files.config if files.weights.is_file() and files.config != files.weights else None
+        loras = files.given.lora
+        return diffusers_models.load_pipeline(
+            files.weights, files.name, device, dtype, config=config, loras=loras, low_memory=low_memory
+        )
+    return load_ours(files, device, dtype, low_memory)
+
+
+def load_ours(files: ModelFiles, device: torch.device, dtype: torch.dtype, low_memory: bool = False) -> LatentDiffusion:
+    """As `load`, of a model that is read by this program itself: for what needs its parts, such as training.
+
+    Raises:
+        UserError: as `load`; or the model is one of diffusers.
+    """
+    if files.library == "diffusers":
+        raise UserError(f"{files.name} is a model of diffusers: this needs one of our own, such as scenes")
+    import torch
+
     from ldm.checkpoint import load_model
 
-    elsewhere = {} if text_device is None else {"cond_stage_model": text_device}
+    elsewhere = {"cond_stage_model": torch.device("cpu")} if low_memory else {}
     return load_model(read_config(files.config), files.weights, device=device, dtype=dtype, elsewhere=elsewhere)
 
 
-def outline(files: ModelFiles) -> LatentDiffusion:
-    """The model without its weights, on the meta device: good for its sizes alone.
+def load_first_stage(files: ModelFiles, device: torch.device) -> Backbone:
+    """The model of these files, of which only the autoencoder can be used; in float32, on the device.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if files.library == "diffusers":
+        return diffusers_models.load_first_stage(files.weights, files.name, device)
+    import torch
+
+    model = load_ours(files, torch.device("cpu"), torch.float32)  # mapped from its file, and not read
+    model.first_stage_model.to(device)
+    return model
+
+
+def outline(files: ModelFiles) -> Backbone:
+    """The model without its weights, on the meta device: good for its sizes, its noise levels and its tokenizer.
+
+    A single file of diffusers tells them only once it is loaded, unless the folder of its configs is given.
 
     Raises:
         UserError: the config cannot be read, or names no such model.
     """
+    if files.library == "diffusers":
+        folder = files.weights if files.weights.is_dir() else files.config
+        if folder.is_dir():
+            return diffusers_models.outline_pipeline(folder, files.name)
+        return diffusers_models.load_pipeline(files.weights, files.name, *_host())
     import torch
 
     from ldm.util import instantiate_from_config
 
     with torch.device("meta"):
-        return instantiate_from_config(read_config(files.config)["model"])
+        model = instantiate_from_config(read_config(files.config)["model"])
+    # An outline has no values. Of these only their number matters.
+    model.alphas_cumprod = torch.linspace(0.99, 0.01, len(model.alphas_cumprod))
+    return model
+
+
+def _host() -> tuple[torch.device, torch.dtype]:
+    import torch
+
+    return torch.device("cpu"), torch.float32
 
 
 def read_config(path: Path) -> Mapping[str, Any]:

@@ -95,7 +95,7 @@ def load_base(name: str, device: torch.device) -> Base:
         return Base(random_model(params), params, _random_ranker(device), None)
     files = zoo.resolve(name)
     params = zoo.read_config(files.config)["model"]["params"]
-    model = zoo.load(files, torch.device("cpu"), torch.float32)
+    model = zoo.load_ours(files, torch.device("cpu"), torch.float32)
     return Base(model, params, find_ranker(files.clip, device), files)
 
 

@@ -50,6 +50,7 @@ def sampling_schedule(model: Backbone, request: SamplingRequest) -> SamplingSche
     Raises:
         UserError: more steps than the model was trained with, or a sampler that it has not.
     """
+    assert request.ddim_steps is not None and request.sampler is not None  # `Defaults.fill` has filled them in
     skipped = request.skip_steps if isinstance(request, EditRequest) else 0
     height, width = size_of(request, model)
     size = (height // model.factor, width // model.factor)
@@ -166,7 +167,7 @@ def generate(
     height, width = size_of(request, model)
     check_size(model, height, width)
     schedule = sampling_schedule(model, request)
-    conditioning = model.condition([request.prompt, ""], (height, width), request.scale)
+    conditioning = model.condition([request.prompt, request.negative_prompt], (height, width), request.scale)
     denoiser = prompt_denoiser(model, conditioning, [0], [1], request)
     shape = (model.channels, height // model.factor, width // model.factor)
 
@@ -191,7 +192,9 @@ class _Inputs:
 
     def __init__(self, model: Backbone, tasks: Sequence[EditTask], schedule: SamplingSchedule):
         self.model, self.tasks, self.schedule = model, tasks, schedule
-        prompts = dict.fromkeys(["", *(task.request.prompt for task in tasks)])
+        prompts = dict.fromkeys(
+            prompt for task in tasks for prompt in (task.request.negative_prompt, task.request.prompt)
+        )
         self.row_of = {prompt: row for row, prompt in enumerate(prompts)}
         self.conditioning = model.condition(list(prompts), tasks[0].canvas.size, tasks[0].request.scale)
         self.z_source = [model.encode(task.canvas.x_source.to(model.device)) for task in tasks]
@@ -214,19 +217,22 @@ class _Inputs:
         rows = rows[:1] if len(set(rows)) == 1 else rows  # what all samples share is broadcast
         request, device = self.tasks[rows[0]].request, self.model.device
         prompted = [self.row_of[self.tasks[i].request.prompt] for i in rows]
+        unprompted = [self.row_of[self.tasks[i].request.negative_prompt] for i in rows]
+        if len(set(unprompted)) == 1:
+            unprompted = unprompted[:1]
+        canvases = [self.tasks[i].canvas for i in rows]
+        x_source, x_mask = (torch.cat([getattr(one, name) for one in canvases]) for name in ("x_source", "x_mask"))
+        model = self.model.given(x_source, x_mask)
         z_source = torch.cat([self.z_source[i] for i in rows])
         masks = torch.stack([self.masks[i] for i in rows], dim=1)  # (steps, 1 or b, 1, h, w)
         wanted = [self.plans[i].wanted for i in rows]
         fitting = MaskFitting(self.schedule, masks, z_source, wanted) if any(wanted) else None
         observe = None if fitting is None else fitting.observe
-        denoiser = prompt_denoiser(self.model, self.conditioning, prompted, [self.row_of[""]], request, observe)
+        denoiser = prompt_denoiser(model, self.conditioning, prompted, unprompted, request, observe)
         pixels = None
         if request.percentage_of_pixel_blending > 0:
-            canvases = [self.tasks[i].canvas for i in rows]
-            x_source, mask = (torch.cat([getattr(one, name) for one in canvases]) for name in ("x_source", "x_mask"))
-            pixels = PixelBlending(
-                self.model, x_source.to(device), mask.to(device), request.percentage_of_pixel_blending
-            )
+            share = request.percentage_of_pixel_blending
+            pixels = PixelBlending(self.model, x_source.to(device), x_mask.to(device), share)
         z0 = blended_sample(
             denoiser,
             self.schedule,

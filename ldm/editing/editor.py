@@ -5,6 +5,7 @@ A picture and a mask become an `EditTask` (which window is worked on, at the mod
 may be restored in another way. No files are needed.
 """
 
+import logging
 import operator
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -45,6 +45,8 @@ from ldm.imaging.masks import mask_from, mask_levels
 from ldm.models.diffusion.sampling import StepInfo
 from ldm.options import takes
 from ldm.util import choose_device, choose_precision
+
+logger = logging.getLogger(__name__)
 
 Request = TypeVar("Request", bound=SamplingRequest)
 
@@ -94,19 +96,25 @@ class Editor:
         device: str = "auto",
         precision: str = "auto",
         low_memory: bool = False,
+        *,
+        revision: str | None = None,
+        lora: Sequence[str] = (),
+        compile: str = "off",
     ) -> "Editor":
         """Load a model and what ranks its predictions; see `zoo.resolve`, `choose_device` and `choose_precision`.
 
         Args:
-            low_memory: keep the text encoder, 40 % of the large model, off the device: prompts are encoded on the CPU.
+            low_memory: see `zoo.load`.
+            compile: off, or a mode of `LatentDiffusion.compile_denoiser`.
 
         Raises:
             UserError: there is no such model, device or precision.
         """
-        files = zoo.resolve(model, config, ckpt)
+        files = zoo.resolve(model, config, ckpt, revision, lora)
         where = choose_device(device)
-        text_device = torch.device("cpu") if low_memory else None
-        loaded = zoo.load(files, where, choose_precision(precision, where), text_device)
+        loaded = zoo.load(files, where, choose_precision(precision, where), low_memory)
+        if compile != "off":
+            loaded.compile_denoiser(compile)
         return cls(loaded, find_ranker(files.clip, where), files)
 
     @classmethod
@@ -116,10 +124,7 @@ class Editor:
         Raises:
             UserError: the config cannot be read, or names no such model.
         """
-        model = zoo.outline(files)
-        # An outline has no values. Of these only their number matters.
-        model.alphas_cumprod = torch.linspace(0.99, 0.01, len(model.alphas_cumprod))
-        return cls(model, None, files)
+        return cls(zoo.outline(files), None, files)
 
     def begin_identity(self) -> None:
         """Hash the weights in a thread, seconds for a large model, while the device works; for `identity`."""
@@ -143,7 +148,7 @@ class Editor:
             raise ValueError("this editor's model has no files to record")
         self.begin_identity()
         assert self._weights_sha256 is not None
-        own = files.name not in zoo.MODELS  # a model with a name is found by it
+        own = files.name not in zoo.MODELS and files.given.model != files.name  # one with a name is found by it
         return {
             "model": files.name,
             "config": str(files.config) if own else None,
@@ -181,8 +186,11 @@ class Editor:
         """A request with all that it leaves to the model; what that cannot do is refused."""
         height, width = size_of(request, self.model)
         check_size(self.model, height, width)
-        sampling_schedule(self.model, request)
-        return replace(self.defaults.fill(request), H=height, W=width)
+        filled = replace(self.defaults.fill(request), H=height, W=width)
+        sampling_schedule(self.model, filled)
+        if filled.negative_prompt and (self.model.guidance != "free" or filled.scale == 1):
+            logger.warning("negative_prompt is not read: nothing is guided by two prompts here")
+        return filled
 
     def _task(self, image: ImageLike, mask: ImageLike, request: EditRequest) -> EditTask:
         """The task of a request that `_filled` gave."""
@@ -241,7 +249,7 @@ class Editor:
         """
         request = EditRequest(prompt, **options)
         task = self.prepare(image, mask, request)
-        with denoising_bar(request.steps, progress, on_step) as see:
+        with denoising_bar(task.request.steps, progress, on_step) as see:
             (result,) = self.run([task], on_step=see)
         return result
 
@@ -295,8 +303,8 @@ class Editor:
         index %= len(result)
         how = ReconstructionOptions(**options)
         if how.learning_rate is None and self.files is not None:
-            path = self.files.config
-            how = replace(how, learning_rate=learning_rate(how.kind, zoo.read_config(path), path))
+            section = self.files.section("reconstruction")
+            how = replace(how, learning_rate=learning_rate(how.kind, section, self.files.config))
         canvas, z0 = result.canvases[index], result.z0[index : index + 1]
         x_hat = decode_prediction(self.model, z0)
         task = ReconstructionTask(canvas.x_source, x_hat, canvas.x_mask, z0, self.model)

@@ -97,14 +97,13 @@ OnStep = Callable[[ReconstructionStep], None]
 LEARNING_RATES = {"optimization": 1e-4, "optimization_latents": 1e-2}
 
 
-def learning_rate(kind: str, config: Mapping[str, Any], source: str | os.PathLike) -> float | None:
+def learning_rate(kind: str, section: Any, source: str | os.PathLike) -> float | None:
     """What the section `reconstruction` of a model's config says for `kind`, or the default; None if it has none.
 
     Raises:
         UserError: the section holds something else, or no number above 0; `source` is named.
     """
     keys = {"optimization": "learning_rate", "optimization_latents": "latents_learning_rate"}
-    section = config.get("reconstruction") or {}
     if not isinstance(section, Mapping) or section.keys() - set(keys.values()):
         raise UserError(f'{source}: the section "reconstruction" may hold {" and ".join(keys.values())} alone')
     if kind not in keys:

@@ -38,10 +38,13 @@ class SamplingRequest:
     """
 
     prompt: str = required("what to paint; '' paints what fits", group="what to edit", short="-p")
+    negative_prompt: str = option("", "what to move away from, where the model is guided", group="what to edit")
     n_samples: int = option(4, "predictions in one batch: as many as the memory takes", low=1, high=1024)
     n_iter: int = option(1, "how many batches", low=1, high=1024)
     seed: int = option(42, "seed of prediction 0; prediction i has seed + i, whatever its batch", low=0, high=2**63 - 1)
-    ddim_steps: int = option(50, "denoising steps, of either sampler", low=1, high=1000)
+    ddim_steps: int | None = option(
+        None, "denoising steps, of any sampler", low=1, high=1000, shown="the model's, or else 50"
+    )
     ddim_eta: float = option(0.0, "noise that each step adds: 0 is deterministic, 1 as noisy as DDPM", low=0, high=1)
     scale: float | None = option(
         None, "strength of classifier-free guidance; 1 is none", low=0, shown="the model's, or else 5"
@@ -53,21 +56,25 @@ class SamplingRequest:
         expects="two numbers, the lower first, from 0 (clean) to 1 (pure noise)",
         metavar=("LOW", "HIGH"),
     )
-    sampler: Literal["ddim", "dpmpp_2m"] = option(
-        "ddim", "dpmpp_2m is DPM-Solver++, second order: it needs fewer steps"
+    sampler: Literal["ddim", "dpmpp_2m", "lcm"] | None = option(
+        None,
+        "ddim is Euler's for flow matching; dpmpp_2m is DPM-Solver++, second order: it needs fewer steps; lcm is for "
+        "latent consistency models",
+        shown="the model's, or else ddim",
     )
     H: int | None = option(None, "height to work at", group="where", low=8, high=8192, shown="the model's")
     W: int | None = option(None, "width to work at", group="where", low=8, high=8192, shown="the model's")
     force: bool = option(False, "paint a prompt of which the model knows no word", record=False)
 
     def __post_init__(self) -> None:
-        text = self.prompt.encode("utf-8", "replace").decode()
-        if text != self.prompt:  # a command line may hold bytes of another encoding
-            raise UserError(f'`prompt` is "{text}", which is not UTF-8: type it anew')
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(self, name).encode("utf-8", "replace").decode()
+            if text != getattr(self, name):  # a command line may hold bytes of another encoding
+                raise UserError(f'`{name}` is "{text}", which is not UTF-8: type it anew')
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             low, high = self.guidance_interval
             raise UserError(f"`guidance_interval` is {low:g} {high:g}: give the lower noise level first")
-        if self.ddim_eta > 0 and self.sampler != "ddim":
+        if self.ddim_eta > 0 and self.sampler not in (None, "ddim"):
             raise UserError(f"`ddim_eta={self.ddim_eta:g}` needs `sampler=ddim`: {self.sampler} adds no noise")
 
     @property
@@ -77,7 +84,8 @@ class SamplingRequest:
 
     @property
     def steps(self) -> int:
-        """How many steps are made, those of all batches together."""
+        """How many steps are made, those of all batches together; see `Defaults.fill`."""
+        assert self.ddim_steps is not None
         return self.ddim_steps * self.n_iter
 
 
@@ -138,23 +146,35 @@ class EditRequest(SamplingRequest):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.background_noise == "resampled" and self.sampler != "ddim":
+        if self.background_noise == "resampled" and self.sampler == "dpmpp_2m":
             raise UserError(f"`background_noise=resampled` needs `sampler=ddim`: {self.sampler} needs shared noise")
-        if self.skip_steps >= self.ddim_steps:
+        if self.ddim_steps is not None and self.skip_steps >= self.ddim_steps:
             most = self.ddim_steps - 1
             raise UserError(f"`skip_steps` is {self.skip_steps}: give 0 to {most} with `ddim_steps={self.ddim_steps}`")
 
     @property
     def steps(self) -> int:
         """See `SamplingRequest.steps`."""
+        assert self.ddim_steps is not None
         return (self.ddim_steps - self.skip_steps) * self.n_iter
 
     @property
     def batch_key(self) -> "EditRequest":
         """What requests must have in common to be sampled in one batch: all but prompt, seeds, and place."""
         fallback = EditRequest("")
-        own = ("prompt", "seed", "n_samples", "n_iter", "force", "region", "context", "feather", "invert_mask")
-        masks = ("soft_mask", "mask_downsample", "mask_dilation_iterations", "fit_mask", "strip")
+        own = (
+            "prompt",
+            "negative_prompt",
+            "seed",
+            "n_samples",
+            "n_iter",
+            "force",
+            "region",
+            "context",
+            "feather",
+            "invert_mask",
+        )
+        masks = ("invert_mask", "soft_mask", "mask_downsample", "mask_dilation_iterations", "fit_mask", "strip")
         return replace(self, **{name: getattr(fallback, name) for name in (*own, *masks)})
 
 

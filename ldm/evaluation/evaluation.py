@@ -114,7 +114,7 @@ class _Session:
 
     @cached_property
     def model(self) -> LatentDiffusion:
-        return zoo.load(self.files, self.device, choose_precision("auto", self.device))
+        return zoo.load_ours(self.files, self.device, choose_precision("auto", self.device))
 
     @property
     def judge(self) -> Judge:
@@ -312,7 +312,7 @@ def four_predictions(model: str, device: str, ddim_steps: int) -> int | None:
     logging.disable(logging.WARNING)  # the parent has said what there is to say
     files = zoo.resolve(model)
     where = choose_device(device)
-    network = zoo.load(files, where, choose_precision("auto", where))
+    network = zoo.load_ours(files, where, choose_precision("auto", where))
     triple = next(object_triples(0, network.image_size * network.factor))
     request = EditRequest(triple.prompt, n_samples=PREDICTIONS, ddim_steps=ddim_steps)
     edit_image(network, triple.x, triple.mask, request, find_ranker(files.clip, where))

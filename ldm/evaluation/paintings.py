@@ -108,7 +108,7 @@ class Painter:
     def load(self) -> Editor:
         """The model, ready to edit."""
         files, device = zoo.resolve(self.model), choose_device(self.device)
-        return Editor(zoo.load(files, device, choose_precision("auto", device)), None, files)
+        return Editor(zoo.load_ours(files, device, choose_precision("auto", device)), None, files)
 
     def paint(self, editor: Editor, triple: Triple, **options: Any) -> Painting:
         """options: those of `EditRequest`."""

@@ -111,7 +111,7 @@ def compare_solvers(job: SolverComparison) -> str:
     _require_plot()
     files = zoo.resolve(job.model)
     device = choose_device(job.device)
-    model = zoo.load(files, device, torch.float32)  # half precision would end the convergence early
+    model = zoo.load_ours(files, device, torch.float32)  # half precision would end the convergence early
     for steps in (*job.steps, job.reference_steps):
         model.levels.schedule(steps)
     settings = {

@@ -62,8 +62,10 @@ def options_of(picture: Path, given: Container[str] = ()) -> dict[str, Any]:
         options["init_image"] = _file(picture, run, "original", "init_image", record.image, record.image_sha256)
     if "mask" not in given:
         options["mask"] = _file(picture, run, "original_mask", "mask", record.mask, record.mask_sha256)
-    if not any(name in given for name in ("model", "config", "ckpt")):
+    if not any(name in given for name in ("model", "config", "ckpt", "revision", "lora")):
         options |= model_of(record)
+    else:
+        options = {name: value for name, value in options.items() if name not in ("revision", "lora")}
     return options
 
 
@@ -73,13 +75,22 @@ def model_of(record: RunRecord) -> dict[str, Any]:
     Raises:
         UserError: its files are gone.
     """
-    if record.model in zoo.MODELS or record.config is None or record.weights is None:
+    names = ("revision", "lora")
+    of_diffusers = {name: record.options[name] for name in names if record.options.get(name)}
+    if record.model in zoo.MODELS:
         return {"model": record.model}
+    if record.config is None or record.weights is None:
+        return {"model": record.model} | of_diffusers
     for path in (record.config, record.weights):
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise UserError(
                 f'"{path}" of the model "{record.model}" is gone: give it by `model`, or `config` and `ckpt`'
             )
+    if Path(record.weights).is_dir():
+        return {"model": record.weights} | of_diffusers
+    if Path(record.config).is_dir() or record.config == record.weights:
+        config = None if record.config == record.weights else Path(record.config)
+        return {"model": record.weights, "config": config} | of_diffusers
     return {"config": Path(record.config), "ckpt": Path(record.weights)}
 
 

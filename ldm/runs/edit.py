@@ -55,11 +55,11 @@ def run_edit(job: EditJob) -> SavedEdit:
     if job.save_video:
         require_video_writer()
     # With an outline first, so that bad input is told of before a large model is loaded.
-    files = zoo.resolve(job.model, job.config, job.ckpt)
+    files = zoo.resolve(**job.named)
     task = Editor.outline(files).prepare(job.init_image, job.mask, job.request)
-    editor = Editor.load(*files.given, job.device, job.precision, job.low_memory)
+    editor = Editor.load(**job.loading | files.given._asdict(), device=job.device)
     editor.begin_identity()
-    with denoising_bar(job.steps) as see:
+    with denoising_bar(task.request.steps) as see:
         (result,) = editor.run([task], on_step=see, keep_steps=job.save_video)
     return write_result(job, editor, result)
 
@@ -76,7 +76,7 @@ def check_edit(job: EditJob) -> tuple[MaskReport, Path]:
     check_writable(job.outdir)
     path = job.outdir / f"{job.mask.stem}-check.png"
     check_png(path, "check")
-    files = zoo.resolve(job.model, job.config, job.ckpt)
+    files = zoo.resolve(**job.named)
     report = Editor.outline(files).check(job.init_image, job.mask, job.request)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(report.picture, path, {"ldm": json.dumps({"kind": "check"})})

@@ -4,12 +4,18 @@ Imports nothing heavy: the command lines are made of these declarations.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ldm.editing.request import EditRequest, ReconstructionOptions, SamplingRequest
 from ldm.options import option, options, required, subset
+
+
+def _texts(value: Any) -> Any:
+    """Texts in one, as a spreadsheet's cell has them: spaces or commas between."""
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
 
 OUTDIR = Path("outputs/edit_results")
 
@@ -20,13 +26,33 @@ class ModelChoice:
 
     model: str = option(
         "auto",
-        "which model: scenes, text2img-large, or a folder",
+        "which model: scenes, text2img-large, a folder, a .safetensors of Stable Diffusion, or an id of the hub",
         group="with what",
         shown="auto: text2img-large where it has been downloaded, else scenes",
         record=False,
     )
-    config: Path | None = option(None, "a config of your own, with `ckpt`", group="with what", record=False)
+    revision: str | None = option(None, "which revision of an id of the hub", group="with what", kw_only=True)
+    lora: Annotated[tuple[str, ...], BeforeValidator(_texts)] = option(
+        (),
+        "LoRAs for a model of diffusers, each with its weight",
+        group="with what",
+        shown="none",
+        metavar="FILE_OR_ID[:WEIGHT]",
+        kw_only=True,
+    )
+    config: Path | None = option(
+        None,
+        "a config of your own, with `ckpt`; of a single file in `model`, the folder of its configs",
+        group="with what",
+        record=False,
+    )
     ckpt: Path | None = option(None, "weights of your own, with `config`", group="with what", record=False)
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The arguments of `ldm.backbones.zoo.resolve`."""
+        return {name: getattr(self, name) for name in ("model", "config", "ckpt", "revision", "lora")}
+
     device: str = option(
         "auto",
         "where the model runs: cuda, cuda:1, mps, cpu",
@@ -47,7 +73,20 @@ class SamplingChoice(ModelChoice):
         shown="auto: bfloat16 where the device is fast in it, else float16 on a GPU, float32 on a CPU",
         record=False,
     )
-    low_memory: bool = option(False, "keep the text encoder off the GPU, in main memory", group="with what")
+    low_memory: bool = option(
+        False, "keep text encoders off the GPU, in main memory, and decode large pictures in tiles", group="with what"
+    )
+    compile: Literal["off", "regions", "graphs"] = option(
+        "off",
+        "compile the denoiser: its blocks, each kind once, or all of it into CUDA graphs; pays after many steps",
+        group="with what",
+    )
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `Editor.load`, but for the device."""
+        names = ("model", "config", "ckpt", "revision", "lora", "precision", "low_memory", "compile")
+        return {name: getattr(self, name) for name in names}
 
 
 @options
@@ -91,9 +130,7 @@ class GenerationJob(SamplingChoice, SamplingRequest):
 class ReconstructionJob(ModelChoice, ReconstructionOptions):
     """Which predictions of which run to restore, and how. The model "auto" is the one that made the run."""
 
-    model: str = option(
-        "auto", "which model: scenes, text2img-large, or a folder", group="with what", shown="auto: that of the run"
-    )
+    model: str = option("auto", "which model, as for an edit", group="with what", shown="auto: that of the run")
     images_path: Path = option(OUTDIR / "samples", "the samples folder of a run", group="what to restore")
     selected_indices: tuple[Annotated[int, Field(ge=0)], ...] | None = option(
         None,

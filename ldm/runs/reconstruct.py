@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -80,11 +79,9 @@ def run_reconstruction(job: ReconstructionJob) -> list[SavedReconstruction]:
     if optimizing or options.kind == "residual":
         device = choose_device(job.device)
         files = _model_files(job, run)
-        rate = options.learning_rate or learning_rate(options.kind, zoo.read_config(files.config), files.config)
+        rate = options.learning_rate or learning_rate(options.kind, files.section("reconstruction"), files.config)
         options = replace(options, learning_rate=rate)
-        # Only the first stage has work to do: the rest stays on the CPU, mapped from its file and not read.
-        model = zoo.load(files, torch.device("cpu"), torch.float32)
-        model.first_stage_model.to(device)
+        model = zoo.load_first_stage(files, device)
     canvases = [canvas if job.mask else _fitted(run, index, canvas) for index in indices]
     tasks = [_task(run, index, canvas, model) for index, canvas in zip(indices, canvases, strict=True)]
 
@@ -168,7 +165,7 @@ def _kept(run: Run, name: str, option: str, load: Callable[[Path], T]) -> T:
 def _model_files(job: ReconstructionJob, run: Run) -> zoo.ModelFiles:
     """The model that the user names, else the one that made the run."""
     if job.model != "auto" or job.config or job.ckpt:
-        return zoo.resolve(job.model, job.config, job.ckpt)
+        return zoo.resolve(**job.named)
     return zoo.resolve(**model_of(run.record))
 
 

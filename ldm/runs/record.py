@@ -22,7 +22,7 @@ from ldm.errors import UserError
 FORMAT = 3
 _READABLE = (2, 3)  # 2: absolute paths, no run_id, device and precision as asked for
 _SLUG_LENGTH = 80
-_SAMPLERS = {"ddim": "DDIM", "dpmpp_2m": "DPM++ 2M"}  # as the common viewers know them
+_SAMPLERS = {"ddim": "DDIM", "dpmpp_2m": "DPM++ 2M", "lcm": "LCM"}  # as the common viewers know them
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
 
 
@@ -183,6 +183,8 @@ class RunRecord:
             "CLIP distance": None if distance is None else f"{distance:.4f}",
         }
         line = ", ".join(f"{key}: {value}" for key, value in words.items() if value is not None)
+        negative = self.options.get("negative_prompt")
+        line = f"Negative prompt: {negative}\n{line}" if negative else line
         about = {
             "index": index,
             "seed": self.seeds[index],

@@ -29,11 +29,11 @@ def run_generation(job: GenerationJob) -> SavedPictures:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
     check_pictures(job.outdir, job.prompt)
-    files = zoo.resolve(job.model, job.config, job.ckpt)
+    files = zoo.resolve(**job.named)
     request = Editor.outline(files).prepare_generation(job.request)
-    editor = Editor.load(*files.given, job.device, job.precision, job.low_memory)
+    editor = Editor.load(**job.loading | files.given._asdict(), device=job.device)
     editor.begin_identity()
-    with denoising_bar(job.steps) as see:
+    with denoising_bar(request.steps) as see:
         made = editor.paint(request, see)
     options = recorded(job) | recorded(request)
     elsewhere = ("prompt", "seed", "H", "W")

@@ -176,7 +176,7 @@ class LatentScenes(pl.LightningDataModule):
             raise UserError(f"there is no first stage at {path}: train configs/scenes/autoencoder.yaml first")
         if path.is_dir() or path.suffix == ".safetensors":
             folder = path if path.is_dir() else path.parent
-            model = zoo.load(zoo.resolve(str(folder)), torch.device("cpu"), torch.float32)
+            model = zoo.load_ours(zoo.resolve(str(folder)), torch.device("cpu"), torch.float32)
             return model.first_stage_model, model.scale_factor
         return AutoencoderTrainer.load_from_checkpoint(path, map_location="cpu").first_stage_model.eval(), None
 

@@ -85,7 +85,7 @@ class PaintedScenes(Mapping[int, np.ndarray]):
         if not left:
             return
         device = choose_device("auto")
-        model = zoo.load(self.painter, device, choose_precision("auto", device))
+        model = zoo.load_ours(self.painter, device, choose_precision("auto", device))
         for shard in tqdm(left, desc=f"painting {self.shards.folder.name}", unit="shard"):
             path, rows = self._files[shard]
             generator = seeded(self.seed, shard)

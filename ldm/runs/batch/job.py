@@ -166,7 +166,7 @@ def _read(job: BatchJob, options: Mapping[str, Any]) -> list[Row | BadRow]:
     if any(
         (row.job.model, row.job.config, row.job.ckpt) == (asked.model, asked.config, asked.ckpt) for row in good(rows)
     ):
-        zoo.resolve(asked.model, asked.config, asked.ckpt)  # the command line's own mistake, and no row's
+        zoo.resolve(**asked.named)  # the command line's own mistake, and no row's
     logging.getLogger("ldm").setLevel(logging.WARNING)  # what is said of an edit alone would be said for each row
     return rows
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _SHORT = {"image": "init_image"}
 _PATHS = ("init_image", "mask", "config", "ckpt")
-_MODEL = ("model", "config", "ckpt")
+_MODEL = ("model", "config", "ckpt", "revision", "lora")
 _NOT_A_ROWS = ("outdir", "overwrite", "device")
 COLUMNS = ("name", *_SHORT, *(name for name in declared(EditJob) if name not in _NOT_A_ROWS))
 """What a row may hold."""
@@ -51,9 +51,9 @@ class Row:
         return len(self.job.request.seeds)
 
     @property
-    def model(self) -> tuple[str, Path | None, Path | None, str, bool]:
+    def model(self) -> tuple[Any, ...]:
         """What rows of one model have in common: the arguments of `Editor.load`, but for the device."""
-        return self.job.model, self.job.config, self.job.ckpt, self.job.precision, self.job.low_memory
+        return tuple(self.job.loading.values())
 
     @property
     def settings(self) -> tuple:

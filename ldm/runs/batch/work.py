@@ -86,7 +86,7 @@ def row_digest(job: EditJob) -> str:
     Raises:
         UserError: a file cannot be read, or there is no such model.
     """
-    files = zoo.resolve(job.model, job.config, job.ckpt)
+    files = zoo.resolve(**job.named)
     elsewhere = ("init_image", "mask", "outdir", "overwrite", "model", "config", "ckpt", "device")
     settings = {name: value for name, value in asdict(job).items() if name not in elsewhere}
     try:
@@ -177,9 +177,8 @@ class Worker:
     def _load(self, row: Row) -> Editor | UserError:
         """The model of a row, or what is wrong with it, which need be found only once."""
         start = perf_counter()
-        model, config, ckpt, precision, low_memory = row.model
         try:
-            editor = Editor.load(model, config, ckpt, str(self.device), precision, low_memory)
+            editor = Editor.load(**row.job.loading, device=str(self.device))
         except UserError as error:
             return error
         else:
@@ -255,7 +254,7 @@ class Worker:
 def outline_editor(row: Row) -> Editor | UserError:
     """What prepares the rows of a row's model, without weights; or what is wrong with that model."""
     try:
-        return Editor.outline(zoo.resolve(row.job.model, row.job.config, row.job.ckpt))
+        return Editor.outline(zoo.resolve(**row.job.named))
     except UserError as error:
         return error
 
