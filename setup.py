@@ -9,6 +9,8 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "poisson": ["opencv-python-headless"],  # reconstruct.py --reconstruction_type poisson
     "video": ["imageio", "imageio-ffmpeg"],  # text_editing.py --save_video
+    # text_editing.py --model with Stable Diffusion, SDXL, SD 3 and FLUX; --lora
+    "diffusers": ["diffusers>=0.42", "accelerate", "peft", "sentencepiece", "protobuf"],
     # Logs, photographs of scenes, plots, views of 3D models, a perceptual loss.
     "train": [
         "tensorboard",
@@ -70,7 +72,7 @@ setup(
     extras_require={
         **EXTRAS,
         "dev": [
-            *("pytest", "ruff", "mypy", "diffusers"),
+            *("pytest", "pytest-xdist", "ruff", "mypy"),
             "setuptools>=70.1",  # a test builds the wheel with it
             *(package for extra in EXTRAS.values() for package in extra),
         ],

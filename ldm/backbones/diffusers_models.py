@@ -150,14 +150,14 @@ def load_pipeline(
         if source.is_dir():
             family = family_of(source, name)
             cls = getattr(diffusers, family.pipeline)
-            options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+            options = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
             pipe = cls.from_pretrained(source, **options, **_left_out(source, cls), **_variant(source))
         else:
             family = FAMILIES[single_file_family(source, name)]
             cls = getattr(diffusers, family.pipeline)
             where = {} if config is None else {"config": str(config), "local_files_only": True}
             extras = {"safety_checker": None} if family.pipeline == "StableDiffusionPipeline" else {}
-            pipe = cls.from_single_file(str(source), torch_dtype=dtype, **where, **extras)
+            pipe = cls.from_single_file(str(source), dtype=dtype, **where, **extras)
         pipe.set_progress_bar_config(disable=True)
         if dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False):
             pipe.vae.to(torch.float32)  # it overflows in half precision
@@ -219,7 +219,7 @@ def load_first_stage(source: Path, name: str, device: "torch.device") -> "Diffus
     backbone = outline_pipeline(source, name)
     with told_of_diffusers(name):
         cls = type(backbone.vae)
-        options = {"torch_dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+        options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
         vae = cls.from_pretrained(source, subfolder="vae", **options, **_variant(source))
         backbone.vae, backbone.device = vae.to(device).eval().requires_grad_(False), device
     return backbone
