@@ -13,7 +13,7 @@ demo: install
 	$(BIN)/bld-reconstruct --init_image inputs/img.png --mask inputs/donut_mask.png --selected_indices 0 1
 
 test: dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 gallery: dev
 	sh docs/gallery.sh $(BIN)/python
