@@ -351,7 +351,7 @@ def request(**options) -> EditRequest:
 
 
 def test_off_is_the_plain_trajectory_to_the_bit(model: LatentDiffusion):
-    asked = request(fit_mask="off", scale=5.0, background_noise="resampled")
+    asked = request(fit_mask="off", scale=5.0, sampler="ddim", background_noise="resampled")
     edit = edit_image(model, X_SOURCE, X_MASK, asked)
     schedule = sampling_schedule(model, asked)
     contexts = [model.get_learned_conditioning([prompt]) for prompt in ("a red ball", "")]
@@ -388,7 +388,9 @@ def test_a_prediction_is_the_same_alone_in_a_batch_and_beside_masks_as_given(alw
     alone = edit_image(model, X_SOURCE, X_MASK, request(fit_mask="on", n_samples=1, seed=43))
     tasks = [
         EditTask.of(
-            Canvas.of_tensors(X_SOURCE, X_MASK), request(scale=5.0, background_noise="resampled", fit_mask=fit), 8
+            Canvas.of_tensors(X_SOURCE, X_MASK),
+            request(scale=5.0, sampler="ddim", background_noise="resampled", fit_mask=fit),
+            8,
         )
         for fit in ("off", "on")
     ]

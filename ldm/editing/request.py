@@ -136,7 +136,7 @@ class EditRequest(SamplingRequest):
         "adaptive", "how pixels of the mask become latent cells", group="where"
     )
     fit_mask: Literal["auto", "off", "on"] = option(
-        "off",
+        "auto",
         "shrink each prediction's mask to what the prompt painted: auto does where it holds background that is to stay",
         group="where",
     )

@@ -36,8 +36,9 @@ SEPARATION = 0.5
 CONTRAST = 0.8
 """The most that the lower class's mean may be of the upper one's; nearer ones are one class."""
 
-LIKENESS = 0.7
-"""How much nearer a cell of low contrast must look to the thing than to the source, to be the thing's."""
+LIKENESS = 1.0
+"""A cell of low contrast is the thing's if it is nearer in looks to the thing than this times what it is to the source.
+"""
 
 LEAST = 0.5
 """Of the mask's cells: a fit that would leave fewer is not made, as it has mostly cut into the thing."""
