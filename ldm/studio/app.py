@@ -44,7 +44,7 @@ from ldm.studio.schema import (
 from ldm.studio.settings import StudioSettings
 from ldm.studio.store import Kind, Missing, copy_in
 from ldm.studio.studio import QueueFull, Studio, without_paths
-from ldm.studio.uploads import MEDIA, label, look_at, upright_png
+from ldm.studio.uploads import MEDIA, label, look_at, thumbnail, upright_png
 
 T = TypeVar("T")
 
@@ -163,11 +163,19 @@ class _Api:
 
     async def image_view(self, id: JobId) -> Response:
         """The photograph as an upright PNG of 8 bits, for browsers that do not show its own kind."""
-        target = self.store.view(id)
+        return await self._derived(id, "view", upright_png)
+
+    async def image_thumb(self, id: JobId) -> Response:
+        """The photograph, small."""
+        return await self._derived(id, "thumb", thumbnail)
+
+    async def _derived(self, id: str, name: str, make: Callable[[Path, Path], None]) -> Response:
+        """What is made of a photograph once, and kept."""
+        source, target = self.store.file("images", id), self.store.derived(id, name)
         if not target.is_file():
             part = self.store.incoming(new_id())
             async with self.decoding:
-                await asyncio.to_thread(upright_png, self.store.file("images", id), part)
+                await asyncio.to_thread(make, source, part)
             part.replace(target)
         return self._file(target)
 
@@ -239,7 +247,8 @@ class _Api:
         if not path.is_file():
             raise Missing("there is no such picture (any more)")
         response = self._file(path)
-        response.headers["cache-control"] = "private, max-age=31536000, immutable"
+        if way is None:  # a restoration may be made again
+            response.headers["cache-control"] = "private, max-age=31536000, immutable"
         return response
 
     async def archive(self, id: JobId) -> StreamingResponse:
@@ -378,6 +387,7 @@ def _routes(app: FastAPI, api: _Api) -> None:
     add("GET", "/images/{id}", api.image, "pictures")
     add("GET", "/images/{id}/file", api.image_file, "pictures", response_class=FileResponse, responses=_FILE)
     add("GET", "/images/{id}/view", api.image_view, "pictures", response_class=FileResponse, responses=_FILE)
+    add("GET", "/images/{id}/thumb", api.image_thumb, "pictures", response_class=FileResponse, responses=_FILE)
     add("GET", "/masks/{id}/file", api.mask_file, "pictures", response_class=FileResponse, responses=_FILE)
     add("POST", "/jobs", api.submit, "jobs", status_code=201, response_model=Job, openapi_extra=edit)
     add("GET", "/jobs", api.jobs, "jobs")

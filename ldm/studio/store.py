@@ -80,9 +80,9 @@ class Store:
             raise Missing(f"there is no such {kind[:-1]} (any more): send it again")
         return path
 
-    def view(self, id: str) -> Path:
-        """Where the upright PNG of a picture that not every browser shows goes."""
-        return self.root / "images" / f"{id}.view.png"
+    def derived(self, id: str, name: str) -> Path:
+        """Where a PNG goes that is made of a photograph."""
+        return self.root / "images" / f"{id}.{name}.png"
 
     def _file(self, kind: Kind, picture: Picture) -> Path:
         return self.root / kind / f"{picture.id}.{SUFFIXES[picture.format]}"

@@ -79,6 +79,15 @@ def upright_png(path: Path, target: Path) -> None:
         shown.convert("RGBA" if "A" in shown.getbands() else "RGB").save(target, "PNG", compress_level=1)
 
 
+def thumbnail(path: Path, target: Path, side: int = 320) -> None:
+    """Write a picture small and upright, as a PNG."""
+    with Image.open(path, formats=[*SUFFIXES]) as image:
+        image.draft("RGB", (side * 2, side * 2))  # of a JPEG, a small version is decoded at once
+        small = ImageOps.exif_transpose(image.convert("RGBA" if "A" in image.getbands() else "RGB"))
+        small.thumbnail((side, side))
+        small.save(target, "PNG")
+
+
 def label(name: str) -> str:
     """What an uploaded file may be called: a short line of text. It is shown, and never a part of a path.
 
