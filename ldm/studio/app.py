@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
-import anyio
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
@@ -19,7 +18,7 @@ from starlette.exceptions import HTTPException
 from ldm.errors import UserError
 from ldm.studio.archive import of_run, of_session, zipped
 from ldm.studio.events import Event
-from ldm.studio.guard import App, Guard
+from ldm.studio.guard import App, Guard, TooLarge
 from ldm.studio.schema import (
     API,
     ENDED,
@@ -53,8 +52,7 @@ _AT_ONCE = 2  # uploads that are decoded at a time: each may take some hundred m
 
 JobId = Annotated[str, InPath(pattern=ID)]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem}
-    for status in (401, 403, 404, 413, 415, 422, 429, 507)
+    status: {"model": Problem} for status in (401, 403, 404, 413, 415, 422, 429, 507)
 }
 _FILE = {200: {"content": {"application/octet-stream": {}}, "description": "the file"}}
 
@@ -102,11 +100,10 @@ class _Api:
         name, id, studio = label(name), new_id(), self.studio
         part = self.store.incoming(id)
         try:
-            async with await anyio.open_file(part, "wb") as file:
-                size = 0
+            size = 0
+            with open(part, "wb") as file:
                 async for piece in request.stream():
-                    size += len(piece)
-                    await file.write(piece)
+                    size += file.write(piece)
             if not size:
                 raise UserError("the body is empty: send the file itself, as curl --data-binary @photo.jpg does")
             async with self.decoding:
@@ -395,7 +392,15 @@ def _routes(app: FastAPI, api: _Api) -> None:
     add("GET", "/jobs/{id}", api.job, "jobs")
     add("DELETE", "/jobs/{id}", api.forget, "jobs", status_code=204, response_class=Response)
     add("POST", "/jobs/{id}/cancel", api.cancel, "jobs")
-    add("POST", "/jobs/{id}/restore", api.restore, "jobs", status_code=201, response_model=Job, openapi_extra=restoration)
+    add(
+        "POST",
+        "/jobs/{id}/restore",
+        api.restore,
+        "jobs",
+        status_code=201,
+        response_model=Job,
+        openapi_extra=restoration,
+    )
     add("GET", "/jobs/{id}/events", api.job_events, "jobs", response_class=StreamingResponse)
     add("GET", "/jobs/{id}/results/{index}", api.result, "jobs", response_class=FileResponse, responses=_FILE)
     add("GET", "/jobs/{id}/view/{index}", api.view, "jobs", response_class=FileResponse, responses=_FILE)
@@ -424,6 +429,10 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(QueueFull)
     async def full(_: Request, error: QueueFull) -> JSONResponse:
         return answer(429, str(error), **{"retry-after": "5"})
+
+    @app.exception_handler(TooLarge)
+    async def large(_: Request, error: TooLarge) -> JSONResponse:
+        return answer(413, str(error))
 
     @app.exception_handler(OSError)
     async def system(_: Request, error: OSError) -> JSONResponse:

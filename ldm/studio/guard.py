@@ -34,7 +34,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class TooLarge(Exception):
-    """More has been sent than is taken."""
+    """More has been sent than is taken; `limit` is in bytes."""
+
+    def __init__(self, limit: int):
+        super().__init__(f"that is too large: {limit / 1e6:.3g} MB are taken")
 
 
 class Guard:
@@ -73,22 +76,15 @@ class Guard:
         limit = self.upload_limit if scope["path"] in self.uploads else _JSON_LIMIT
         told = headers.get("content-length", "0")
         if not told.isdigit() or int(told) > limit:
-            await _answer(send, 413, f"that is too large: {limit / 1e6:.3g} MB are taken")
+            await _answer(send, 413, str(TooLarge(limit)))
             return
-        begun = False
 
         async def sending(message: MutableMapping[str, Any]) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
                 message["headers"] = [*message.get("headers", []), *_headers(scope["path"], message["headers"])]
             await send(message)
 
-        try:
-            await self.app(scope, _counting(receive, limit), sending)
-        except TooLarge:
-            if not begun:
-                await _answer(send, 413, f"that is too large: {limit / 1e6:.3g} MB are taken")
+        await self.app(scope, _counting(receive, limit), sending)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         """What is wrong with where a request comes from."""
@@ -98,7 +94,7 @@ class Guard:
         if scope["method"] in _SAFE:
             return None
         origin = headers.get("origin")
-        if origin not in (None, "null") and urlsplit(str(origin)).netloc != host or origin == "null":
+        if origin == "null" or (origin is not None and urlsplit(origin).netloc != host):
             return 403, "a page of another site asked for this: nothing was done"
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return 403, "a page of another site asked for this: nothing was done"
@@ -165,7 +161,7 @@ def _counting(receive: Receive, limit: int) -> Receive:
         message = await receive()
         taken += len(message.get("body", b""))
         if taken > limit:
-            raise TooLarge
+            raise TooLarge(limit)
         return message
 
     return counted

@@ -40,7 +40,7 @@ class Picture(Stored):
     """An uploaded photograph or mask, or a result that has become the input of another edit."""
 
     id: Id
-    name: str = Field("", description="as its owner called it")
+    name: str = Field(default="", description="as its owner called it")
     format: str = Field(description="PNG, JPEG, WEBP, TIFF or BMP")
     width: int = Field(description="in pixels, upright")
     height: int
@@ -79,15 +79,15 @@ class Job(Stored):
     image: Id = Field(description="the input; of a restoration that of its edit")
     mask: Id
     session: Id | None = None
-    of: Id | None = Field(None, description="of a restoration: the edit's job")
-    index: int | None = Field(None, description="of a restoration: which prediction")
-    model: str = Field("", description="which model is asked for; empty: the studio's own")
+    of: Id | None = Field(default=None, description="of a restoration: the edit's job")
+    index: int | None = Field(default=None, description="of a restoration: which prediction")
+    model: str = Field(default="", description="which model is asked for; empty: the studio's own")
     options: dict[str, Any] = Field(description="as they were asked for, under their names on the command line")
-    ahead: int | None = Field(None, description="while it is queued: how many jobs come before")
+    ahead: int | None = Field(default=None, description="while it is queued: how many jobs come before")
     progress: Progress | None = None
-    window: dict[str, Any] | None = Field(None, description="the part of the image that the model works on")
+    window: dict[str, Any] | None = Field(default=None, description="the part of the image that the model works on")
     results: list[Prediction] = Field(default_factory=list, description="best first")
-    saved: bool = Field(False, description="whether the results can be downloaded as files")
+    saved: bool = Field(default=False, description="whether the results can be downloaded as files")
     error: str | None = None
     notes: list[str] = Field(default_factory=list, description="what the user should know of the run")
     created: float = Field(default_factory=now)
@@ -105,10 +105,10 @@ class Step(BaseModel):
     """A picture of a session: the photograph, or a prediction that became the next input."""
 
     image: Id
-    parent: Id | None = Field(None, description="the image it was painted on")
+    parent: Id | None = Field(default=None, description="the image it was painted on")
     job: Id | None = None
     index: int | None = None
-    restored: str | None = Field(None, description="the way in which its background was restored, if it was")
+    restored: str | None = Field(default=None, description="the way in which its background was restored, if it was")
     prompt: str = ""
 
 
@@ -148,7 +148,9 @@ class Model(BaseModel):
     about: str
     available: bool = Field(description="whether its weights are here")
     default: bool = Field(description="whether it is what the studio works with")
-    vocabulary: list[str] | None = Field(None, description="all words it knows; null where it reads any, or not yet known")
+    vocabulary: list[str] | None = Field(
+        None, description="all words it knows; null where it reads any, or not yet known"
+    )
     knows: dict[str, list[str]] = Field(default_factory=dict, description="kinds of things, and words for them")
     defaults: dict[str, Any] = Field(default_factory=dict, description="values of its own for options that are null")
 
@@ -161,7 +163,7 @@ class Option(BaseModel):
     help: str
     group: str
     default: Any = None
-    shown: str = Field("", description="the default in words")
+    shown: str = Field(default="", description="the default in words")
     low: float | None = None
     high: float | None = None
     choices: list[str] = Field(default_factory=list)
@@ -179,8 +181,8 @@ class FromResult(BaseModel):
 
     job: Id
     index: int = Field(0, ge=0)
-    restored: str | None = Field(None, pattern="^[a-z_]{1,32}$", description="a way of restoring, see `Step`")
-    session: Id | None = Field(None, description="gets it as its next step")
+    restored: str | None = Field(default=None, pattern="^[a-z_]{1,32}$", description="a way of restoring, see `Step`")
+    session: Id | None = Field(default=None, description="gets it as its next step")
 
 
 class NewSession(BaseModel):
@@ -208,8 +210,8 @@ EditBody = _body(
     {
         "image": (Id, Field(description="the photograph, see POST images")),
         "mask": (Id, Field(description="the mask, see POST masks: white is painted")),
-        "session": (Id | None, Field(None, description="of which this is a part")),
-        "model": (str | None, Field(None, description="a name of GET models; null is the studio's own")),
+        "session": (Id | None, Field(default=None, description="of which this is a part")),
+        "model": (str | None, Field(default=None, description="a name of GET models; null is the studio's own")),
     },
 )
 RestoreBody = _body(
@@ -233,7 +235,7 @@ def _option(name: str, field: Any) -> Option:
     limits = [*field.metadata, *(one for part in kinds for one in getattr(part, "__metadata__", ()))]
     types: dict[Any, Any] = {int: "integer", float: "number", bool: "switch", str: "text"}
     origin = get_origin(kind)
-    type_ = "choice" if origin is Literal else "numbers" if origin is tuple else types[kind]
+    type_: Any = "choice" if origin is Literal else "numbers" if origin is tuple else types[kind]
     return Option(
         name=name,
         type=type_,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 
 from filelock import FileLock, Timeout
 
-from ldm.backbones import zoo
 from ldm.errors import MissingExtra, UserError
 from ldm.files import write_error
 from ldm.studio.settings import StudioSettings
@@ -37,7 +36,6 @@ def run_studio(settings: StudioSettings, on_ready: Callable[[str], None]) -> Non
     except ModuleNotFoundError as error:
         raise MissingExtra((error.name or "fastapi").replace("_", "-"), "studio", "the studio") from error
 
-    zoo.resolve(settings.model, settings.config, settings.ckpt)  # so that a wrong name is told of at once
     with _alone(settings), _listening(settings) as listener:
         asyncio.run(_serve(settings, listener, on_ready))
 
@@ -110,7 +108,7 @@ async def _serve(settings: StudioSettings, listener: socket.socket, on_ready: Ca
         studio.hub.close()  # or the server would wait for those who listen
         server.should_exit = True
 
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]  # it would raise them once more
+    server.capture_signals = contextlib.nullcontext  # type: ignore  # it would raise them once more
     loop.add_signal_handler(signal.SIGTERM, end)
     loop.add_signal_handler(signal.SIGINT, end, True)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

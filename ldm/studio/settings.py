@@ -36,7 +36,7 @@ class StudioSettings(SamplingChoice):
     )
     queue: int = option(100, "jobs that may wait; more are refused", group="what is kept", low=1, high=10_000)
     keep_days: float = option(30, "remove what nobody has used for so many days", group="what is kept", low=0)
-    keep_gb: float = option(20, "remove the oldest while more gigabytes than this are used", group="what is kept", low=0)
+    keep_gb: float = option(20, "remove the oldest while more gigabytes are used", group="what is kept", low=0)
     max_upload_mb: float = option(128, "the largest file that is taken", group="what is kept", low=1, high=4096)
     max_megapixels: float = option(50, "the largest picture that is taken", group="what is kept", low=0.01, high=170)
 

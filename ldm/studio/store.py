@@ -1,12 +1,12 @@
 """What the studio keeps on disk, so that nothing that was made is lost: pictures, jobs with their runs, sessions.
 
-    outdir/
-      .studio.lock               one studio at a time
-      images/<id>.png  <id>.json     photographs, and results that became inputs
-      masks/<id>.png  <id>.json
-      jobs/<id>/job.json         and the run as any other's: samples/, the grid
-        view/0000.png ...            of each result the part of the picture that has changed
-      sessions/<id>.json
+outdir/
+  .studio.lock               one studio at a time
+  images/<id>.png  <id>.json     photographs, and results that became inputs
+  masks/<id>.png  <id>.json
+  jobs/<id>/job.json         and the run as any other's: samples/, the grid
+    view/0000.png ...            of each result the part of the picture that has changed
+  sessions/<id>.json
 """
 
 import os
@@ -169,7 +169,8 @@ class Store:
         """
         groups = self._groups(jobs)
         busy = {job.id for job in jobs if not job.has_ended}
-        total, gone = sum(group.size for group in groups), []
+        total = sum(group.size for group in groups)
+        gone: list[str] = []
         for group in sorted(groups, key=lambda group: group.used):
             old = now() - group.used > keep_days * 86_400
             if busy & group.jobs or not (old or total > keep_gb * 1e9):

@@ -18,7 +18,7 @@ from typing import Any
 from ldm.backbones import zoo
 from ldm.editing.request import EditRequest, ReconstructionOptions
 from ldm.errors import UserError
-from ldm.options import declared, subset
+from ldm.options import declared
 from ldm.studio.events import Event, Hub
 from ldm.studio.messages import (
     At,
@@ -61,6 +61,9 @@ class Studio:
 
     Args:
         settings: of the command.
+
+    Raises:
+        UserError: there is no such model, or the folder cannot be made.
     """
 
     def __init__(self, settings: StudioSettings):
@@ -71,7 +74,8 @@ class Studio:
         self.waiting: deque[str] = deque()
         self.workers: list[_Worker] = []
         self.loaded: dict[str, Loaded] = {}  # by the model's name
-        self.own = ""  # the name of the studio's own model
+        # The name of the studio's own model; of one that there is not, this is where it is told.
+        self.own = zoo.resolve(settings.model, settings.config, settings.ckpt).name
         self.stopping = False
         self.ended: asyncio.Future[str | None] | None = None  # with an error, if no worker can be had at all
         self._tasks: list[asyncio.Task[None]] = []
@@ -82,8 +86,6 @@ class Studio:
         """Take up the queue where it was left, and start the workers; the event loop is running."""
         self.loop = asyncio.get_running_loop()
         self.ended = self.loop.create_future()
-        files = zoo.resolve(self.settings.model, self.settings.config, self.settings.ckpt)
-        self.own = files.name
         for job in self.store.jobs():
             self._take_up(job)
         for device in self.settings.devices:
@@ -425,9 +427,7 @@ class Studio:
     async def prune(self) -> None:
         """Remove what is old, or too much; see `Store.prune`."""
         jobs = [job.model_copy() for job in self.jobs.values()]
-        gone = await asyncio.to_thread(
-            self.store.prune, jobs, self.settings.keep_days, self.settings.keep_gb
-        )
+        gone = await asyncio.to_thread(self.store.prune, jobs, self.settings.keep_days, self.settings.keep_gb)
         for id in gone:
             self.jobs.pop(id, None)
         if gone:

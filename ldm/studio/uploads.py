@@ -15,6 +15,7 @@ SUFFIXES = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "TIFF": "
 
 MEDIA = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "tif": "image/tiff", "bmp": "image/bmp"}
 
+_FORMATS = [kind for kind in SUFFIXES if kind != "MPO"]  # which is opened as JPEG
 _SHOWN_AS_THEY_ARE = ("PNG", "JPEG", "MPO", "WEBP")
 _ORIENTATION = 0x0112
 _LONGEST_NAME = 120
@@ -41,11 +42,11 @@ def look_at(path: Path, max_megapixels: float) -> Looked:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=[*SUFFIXES]) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 pixels = image.width * image.height
                 if pixels > max_megapixels * 1e6:
                     raise UserError(
-                        f"the picture has {pixels / 1e6:.1f} megapixels, and {max_megapixels:g} are taken: make it smaller"
+                        f"the picture has {pixels / 1e6:.1f} megapixels: make it smaller, {max_megapixels:g} are taken"
                     )
                 image.load()
                 try:
@@ -66,12 +67,12 @@ def look_at(path: Path, max_megapixels: float) -> Looked:
         raise UserError("the picture needs more memory than there is: make it smaller") from None
     except Exception:  # whatever Pillow's parsers raise on what is no picture, or a damaged one
         raise UserError(f"the file is no picture that can be read: {kinds}") from None
-    return Looked("JPEG" if kind == "MPO" else kind, *sides, plain)
+    return Looked("JPEG" if kind == "MPO" else kind, sides[0], sides[1], plain)
 
 
 def upright_png(path: Path, target: Path) -> None:
     """Write a picture as any browser shows it: an upright 8-bit PNG."""
-    with Image.open(path, formats=[*SUFFIXES]) as image:
+    with Image.open(path, formats=_FORMATS) as image:
         image.load()
         deep = image.mode.startswith("I;16")
         shown = image.point(lambda code: code / 257).convert("L") if deep else image
@@ -81,7 +82,7 @@ def upright_png(path: Path, target: Path) -> None:
 
 def thumbnail(path: Path, target: Path, side: int = 320) -> None:
     """Write a picture small and upright, as a PNG."""
-    with Image.open(path, formats=[*SUFFIXES]) as image:
+    with Image.open(path, formats=_FORMATS) as image:
         image.draft("RGB", (side * 2, side * 2))  # of a JPEG, a small version is decoded at once
         small = ImageOps.exif_transpose(image.convert("RGBA" if "A" in image.getbands() else "RGB"))
         small.thumbnail((side, side))

@@ -126,7 +126,9 @@ class _Worker:
             except UserError as error:
                 return Ended(message.job, "failed", str(error))
             except OSError as error:
-                return Ended(message.job, "failed", f"{error.strerror or type(error).__name__}: free some space, try again")
+                return Ended(
+                    message.job, "failed", f"{error.strerror or type(error).__name__}: free some space, try again"
+                )
             except Exception as error:  # a bug of ours: the server's log has it, and the studio goes on
                 logger.error("job %s: %s", message.job, traceback.format_exc())
                 return Ended(message.job, "failed", f"the program has a fault ({type(error).__name__}): see its log")
@@ -205,9 +207,7 @@ class _Worker:
             profile = image.info.get("icc_profile")
             part = image.crop((columns.start, rows.start, columns.stop, rows.stop))
         kind = saved.path.parent.name.removeprefix("reconstructed_")
-        part.save(
-            told.outdir / "view" / f"{kind}-{told.index:04d}.png", "PNG", compress_level=3, icc_profile=profile
-        )
+        part.save(told.outdir / "view" / f"{kind}-{told.index:04d}.png", "PNG", compress_level=3, icc_profile=profile)
 
     # ---- what is said meanwhile
 

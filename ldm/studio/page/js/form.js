@@ -44,8 +44,8 @@ export function label(name) {
 /** A sentence of the server's as it is for this page: options by the names that they have here. */
 export function sentence(text) {
   const named = text.replace(/`(\w+)(?:=([^`]*))?`/g, (_, name, value) => (value === undefined ? `“${label(name)}”` : `“${label(name)} ${value}”`));
-  const upper = named[0]?.toUpperCase() + named.slice(1);
-  return /[.!?)]$/.test(upper) ? upper : `${upper}.`;
+  const upper = (named[0] ?? "").toUpperCase() + named.slice(1);
+  return /[.!?]$/.test(upper) ? upper : `${upper}.`;
 }
 
 /** The form. `values()` is what the API takes; emits "model" when another model is chosen. */
@@ -293,6 +293,8 @@ function dice() {
   return crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
 }
 
+/** A sentence; one that begins with the name of something keeps it as it is written. */
 function capital(text) {
-  return text ? text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".") : "";
+  const begun = /^\w*[_\d]/.test(text) ? text : (text[0] ?? "").toUpperCase() + text.slice(1);
+  return begun && !/[.!?]$/.test(begun) ? `${begun}.` : begun;
 }

@@ -14,7 +14,13 @@ import { Tools } from "./tools.js";
 import { Marks } from "./words.js";
 
 const GROW = 4; // screen pixels of a step of growing and shrinking, and at least one of the photograph
-const FOLLOW = 1600; // the brush slider ends at this diameter
+const WIDEST = 1600; // pixels of the photograph: where the brush's slider ends
+const HINTS = {
+  brush: "The right button erases · Shift draws a straight line · Ctrl and the wheel zoom",
+  eraser: "The right button paints · Shift draws a straight line · Ctrl and the wheel zoom",
+  lasso: "Draw around it · the right button takes away",
+  rectangle: "Drag from corner to corner · the right button takes away",
+};
 
 const stage = new Stage($("viewport"));
 const tools = new Tools(stage, $("cursor"), $("outline"));
@@ -168,6 +174,7 @@ async function run(more = {}) {
     jobs.all.set(job.id, jobs.all.get(job.id) ?? job);
     show(null);
     jobs.look(job.id);
+    if (innerWidth <= 760) $("viewport").scrollIntoView({ block: "center", behavior: "smooth" });
   } catch (error) {
     problem(error.message);
   }
@@ -205,7 +212,7 @@ function draw() {
   tools.painting = !shown;
   $("viewport").classList.toggle("can-pan", Boolean(shown));
   $("tools").inert = false;
-  $("brushbar").hidden = Boolean(shown) || !image || tools.tool === "lasso" || tools.tool === "rectangle";
+  $("brushbar").hidden = Boolean(shown);
   $("resultbar").hidden = !shown;
   $("split").hidden = view.split === null || !shown;
   const tag = !shown ? (bitmap ? "Forming" : null) : view.comparing ? "Input" : null;
@@ -513,14 +520,16 @@ tools.addEventListener("tool", () => {
   for (const button of document.querySelectorAll("[data-tool]")) {
     button.setAttribute("aria-pressed", String(button.dataset.tool === tools.tool));
   }
-  $("brush-size").value = String(Math.round((100 * Math.log(tools.size)) / Math.log(FOLLOW)));
+  $("brush-size").value = String(Math.round((100 * Math.log(tools.size)) / Math.log(WIDEST)));
   $("brush-size-text").textContent = `${tools.size} px`;
   $("brush-soft").value = String(Math.round((1 - tools.hardness) * 100));
   $("brush-soft-text").textContent = tools.hardness >= 1 ? "off" : `${Math.round((1 - tools.hardness) * 100)} %`;
-  $("brushbar").hidden = !image || Boolean(shown) || tools.tool === "lasso" || tools.tool === "rectangle";
-  remember("brush", { size: tools.size, hardness: tools.hardness, tool: tools.tool });
+  const sized = tools.tool === "brush" || tools.tool === "eraser";
+  for (const id of ["brush-size", "brush-soft"]) $(id).parentElement.hidden = !sized;
+  $("hint").textContent = HINTS[tools.tool];
+  if (image) remember("brush", { size: tools.size, hardness: tools.hardness, tool: tools.tool });
 });
-$("brush-size").addEventListener("input", () => tools.set({ size: Math.max(1, Math.round(FOLLOW ** ($("brush-size").value / 100))) }));
+$("brush-size").addEventListener("input", () => tools.set({ size: Math.max(1, Math.round(WIDEST ** ($("brush-size").value / 100))) }));
 $("brush-soft").addEventListener("input", () => tools.set({ hardness: 1 - $("brush-soft").value / 100 }));
 
 stage.addEventListener("view", () => {

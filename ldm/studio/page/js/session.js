@@ -34,7 +34,7 @@ export class SessionStrip extends EventTarget {
 
   show() {
     const { session } = this;
-    $("strip").hidden = !session;
+    $("strip").hidden = !session || session.steps.length < 2;
     if (!session) return;
     const numbers = new Map(session.steps.map((step, number) => [step.image, number]));
     $("steps").replaceChildren(
