@@ -175,6 +175,7 @@ def test_a_killed_worker_is_told_of_and_another_takes_its_place(server, done):
     assert server.get("/health")["status"] == "ready" and server.workers() != [worker]
 
 
+@pytest.mark.slow
 def test_fifty_clients_at_once_lose_no_job(server, done):
     _, pictures, _ = done
 

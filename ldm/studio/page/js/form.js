@@ -112,18 +112,18 @@ export class Form extends EventTarget {
   }
 
   modelField(models) {
-    const select = el("select", { id: "model" }, ...models.filter((one) => one.available).map((one) => el("option", { value: one.default ? "" : one.name }, one.name)));
+    const select = el("select", { id: "option-model" }, ...models.filter((one) => one.available).map((one) => el("option", { value: one.default ? "" : one.name }, one.name)));
     select.value = this.kept.model ?? "";
     if (select.selectedIndex < 0) select.value = "";
     select.addEventListener("input", () => {
       this.keep();
       this.dispatchEvent(new Event("model"));
     });
-    return el("div", { class: "field" }, el("label", { for: "model" }, "Model"), select);
+    return el("div", { class: "field" }, el("label", { for: "option-model" }, "Model"), select);
   }
 
   get model() {
-    return $("model")?.value || null;
+    return $("option-model")?.value || null;
   }
 
   /** Say what null means for a model: its own defaults. */
@@ -181,10 +181,10 @@ export class Form extends EventTarget {
 class Field {
   constructor(option) {
     this.option = option;
-    const id = option.name, help = el("p", { class: "help", id: `${id}-help` }, capital(option.help));
+    const id = `option-${option.name}`, help = el("p", { class: "help", id: `${id}-help` }, capital(option.help));
     this.control = this.make(id);
     this.control.setAttribute("aria-describedby", help.id);
-    const name = el("label", { for: id }, label(id));
+    const name = el("label", { for: id }, label(option.name));
     this.element = option.type === "switch" ? el("div", { class: "field switch" }, this.control, name, help) : el("div", { class: "field" }, name, this.control, help);
     this.set(null);
     this.showDefault();
@@ -251,9 +251,10 @@ class Strength extends Field {
     this.output.textContent = `${this.control.value} %`;
   }
 
+  /** How many steps the form asks for now, or would, while what is typed is no number. */
   get steps() {
-    const given = this.form?.fields.get("ddim_steps")?.value();
-    return given ?? this.form?.options.get("ddim_steps")?.default ?? 50;
+    const given = Number.parseInt(this.form?.fields.get("ddim_steps")?.raw(), 10);
+    return given > 0 ? given : (this.form?.options.get("ddim_steps")?.default ?? 50);
   }
 
   set(value) {

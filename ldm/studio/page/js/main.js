@@ -37,6 +37,7 @@ let health = null;
 let shown = null; // the prediction on the stage: {job, index, restored, patch}
 let view = { comparing: false, split: null };
 let opening = 0; // the number of the latest photograph that was asked for
+let waiting = false; // for one: until it is there nothing is painted
 
 // ---- photographs
 
@@ -44,8 +45,8 @@ let opening = 0; // the number of the latest photograph that was asked for
 async function openPhoto(file) {
   const turn = ++opening;
   problem(null);
+  wait(true);
   try {
-    $("status-text").textContent = "Opening…";
     const local = file.type.startsWith("image/") ? await createImageBitmap(file).catch(() => null) : null;
     const picture = await api.sendImage(file);
     const own = local && local.width === picture.width && local.height === picture.height && picture.plain;
@@ -58,16 +59,26 @@ async function openPhoto(file) {
   } catch (error) {
     if (turn === opening) toast(sentence(error.message), true);
   } finally {
-    showHealth();
+    if (turn === opening) wait(false);
   }
+}
+
+function wait(on) {
+  waiting = on;
+  draw();
 }
 
 /** Make a picture that the server has the input. */
 async function openKept(id, keepView = true) {
   const turn = ++opening;
-  const picture = await api.picture(id);
-  const bitmap = await api.bitmap(picture.plain ? api.imageUrl(id) : api.viewUrl(id));
-  if (turn === opening) await showInput(picture, bitmap, keepView);
+  wait(true);
+  try {
+    const picture = await api.picture(id);
+    const bitmap = await api.bitmap(picture.plain ? api.imageUrl(id) : api.viewUrl(id));
+    if (turn === opening) await showInput(picture, bitmap, keepView);
+  } finally {
+    if (turn === opening) wait(false);
+  }
 }
 
 async function showInput(picture, bitmap, keepView = false) {
@@ -209,13 +220,13 @@ async function show(prediction) {
 function draw() {
   const { job } = jobs, index = jobs.picked?.index ?? 0;
   const bitmap = !shown && job && !ended(job) && job.image === image?.id ? jobs.estimates.get(job.id)?.[index] : null;
-  tools.painting = !shown;
+  tools.painting = !shown && !waiting;
   $("viewport").classList.toggle("can-pan", Boolean(shown));
   $("tools").inert = false;
   $("brushbar").hidden = Boolean(shown);
   $("resultbar").hidden = !shown;
   $("split").hidden = view.split === null || !shown;
-  const tag = !shown ? (bitmap ? "Forming" : null) : view.comparing ? "Input" : null;
+  const tag = waiting ? "Opening…" : !shown ? (bitmap ? "Forming" : null) : view.comparing ? "Input" : null;
   $("tag").hidden = !tag;
   $("tag").textContent = tag ?? "";
   stage.show({
@@ -289,8 +300,8 @@ async function useAsInput() {
   try {
     const session = strip.session ?? (await api.beginSession(job.image));
     const picture = await api.useResult(job.id, index, restored, session.id);
-    strip.use(await api.session(session.id), picture.id);
     await openKept(picture.id);
+    strip.use(await api.session(session.id), picture.id);
     toast("It is the input now. Paint over what is to change next.");
   } catch (error) {
     toast(sentence(error.message), true);
@@ -666,7 +677,6 @@ addEventListener("keydown", (event) => {
     return;
   }
   if (control || event.altKey || !(key in KEYS)) return;
-  if ((key === "delete" || key === "backspace") && !onCanvas) return;
   event.preventDefault();
   KEYS[key](event);
 });
