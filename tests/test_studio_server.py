@@ -1,5 +1,6 @@
 """The studio as a server with the tiny model: jobs from submission to files, and processes that are killed."""
 
+import base64
 import json
 import os
 import shutil
@@ -68,7 +69,8 @@ def test_an_edit_tells_how_it_comes_along_and_ends(done):
     steps = [data["step"] for name, data in news if name == "progress" and data["stage"] == "painting"]
     assert steps == sorted(steps) and steps[-1] == 6
     previews = [data for name, data in news if name == "preview"]
-    assert previews and previews[0]["step"] == 1 and len(previews[0]["images"]) == 2
+    assert [one["index"] for one in previews[:2]] == [0, 1] and previews[0]["step"] == 1
+    assert image_of(base64.b64decode(previews[0]["image"])).format == "WEBP"
 
 
 def test_results_are_the_photograph_outside_the_mask_and_say_how_they_were_made(server, done):

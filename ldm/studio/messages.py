@@ -84,13 +84,13 @@ class WindowSeen:
 
 @dataclass(frozen=True)
 class Preview:
-    """The x0 estimates of predictions `first`, `first` + 1 ... as WebP files."""
+    """The x0 estimate of a prediction, in the order of the seeds, as a WebP file."""
 
     job: str
-    first: int
+    index: int
     step: int
     total: int
-    images: list[bytes] = field(repr=False)
+    image: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)

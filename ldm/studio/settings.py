@@ -30,7 +30,7 @@ class StudioSettings(SamplingChoice):
         shown="none: only this machine's own address is listened at",
         record=False,
     )
-    browser: bool = option(True, "open the page in a browser", group="where it listens")
+    browser: bool = option(True, "open the page in a browser", group="where it listens", shown="on")
     outdir: Path = option(
         Path("outputs/studio"), "where pictures, runs and the queue are kept", group="what is kept", short="-o"
     )

@@ -330,9 +330,9 @@ class Studio:
             job.window = message.window
             self._tell(job)
         elif isinstance(message, Preview):
-            images = [base64.b64encode(one).decode() for one in message.images]
-            told = {"job": job.id, "first": message.first, "step": message.step, "total": message.total}
-            self.hub.tell(Event("preview", {**told, "images": images}, job.id, lossy=True))
+            told = {"job": job.id, "index": message.index, "step": message.step, "total": message.total}
+            told["image"] = base64.b64encode(message.image).decode()
+            self.hub.tell(Event("preview", told, job.id, lossy=True))
         elif isinstance(message, Results):
             job.results = [Prediction(**one) for one in message.results]
             self._save(job)

@@ -282,16 +282,15 @@ class _Watch:
 
     @torch.no_grad()
     def _look(self, info: StepInfo) -> None:
-        images = []
-        for z0 in info.z0.split(1):  # one at a time, as the predictions are: a decoder wants much memory
+        # One at a time, as the predictions are: a decoder wants much memory, and a user wants to see something.
+        for row, z0 in enumerate(info.z0.split(1)):
             x = self.worker.editor.model.decode_first_stage(z0)
             image = to_pil(x.nan_to_num(0).clamp(-1, 1))
             image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE), Image.Resampling.BILINEAR)
             stream = BytesIO()
             image.save(stream, "WEBP", quality=80, method=0)
-            images.append(stream.getvalue())
-        first = self.batch * self.request.n_samples
-        self.worker.link.send(Preview(self.job, first, info.step + 1, info.total, images))
+            index = self.batch * self.request.n_samples + row
+            self.worker.link.send(Preview(self.job, index, info.step + 1, info.total, stream.getvalue()))
 
 
 def _loaded(editor: Editor) -> Loaded:

@@ -60,18 +60,14 @@ export class Jobs extends EventTarget {
     this.showHow(job);
   }
 
-  async preview({ job: id, first, images }) {
+  async preview({ job: id, index, image }) {
     const known = this.all.get(id);
     if (!known || ended(known)) return;
-    const bitmaps = await Promise.all(
-      images.map((text) => createImageBitmap(blobOf(text))),
-    );
+    const bitmap = await createImageBitmap(blobOf(image));
     if (ended(this.all.get(id) ?? { state: "done" })) return;
     const held = this.estimates.get(id) ?? [];
-    bitmaps.forEach((bitmap, i) => {
-      held[first + i]?.close();
-      held[first + i] = bitmap;
-    });
+    held[index]?.close();
+    held[index] = bitmap;
     this.estimates.set(id, held);
     if (id === this.current) this.showEstimates();
     this.dispatchEvent(new CustomEvent("forming", { detail: id }));

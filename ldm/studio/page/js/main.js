@@ -16,8 +16,8 @@ import { Marks } from "./words.js";
 const GROW = 4; // screen pixels of a step of growing and shrinking, and at least one of the photograph
 const WIDEST = 1600; // pixels of the photograph: where the brush's slider ends
 const HINTS = {
-  brush: "The right button erases · Shift draws a straight line · Ctrl and the wheel zoom",
-  eraser: "The right button paints · Shift draws a straight line · Ctrl and the wheel zoom",
+  brush: "Right button erases · Shift: straight line · Ctrl wheel zooms",
+  eraser: "Right button paints · Shift: straight line · Ctrl wheel zooms",
   lasso: "Draw around it · the right button takes away",
   rectangle: "Drag from corner to corner · the right button takes away",
 };
@@ -36,6 +36,7 @@ let models = [];
 let health = null;
 let shown = null; // the prediction on the stage: {job, index, restored, patch}
 let view = { comparing: false, split: null };
+const versions = new Map(); // of the mask, by the job that was run with it
 let opening = 0; // the number of the latest photograph that was asked for
 let waiting = false; // for one: until it is there nothing is painted
 
@@ -109,6 +110,7 @@ let keeping = 0;
 
 function maskEdited() {
   showUndo();
+  if (jobs.active) draw();
   clearTimeout(keeping);
   keeping = setTimeout(keepNow, 250);
 }
@@ -183,6 +185,7 @@ async function run(more = {}) {
     if (mask.isSoft) values.soft_mask = true;
     const job = await api.submit({ ...values, image: image.id, mask: sentMask.id, session: strip.session?.id ?? null });
     jobs.all.set(job.id, jobs.all.get(job.id) ?? job);
+    versions.set(job.id, mask.version);
     show(null);
     jobs.look(job.id);
     if (innerWidth <= 760) $("viewport").scrollIntoView({ block: "center", behavior: "smooth" });
@@ -219,7 +222,7 @@ async function show(prediction) {
 
 function draw() {
   const { job } = jobs, index = jobs.picked?.index ?? 0;
-  const bitmap = !shown && job && !ended(job) && job.image === image?.id ? jobs.estimates.get(job.id)?.[index] : null;
+  const bitmap = !shown && job && !ended(job) && isUndisturbed(job) ? jobs.estimates.get(job.id)?.[index] : null;
   tools.painting = !shown && !waiting;
   $("viewport").classList.toggle("can-pan", Boolean(shown));
   $("tools").inert = false;
@@ -238,6 +241,18 @@ function draw() {
   placeSplit();
   if (shown) describe();
 }
+
+/** Whether a run's estimates may lie over the mask: until that is painted on for the next run. */
+function isUndisturbed(job) {
+  if (!mask || job.image !== image?.id) return false;
+  if (!versions.has(job.id)) versions.set(job.id, mask.version);
+  return versions.get(job.id) === mask.version;
+}
+
+tools.addEventListener("begin", () => {
+  if (jobs.job) versions.set(jobs.job.id, -1);
+  draw();
+});
 
 function describe() {
   const { job, index, restored } = shown, result = job.results[index], { measures } = result;

@@ -136,7 +136,7 @@ export class Stage extends EventTarget {
 
   show({ patch = null, forming = null, comparing = false, split = null }) {
     Object.assign(this, { patch, forming, comparing, split });
-    this.over.hidden = patch !== null;
+    this.over.hidden = patch !== null || forming !== null;
     this.redraw();
   }
 

@@ -4,7 +4,7 @@ import * as raster from "./raster.js";
 
 export const TOOLS = ["brush", "eraser", "lasso", "rectangle"];
 
-/** Emits "tool" when tool, size or softness change, and "stroke" when the mask has been painted on by hand. */
+/** Emits "tool" when tool, size or softness change, and "begin" when the mask is about to be painted on by hand. */
 export class Tools extends EventTarget {
   constructor(stage, cursor, outline) {
     super();
@@ -143,6 +143,7 @@ export class Tools extends EventTarget {
   // ---- strokes and shapes
 
   begin(point, erases, straight, id) {
+    this.dispatchEvent(new Event("begin"));
     const erase = erases !== (this.tool === "eraser"); // the right button turns an eraser into a brush
     if (this.tool === "lasso" || this.tool === "rectangle") {
       this.action = { kind: "shape", id, erase: erases, points: [point] };
@@ -205,7 +206,6 @@ export class Tools extends EventTarget {
       }
       this.outline.setAttribute("d", "");
     }
-    this.dispatchEvent(new Event("stroke"));
   }
 
   abandon() {
