@@ -91,7 +91,7 @@ def test_every_option_of_an_edit_is_offered_documented_and_taken(web):
     options = set(declared(EditRequest))
     assert offered == options
     assert set(body["properties"]) == options | {"image", "mask", "session", "model"}
-    assert body["properties"]["ddim_steps"]["maximum"] == 1000
+    assert body["properties"]["n_samples"]["maximum"] == 1024
     values = {
         "n_samples": 2,
         "ddim_eta": 0.5,
@@ -112,7 +112,7 @@ def test_every_option_of_an_edit_is_offered_documented_and_taken(web):
         ({"ddim_steps": 0}, "from 1 to 1000"),
         ({"ddim_steps": "many"}, '"many"'),
         ({"prompt": ["a"]}, "a text"),
-        ({"skip_steps": 50}, "0 to 49"),
+        ({"skip_steps": 50, "ddim_steps": 50}, "0 to 49"),
         ({"seed": -1}, "seed"),
         ({"seed": {"a": 1}}, "an integer"),
         ({"feather": float("inf")}, "a number"),

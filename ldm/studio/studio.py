@@ -75,7 +75,7 @@ class Studio:
         self.workers: list[_Worker] = []
         self.loaded: dict[str, Loaded] = {}  # by the model's name
         # The name of the studio's own model; of one that there is not, this is where it is told.
-        self.own = zoo.resolve(settings.model, settings.config, settings.ckpt).name
+        self.own = zoo.resolve(**settings.named).name
         self.stopping = False
         self.ended: asyncio.Future[str | None] | None = None  # with an error, if no worker can be had at all
         self._tasks: list[asyncio.Task[None]] = []
@@ -456,14 +456,7 @@ class _Worker:
 
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         here, there = context.Pipe()
-        settings = self.studio.settings
-        model = {
-            "model": settings.model,
-            "config": settings.config,
-            "ckpt": settings.ckpt,
-            "precision": settings.precision,
-            "low_memory": settings.low_memory,
-        }
+        model = self.studio.settings.loading
         self.process = context.Process(target=work, args=(there, model, self.device, self.threads), daemon=True)
         self.process.start()
         there.close()  # so that the end of the process is the end of the pipe

@@ -144,7 +144,7 @@ class _Worker:
         )
         task = self.editor.prepare(job.init_image, job.mask, job.request)
         self.link.send(WindowSeen(told.job, asdict(task.canvas.window)))
-        watch = _Watch(self, told.job, job.request)
+        watch = _Watch(self, told.job, task.request)
         watch.at(0)
         (result,) = self.editor.run([task], on_step=watch.see, keep_steps=job.save_video)
         self._at(told.job, "ranking")
@@ -161,11 +161,15 @@ class _Worker:
         del self.editor
         self.asked = self.own["model"]
         try:
-            self.editor = self._load(self.own | {"model": wanted, "config": None, "ckpt": None})
+            self.editor = self._load(self._named(wanted))
             self.asked = wanted
         except UserError:
             self.editor = self._load(self.own)
             raise
+
+    def _named(self, model: str) -> dict[str, Any]:
+        """The arguments of `Editor.load` for a model of another name."""
+        return self.own | {"model": model, "config": None, "ckpt": None, "revision": None, "lora": ()}
 
     def _show(self, result: EditResult, outdir: Path) -> list[dict[str, Any]]:
         """Keep what has changed of the picture, which a page lays over the input; and what is known of each."""
@@ -185,7 +189,8 @@ class _Worker:
 
     def _restore(self, told: DoRestore) -> None:
         samples = told.outdir / "samples"
-        own = {"model": told.model} if told.model else {name: self.own[name] for name in ("model", "config", "ckpt")}
+        named = self._named(told.model) if told.model else self.own
+        own = {name: named[name] for name in ("model", "config", "ckpt", "revision", "lora")}
         job = ReconstructionJob(
             **told.options, **own, images_path=samples, selected_indices=(told.index,), device=self.device
         )
@@ -284,7 +289,7 @@ class _Watch:
     def _look(self, info: StepInfo) -> None:
         # One at a time, as the predictions are: a decoder wants much memory, and a user wants to see something.
         for row, z0 in enumerate(info.z0.split(1)):
-            x = self.worker.editor.model.decode_first_stage(z0)
+            x = self.worker.editor.model.decode(z0)
             image = to_pil(x.nan_to_num(0).clamp(-1, 1))
             image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE), Image.Resampling.BILINEAR)
             stream = BytesIO()
@@ -296,7 +301,7 @@ class _Watch:
 def _loaded(editor: Editor) -> Loaded:
     """What the page and the server want to know of a model."""
     files = cast(ModelFiles, editor.files)
-    tokenize = editor.model.cond_stage_model.tokenize
+    tokenize = editor.model.tokenize
     vocabulary = None
     if tokenize is not None and tokenize.is_closed:
         vocabulary = sorted(word for word in tokenize.tokenizer.get_vocab() if not word.startswith("["))

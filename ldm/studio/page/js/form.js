@@ -29,7 +29,7 @@ const LABELS = {
   negative_prompt: "What should not be there?",
   model: "Model",
 };
-const CHOICES = { ddim: "DDIM", dpmpp_2m: "DPM-Solver++ (2M)" };
+const CHOICES = { ddim: "DDIM", dpmpp_2m: "DPM-Solver++ (2M)", lcm: "LCM" };
 const OWN = new Set(["prompt", "n_samples", "seed", "soft_mask"]); // have a place of their own, or follow from the mask
 const MAIN = ["negative_prompt"];
 const SETTINGS = ["ddim_steps", "scale", "skip_steps", "sampler", "mask_dilation_iterations", "feather"];
@@ -128,6 +128,7 @@ export class Form extends EventTarget {
 
   /** Say what null means for a model: its own defaults. */
   useDefaults(defaults) {
+    this.defaults = defaults;
     for (const [name, field] of this.fields) field.showDefault(defaults[name]);
   }
 
@@ -254,7 +255,7 @@ class Strength extends Field {
   /** How many steps the form asks for now, or would, while what is typed is no number. */
   get steps() {
     const given = Number.parseInt(this.form?.fields.get("ddim_steps")?.raw(), 10);
-    return given > 0 ? given : (this.form?.options.get("ddim_steps")?.default ?? 50);
+    return given > 0 ? given : (this.form?.defaults?.ddim_steps ?? 50);
   }
 
   set(value) {
