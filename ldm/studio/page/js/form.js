@@ -182,7 +182,7 @@ export class Form extends EventTarget {
 class Field {
   constructor(option) {
     this.option = option;
-    const id = `option-${option.name}`, help = el("p", { class: "help", id: `${id}-help` }, capital(option.help));
+    const id = `option-${option.name}`, help = el("p", { class: "help", id: `${id}-help` }, capital(option.help, option.choices));
     this.control = this.make(id);
     this.control.setAttribute("aria-describedby", help.id);
     const name = el("label", { for: id }, label(option.name));
@@ -295,8 +295,8 @@ function dice() {
   return crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
 }
 
-/** A sentence; one that begins with the name of something keeps it as it is written. */
-function capital(text) {
-  const begun = /^\w*[_\d]/.test(text) ? text : (text[0] ?? "").toUpperCase() + text.slice(1);
+/** A sentence; one that begins with a choice keeps it as it is written. */
+function capital(text, choices) {
+  const begun = choices.some((choice) => text.startsWith(choice)) ? text : (text[0] ?? "").toUpperCase() + text.slice(1);
   return begun && !/[.!?]$/.test(begun) ? `${begun}.` : begun;
 }

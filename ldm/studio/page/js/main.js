@@ -188,10 +188,15 @@ async function run(more = {}) {
     versions.set(job.id, mask.version);
     show(null);
     jobs.look(job.id);
-    if (innerWidth <= 760) $("viewport").scrollIntoView({ block: "center", behavior: "smooth" });
+    bringStageIntoSight();
   } catch (error) {
     problem(error.message);
   }
+}
+
+/** Where the page is one narrow column, what has just been asked for is shown above. */
+function bringStageIntoSight() {
+  if (innerWidth <= 760) $("viewport").scrollIntoView({ block: "center" });
 }
 
 function problem(text) {
@@ -459,6 +464,7 @@ jobs.addEventListener("pick", ({ detail }) => {
   else if (!detail.job.results[detail.index]) draw();
   else show(detail);
 });
+$("grid").addEventListener("click", bringStageIntoSight);
 jobs.addEventListener("open", async ({ detail: id }) => {
   jobs.look(id);
   const { job } = jobs;
@@ -467,6 +473,7 @@ jobs.addEventListener("open", async ({ detail: id }) => {
     if (job.image !== image?.id) await goTo(job);
     if (job.results.length) jobs.pick(0, jobs.restorations(job, 0).at(-1)?.kind ?? null);
     else show(null);
+    bringStageIntoSight();
   } catch (error) {
     toast(sentence(error.message), true);
   }
