@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,6 +97,20 @@ def test_a_run_s_zip_is_read_by_the_command_lines(server, done, tmp_path):
     assert str(server.outdir) not in text and str(Path.home()) + "/" not in text
     again = EditJob(**options_of(folder / "samples/results/0001.png", ["model"]), model="scenes")
     assert (again.seed, again.ddim_steps, again.n_samples) == (43, 6, 1) and again.init_image.is_relative_to(folder)
+
+
+def test_the_client_of_the_documentation_works(server, tmp_path, monkeypatch, capsys):
+    root = Path(__file__).parents[1]
+    (code,) = re.findall(r"```python\n(.*?)```", (root / "docs/studio.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(code.strip().splitlines()) <= 12
+    for written, here in {"http://127.0.0.1:7860/": server.url, "a white donut": "a red ball"}.items():
+        assert written in code
+        code = code.replace(written, here)
+    (tmp_path / "inputs").symlink_to(root / "inputs")
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace('"seed": 7', '"seed": 7, "ddim_steps": 3'), {})
+    assert '"step": 3' in capsys.readouterr().out
+    assert Image.open("best.png").size == Image.open(root / "inputs/img.png").size
 
 
 def test_a_prediction_becomes_the_next_input_and_the_session_is_a_folder(server, done, tmp_path):
