@@ -70,6 +70,9 @@ def test_the_wheel_holds_all_that_a_named_model_needs(unpacked: Path, tmp_path: 
         assert own.is_dir() or own.read_bytes() == path.read_bytes()
     assert {path.name for path in paths[3].iterdir()} == {path.name for path in (ROOT / "models/clip/scenes").iterdir()}
     assert (unpacked / "ldm/py.typed").is_file()
+    page = ROOT / "ldm/studio/page"
+    for path in (path.relative_to(page) for path in page.rglob("*") if path.is_file()):
+        assert (unpacked / "ldm/studio/page" / path).is_file(), path
     assert {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"} == {"ldm"}
 
 
