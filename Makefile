@@ -2,12 +2,14 @@
 # make test   runs the tests
 # make lint   runs the linter, the formatter's check and the type checker
 # make gallery  makes the pictures of docs/gallery.md
+# make studio   opens the page on which masks are painted
+# make studio-test  runs all tests of the studio, the long ones and those in a browser too; installs Chromium where apt can
 # All make .venv and install what is missing. PYTHON=python3.12 chooses another Python than python3.
 PYTHON ?= python3
 BIN := .venv/bin
 PROMPT := a white donut
 
-.PHONY: demo test lint gallery install dev
+.PHONY: demo test lint gallery studio studio-test install dev
 demo: install
 	$(BIN)/bld-edit --prompt "$(PROMPT)" --init_image inputs/img.png --mask inputs/donut_mask.png
 	$(BIN)/bld-reconstruct --init_image inputs/img.png --mask inputs/donut_mask.png --selected_indices 0 1
@@ -17,6 +19,14 @@ test: dev
 
 gallery: dev
 	sh docs/gallery.sh $(BIN)/python
+
+studio: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[studio]"
+	$(BIN)/bld-studio
+
+studio-test: dev
+	command -v chromium chromium-browser google-chrome || apt-get install -y chromium || sudo apt-get install -y chromium
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_studio*.py
 
 lint: dev
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ EXTRAS = {
     "video": ["imageio", "imageio-ffmpeg"],  # text_editing.py --save_video
     # text_editing.py --model with Stable Diffusion, SDXL, SD 3 and FLUX; --lora
     "diffusers": ["diffusers>=0.42", "accelerate", "peft", "sentencepiece", "protobuf"],
+    "studio": ["fastapi", "starlette", "uvicorn", "swagger-ui-bundle"],  # scripts/studio.py
     # Logs, photographs of scenes, plots, views of 3D models, a perceptual loss.
     "train": [
         "tensorboard",
@@ -36,6 +37,7 @@ setup(
     package_dir=BESIDE,
     package_data={
         "ldm": ["py.typed"],
+        "ldm.studio": ["page/*", "page/js/*"],
         "ldm._bundled.models": ["*/scenes/**"],  # downloaded models lie in the same folder
         "ldm._bundled.configs": ["**/*.yaml"],
     },
@@ -46,6 +48,7 @@ setup(
             "bld-batch = ldm.cli:batch",
             "bld-txt2img = ldm.cli:txt2img",
             "bld-download = ldm.cli:download",
+            "bld-studio = ldm.cli:studio",
         ]
     },
     install_requires=[
@@ -72,7 +75,7 @@ setup(
     extras_require={
         **EXTRAS,
         "dev": [
-            *("pytest", "pytest-xdist", "ruff", "mypy"),
+            *("pytest", "pytest-xdist", "ruff", "mypy", "httpx", "playwright"),
             "setuptools>=70.1",  # a test builds the wheel with it
             *(package for extra in EXTRAS.values() for package in extra),
         ],

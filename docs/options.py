@@ -5,13 +5,14 @@ from pathlib import Path
 from ldm.files import atomic_file
 from ldm.options import markdown_rows
 from ldm.runs.jobs import BatchJob, EditJob, GenerationJob, ReconstructionJob
+from ldm.studio.settings import StudioSettings
 
 HEAD = """# Options
 
 All options of the commands, as `--help` has them. The Python API takes those of an edit under the same names
 (`editor.edit(image, mask, prompt, n_samples=8)`), and so does each row of a [batch](batch.md).
 
-<!-- Written by `python docs/options.py` from `ldm/editing/request.py` and `ldm/runs/jobs.py`: change them there. -->
+<!-- Written by `python docs/options.py` from the declarations in `ldm/`: change them there. -->
 """
 
 EDIT_MORE = """
@@ -36,5 +37,6 @@ if __name__ == "__main__":
     page += section("`scripts/reconstruct.py`, `bld-reconstruct`", ReconstructionJob)
     page += section("`scripts/batch_editing.py`, `bld-batch`", BatchJob, ("rows",), BATCH_MORE)
     page += section("`scripts/txt2img.py`, `bld-txt2img`", GenerationJob)
+    page += section("`scripts/studio.py`, `bld-studio`", StudioSettings)
     with atomic_file(Path(__file__).with_suffix(".md")) as file:
         file.write(page.encode())

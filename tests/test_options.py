@@ -19,6 +19,7 @@ from ldm.runs.batch.rows import COLUMNS, Row, read_rows
 from ldm.runs.folder import write_run
 from ldm.runs.jobs import BatchJob, EditJob, GenerationJob, ModelChoice, ReconstructionJob
 from ldm.runs.record import RunRecord
+from ldm.studio.settings import StudioSettings
 
 ROOT = Path(__file__).parents[1]
 NOISE_LEVELS = "two numbers, the lower first, from 0 (clean) to 1 (pure noise)"
@@ -227,7 +228,13 @@ def test_a_command_line_shows_options_as_its_flags():
 
 def test_docs_list_the_options_as_they_are():
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    for cls, without in ((EditJob, ()), (ReconstructionJob, ()), (GenerationJob, ()), (BatchJob, ("rows",))):
+    for cls, without in (
+        (EditJob, ()),
+        (ReconstructionJob, ()),
+        (GenerationJob, ()),
+        (BatchJob, ("rows",)),
+        (StudioSettings, ()),
+    ):
         assert "\n".join(markdown_rows(cls, without)) in page, "python docs/options.py writes it anew"
 
 

@@ -70,13 +70,18 @@ def test_the_wheel_holds_all_that_a_named_model_needs(unpacked: Path, tmp_path: 
         assert own.is_dir() or own.read_bytes() == path.read_bytes()
     assert {path.name for path in paths[3].iterdir()} == {path.name for path in (ROOT / "models/clip/scenes").iterdir()}
     assert (unpacked / "ldm/py.typed").is_file()
+    page = ROOT / "ldm/studio/page"
+    for path in (path.relative_to(page) for path in page.rglob("*") if path.is_file()):
+        assert (unpacked / "ldm/studio/page" / path).is_file(), path
     assert {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"} == {"ldm"}
 
 
 def test_the_console_commands_are_the_scripts(unpacked: Path, tmp_path: Path):
     (declared,) = unpacked.glob("*.dist-info/entry_points.txt")
     commands = dict(re.findall(r"(bld-\S+) = ldm\.cli:(\S+)", declared.read_text()))
-    assert commands.keys() == {f"bld-{name}" for name in ("edit", "reconstruct", "batch", "txt2img", "download")}
+    assert commands.keys() == {
+        f"bld-{name}" for name in ("edit", "reconstruct", "batch", "txt2img", "download", "studio")
+    }
     code = (
         "import sys; sys.argv = ['bld-x', '--help']; from ldm import cli\n"
         f"for name in {list(commands.values())}:\n"

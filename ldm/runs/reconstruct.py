@@ -15,6 +15,7 @@ from ldm.backbones.contract import Backbone
 from ldm.editing.editor import finish_reconstruction
 from ldm.editing.reconstruct import (
     LEARNING_RATES,
+    OnStep,
     Reconstruction,
     ReconstructionStep,
     ReconstructionTask,
@@ -63,8 +64,11 @@ class SavedReconstruction:
         )
 
 
-def run_reconstruction(job: ReconstructionJob) -> list[SavedReconstruction]:
+def run_reconstruction(job: ReconstructionJob, on_step: OnStep | None = None) -> list[SavedReconstruction]:
     """Restore the background of each prediction. All that can be wrong with the input is found before the first.
+
+    Args:
+        on_step: called before each step of an optimisation.
 
     Raises:
         UserError: no run, no such prediction, bad input, no model, or a folder that cannot be written.
@@ -89,7 +93,7 @@ def run_reconstruction(job: ReconstructionJob) -> list[SavedReconstruction]:
     for index, canvas, task in zip(indices, canvases, tasks, strict=True):
         hidden = None if optimizing else True  # None: where stderr is no terminal
         with tqdm(total=options.optimization_steps, desc=f"restoring {index:04d}", unit="step", disable=hidden) as bar:
-            result = reconstruct(task, options, _on_bar(bar))
+            result = reconstruct(task, options, _on_bar(bar, on_step))
         image, measures = finish_reconstruction(canvas, options.kind, task, result)
         info = _info(job, task, options, result, measures)
         path = write_reconstruction(run, options.kind, index, image, info)
@@ -197,8 +201,10 @@ def _task(run: Run, index: int, canvas: Canvas, model: Backbone | None) -> Recon
     return ReconstructionTask(x_source, x_hat, mask, z0, model)
 
 
-def _on_bar(bar: tqdm) -> Callable[[ReconstructionStep], None]:
+def _on_bar(bar: tqdm, on_step: OnStep | None) -> OnStep:
     def show(now: ReconstructionStep) -> None:
+        if on_step is not None:
+            on_step(now)
         words = f"loss {now.loss:.4f}, PSNR background {_decibel(now.background_psnr)}, "
         bar.set_postfix_str(words + f"foreground {_decibel(now.foreground_psnr)}", refresh=False)
         bar.update()
