@@ -6,6 +6,7 @@ The names and positions within `nn.Sequential` are those of the public checkpoin
 from collections.abc import Iterable
 from typing import NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -131,3 +132,46 @@ class SpatialTransformer(nn.Module):
         for block, seen in zip(self.transformer_blocks, contexts, strict=True):
             h = block(h, seen)
         return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the positions of x (b, c, h, w) with a residual around (Dhariwal & Nichol 2021, section 3).
+
+    With a context (r, m, context_dim) its m rows join the positions as further keys and values (GLIDE, Nichol et al.
+    2021, section 3); see `CrossAttention` for its rows.
+
+    The output channels of `qkv` are the checkpoints': head after head, and in each its q, its k and its v.
+    """
+
+    def __init__(self, channels: int, heads: int, context_dim: int | None = None):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(32, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.encoder_kv = None if context_dim is None else nn.Conv1d(context_dim, 2 * channels, 1)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+        for parameter in self.proj_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def project(self, context: Tensor) -> tuple[KeysValues, ...]:
+        """The keys and values of a context (r, m, context_dim)."""
+        if self.encoder_kv is None:
+            return ()
+        k, v = self._split(self.encoder_kv(context.mT), 2)
+        return (KeysValues(k, v),)
+
+    def _split(self, x: Tensor, parts: int) -> Tensor:
+        """(b, heads * parts * d, n) -> (parts, b, heads, n, d)."""
+        return rearrange(x, "b (heads parts d) n -> parts b heads n d", heads=self.heads, parts=parts)
+
+    def forward(self, x: Tensor, context: Tensor | tuple[KeysValues, ...] | None = None) -> Tensor:
+        seen = self.project(context) if isinstance(context, Tensor) else context or ()
+        height = x.shape[-2]
+        h = self.qkv(rearrange(self.norm(x), "b c h w -> b c (h w)"))
+        q, k, v = self._split(h, 3)
+        for more in seen:
+            times = len(x) // len(more.k)
+            k = torch.cat([more.k.repeat_interleave(times, dim=0), k], dim=2)
+            v = torch.cat([more.v.repeat_interleave(times, dim=0), v], dim=2)
+        h = self.proj_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b (heads d) n"))
+        return x + rearrange(h, "b c (h w) -> b c h w", h=height)

@@ -1,4 +1,4 @@
-"""`UNetModel`: the denoiser, eps = UNet(z_t, t, context) (Dhariwal & Nichol 2021 with Rombach et al.'s transformers).
+"""`UNetModel`: the denoiser, eps = UNet(z_t, t, context) (Dhariwal & Nichol 2021, and with Rombach et al.'s transformers).
 
 Positions such as `input_blocks.4.1`, `in_layers.2` or `out_layers.3` are state-dict keys of the public checkpoints:
 the order within every `nn.Sequential` here is frozen by them.
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm.modules.attention import KeysValues, SpatialTransformer
+from ldm.modules.attention import AttentionBlock, KeysValues, SpatialTransformer
 from ldm.modules.diffusionmodules.util import normalization, timestep_embedding, zero_module
 
 
@@ -30,14 +30,15 @@ class PreparedContext:
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """Passes the time embedding to residual blocks and the text to transformers; the rest takes the features alone.
+    """Passes the time embedding to residual blocks and the text to attention; the rest takes the features alone.
 
-    It has one transformer at most.
+    It has one transformer or attention at most.
     """
 
     def project(self, context: Tensor) -> tuple[KeysValues, ...]:
-        """The keys and values of its transformer."""
-        return next((layer.project(context) for layer in self if isinstance(layer, SpatialTransformer)), ())
+        """The keys and values of its transformer or attention."""
+        attention = (layer for layer in self if isinstance(layer, SpatialTransformer | AttentionBlock))
+        return next((layer.project(context) for layer in attention), ())
 
     def forward(  # type: ignore[override]
         self, h: Tensor, emb: Tensor, context: tuple[KeysValues, ...] | None
@@ -45,7 +46,7 @@ class TimestepEmbedSequential(nn.Sequential):
         for layer in self:
             if isinstance(layer, ResBlock):
                 h = layer(h, emb)
-            elif isinstance(layer, SpatialTransformer):
+            elif isinstance(layer, SpatialTransformer | AttentionBlock):
                 h = layer(h, context)
             else:
                 h = layer(h)
@@ -79,6 +80,8 @@ class ResBlock(nn.Module):
 
     Args:
         use_scale_shift_norm: steer by a scale and a shift after the second norm, not by an addition before it.
+        resample: what changes the size on both ways through the block, between its first norm and convolution and on
+            the way around; without weights (Dhariwal & Nichol 2021, section 3). None keeps the size.
     """
 
     def __init__(
@@ -89,9 +92,11 @@ class ResBlock(nn.Module):
         out_channels: int,
         use_checkpoint: bool = False,
         use_scale_shift_norm: bool = False,
+        resample: nn.Module | None = None,
     ):
         super().__init__()
         self.use_checkpoint, self.use_scale_shift_norm = use_checkpoint, use_scale_shift_norm
+        self.resample = resample
         self.in_layers = nn.Sequential(
             normalization(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
@@ -113,7 +118,10 @@ class ResBlock(nn.Module):
         return self._forward(h, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x)
+        if self.resample is None:
+            h = self.in_layers(x)
+        else:
+            h, x = self.in_layers[2](self.resample(self.in_layers[:2](x))), self.resample(x)
         steer = self.emb_layers(emb)[:, :, None, None]
         if self.use_scale_shift_norm:
             scale, shift = steer.chunk(2, dim=1)
@@ -160,8 +168,12 @@ class UNetModel(nn.Module):
             patches of DiT, Peebles & Xie 2023), so that larger latents cost what smaller ones did. 1 is the original.
         fine_channels: ours. Width of a thin level before the folding, a residual block on each way, which sees what
             lies within a patch. 0 is without; needs a `patch_size` above 1.
-        dims, num_classes, use_fp16, use_spatial_transformer, legacy: keys of the original configs. Only the values
-            of the text-to-image models are supported: 2, None, False, True and any.
+        use_spatial_transformer: False has guided-diffusion's attention over positions alone in the transformers'
+            place, and with a `context_dim` GLIDE's, in which the context joins the positions. The stem is then as
+            wide as the first level.
+        resblock_updown: resample within residual blocks, not by layers of their own.
+        num_classes: adds an embedding of the class to that of the time; `forward` then takes `y`.
+        dims, use_fp16, legacy: keys of the original configs. Only these values are supported: 2, False and any.
 
     Raises:
         ValueError: a key has a value that this network does not support.
@@ -176,7 +188,7 @@ class UNetModel(nn.Module):
         num_res_blocks: int | Sequence[int],
         attention_resolutions: Sequence[int],
         dropout: float = 0.0,
-        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
         conv_resample: bool = True,
         dims: int = 2,
         num_classes: int | None = None,
@@ -192,13 +204,11 @@ class UNetModel(nn.Module):
         pooled_context: bool = False,
         patch_size: int = 1,
         fine_channels: int = 0,
+        resblock_updown: bool = False,
     ):
         super().__init__()
-        if dims != 2 or num_classes is not None or use_fp16 or not use_spatial_transformer:
-            raise ValueError(
-                "UNetModel supports dims=2, num_classes=None, use_fp16=False, use_spatial_transformer=True; got "
-                f"{dims=}, {num_classes=}, {use_fp16=}, {use_spatial_transformer=}"
-            )
+        if dims != 2 or use_fp16:
+            raise ValueError(f"UNetModel supports dims=2, use_fp16=False; got {dims=}, {use_fp16=}")
         if (num_heads == -1) == (num_head_channels == -1):
             raise ValueError(f"give one of num_heads and num_head_channels; got {num_heads=}, {num_head_channels=}")
         blocks = [num_res_blocks] * len(channel_mult) if isinstance(num_res_blocks, int) else list(num_res_blocks)
@@ -213,6 +223,8 @@ class UNetModel(nn.Module):
             nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
 
+        self.label_emb = None if num_classes is None else nn.Embedding(num_classes, emb_channels)
+
         # Starts at zero, so that a network trained without it can go on with it.
         self.context_embed: nn.Module | None = None
         if pooled_context:
@@ -220,47 +232,60 @@ class UNetModel(nn.Module):
                 raise ValueError("pooled_context needs context_dim, the width of the context")
             self.context_embed = zero_module(nn.Linear(context_dim, emb_channels))
 
-        def res_block(channels: int, out: int) -> ResBlock:
-            return ResBlock(channels, emb_channels, dropout, out, use_checkpoint, use_scale_shift_norm)
+        def res_block(channels: int, out: int, resample: nn.Module | None = None) -> ResBlock:
+            return ResBlock(channels, emb_channels, dropout, out, use_checkpoint, use_scale_shift_norm, resample)
 
-        def transformer(channels: int) -> SpatialTransformer:
+        def transformer(channels: int) -> SpatialTransformer | AttentionBlock:
             heads = num_heads if num_head_channels == -1 else channels // num_head_channels
+            if not use_spatial_transformer:
+                return AttentionBlock(channels, heads, context_dim)
             return SpatialTransformer(channels, heads, channels // heads, transformer_depth, dropout, context_dim)
 
         def stage(channels: int, out: int, ds: int) -> list[nn.Module]:
             return [res_block(channels, out), *([transformer(out)] if ds in attention_resolutions else [])]
 
+        def half(channels: int) -> nn.Module:
+            if resblock_updown:
+                return res_block(channels, channels, Downsample(channels, use_conv=False))
+            return Downsample(channels, conv_resample)
+
+        def double(channels: int) -> nn.Module:
+            if resblock_updown:
+                return res_block(channels, channels, Upsample(channels, use_conv=False))
+            return Upsample(channels, conv_resample)
+
+        widths = [int(mult * model_channels) for mult in channel_mult]
+        ch, ds = model_channels if use_spatial_transformer else widths[0], 1
         area = patch_size**2
         self.fine_in: nn.Module | None = None
         self.fine_out: nn.Module | None = None
         if fine_channels:
             first = nn.Conv2d(in_channels, fine_channels, 3, padding=1)
             self.fine_in = TimestepEmbedSequential(first, res_block(fine_channels, fine_channels))
-            self.fine_up = nn.Conv2d(channel_mult[0] * model_channels, fine_channels * area, 1)
+            self.fine_up = nn.Conv2d(widths[0], fine_channels * area, 1)
             self.fine_out = TimestepEmbedSequential(res_block(2 * fine_channels, fine_channels))
-        stem = nn.Conv2d((fine_channels or in_channels) * area, model_channels, 3, padding=1)
+        stem = nn.Conv2d((fine_channels or in_channels) * area, ch, 3, padding=1)
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(stem)])
-        ch, ds = model_channels, 1
         skips = [ch]
-        for level, mult in enumerate(channel_mult):
+        for level, width in enumerate(widths):
             for _ in range(blocks[level]):
-                self.input_blocks.append(TimestepEmbedSequential(*stage(ch, mult * model_channels, ds)))
-                ch = mult * model_channels
+                self.input_blocks.append(TimestepEmbedSequential(*stage(ch, width, ds)))
+                ch = width
                 skips.append(ch)
-            if level < len(channel_mult) - 1:
-                self.input_blocks.append(TimestepEmbedSequential(Downsample(ch, conv_resample)))
+            if level < len(widths) - 1:
+                self.input_blocks.append(TimestepEmbedSequential(half(ch)))
                 skips.append(ch)
                 ds *= 2
 
         self.middle_block = TimestepEmbedSequential(res_block(ch, ch), transformer(ch), res_block(ch, ch))
 
         self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
+        for level, width in reversed(list(enumerate(widths))):
             for i in range(blocks[level] + 1):
-                layers = stage(ch + skips.pop(), mult * model_channels, ds)
-                ch = mult * model_channels
+                layers = stage(ch + skips.pop(), width, ds)
+                ch = width
                 if level > 0 and i == blocks[level]:
-                    layers.append(Upsample(ch, conv_resample))
+                    layers.append(double(ch))
                     ds //= 2
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
 
@@ -277,13 +302,24 @@ class UNetModel(nn.Module):
         pooled = None if self.context_embed is None else self.context_embed(context[:, 0])
         return PreparedContext(tuple(stage.project(context) for stage in self.stages), pooled, context.dtype)
 
-    def forward(self, z: Tensor, timesteps: Tensor, context: Tensor | PreparedContext | None = None) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        timesteps: Tensor,
+        context: Tensor | PreparedContext | None = None,
+        y: Tensor | None = None,
+    ) -> Tensor:
+        """See the class; y (b,) are classes, of a network that has them."""
         if isinstance(context, Tensor):
             context = self.prepare_context(context)
         seen = iter((None,) * len(self.stages) if context is None else context.keys_values)
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(z.dtype))
+        if self.label_emb is not None:
+            assert y is not None, "a network with classes needs one for each sample"
+            emb = emb + self.label_emb(y)
         if self.context_embed is not None:
             assert context is not None and context.pooled is not None, "a network with pooled_context needs a context"
+        if context is not None and context.pooled is not None:
             emb = emb + context.pooled.repeat_interleave(len(z) // len(context.pooled), dim=0)
         h, skips = z, []
         fine = h = self.fine_in(h, emb, None) if self.fine_in is not None else h

@@ -1,0 +1,93 @@
+"""`PixelDiffusion`: a denoiser of pictures themselves and its noise schedule (Ho et al. 2020; Dhariwal & Nichol 2021).
+
+The keys of its weights are those of its network alone, as the public checkpoints have them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.diffusion.schedule import make_beta_schedule, shift_log_snr
+from ldm.util import instantiate_from_config
+
+PARAMETERIZATIONS = ("eps", "v")
+
+
+class PixelDiffusion(nn.Module):
+    """An unconditional or class-conditional diffusion model of pictures x (b, 3, H, W) in [-1, 1].
+
+    Pictures go in and come out in the caller's precision, whatever that of the weights.
+
+    Args:
+        unet_config: what to build, as `{target, params}`.
+        timesteps, beta_schedule, linear_start, linear_end: the forward process, see `make_beta_schedule`.
+        log_snr_shift: see `shift_log_snr`.
+        image_size, channels: nominal size and channels of x.
+        parameterization: what the network predicts: `eps`, or `v` (Salimans & Ho 2022).
+        learn_sigma: whether as many channels again say where the variance of each value lies between the posterior's
+            and beta's (Nichol & Dhariwal 2021, equation 15).
+        num_classes: of a class-conditional network; None is without.
+
+    Raises:
+        ValueError: a value that this class does not support.
+    """
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self,
+        unet_config: Mapping[str, Any],
+        timesteps: int = 1000,
+        beta_schedule: str = "sqrt_linear",
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        log_snr_shift: float = 0.0,
+        image_size: int = 256,
+        channels: int = 3,
+        parameterization: str = "eps",
+        learn_sigma: bool = False,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        if parameterization not in PARAMETERIZATIONS:
+            raise ValueError(f"parameterization {parameterization!r} is unknown: one of {PARAMETERIZATIONS}")
+        self.parameterization, self.learn_sigma, self.num_classes = parameterization, learn_sigma, num_classes
+        self.image_size, self.channels = image_size, channels
+        self.diffusion_model = instantiate_from_config(unet_config)
+        self.register_state_dict_post_hook(_bare_keys)
+        self.register_load_state_dict_pre_hook(_prefixed_keys)
+        # No weights, and so in no file; made even where the model is only outlined, on the meta device.
+        with torch.device("cpu"):
+            betas = shift_log_snr(make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end), log_snr_shift)
+            self.register_buffer("betas", betas.float(), persistent=False)
+            self.register_buffer("alphas_cumprod", torch.cumprod(1 - betas, dim=0).float(), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.diffusion_model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return next(self.diffusion_model.parameters()).device
+
+    def apply_model(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The network's own output at x_t, t (b,), of classes y (b,): (b, 3 or 6, H, W)."""
+        return self.diffusion_model(x.to(self.dtype), t, y=y).to(x.dtype)
+
+
+PREFIX = "diffusion_model."
+
+
+def _bare_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix + PREFIX)]:
+        state[prefix + key.removeprefix(prefix + PREFIX)] = state.pop(key)
+
+
+def _prefixed_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[prefix + PREFIX + key.removeprefix(prefix)] = state.pop(key)

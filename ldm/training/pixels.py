@@ -1,0 +1,154 @@
+"""Training of a diffusion model in pixel space: `PixelDiffusion` on pictures of scenes."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldm.data.epochs import seeded
+from ldm.data.shards import SceneShards
+from ldm.models.diffusion.pixel import PixelDiffusion
+from ldm.models.diffusion.sampling import NoiseSource, sample
+from ldm.models.diffusion.schedule import make_sampling_schedule
+from ldm.training.base import EpochData, TrainingModule
+from ldm.training.grids import ImageGrid
+from ldm.util import instantiate_from_config
+
+
+class SmallScenes(Dataset):
+    """Whole scenes at `size` pixels a side, by the mean over squares, mirrored half of the time.
+
+    A batch of (epoch, index) depends on these and on `seed` alone, whichever process reads it. seed None mirrors none.
+    """
+
+    def __init__(self, shards: SceneShards, size: int, seed: int | None = 0):
+        self.shards, self.size, self.seed = shards, size, seed
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """x (b, 3, size, size) in [-1, 1] and, at the size of x, how much objects cover (b, 1, size, size)."""
+        rows = [index for _, index in places]
+        x = F.adaptive_avg_pool2d(self.shards.stack(rows), self.size)
+        coverage = torch.stack([torch.from_numpy(self.shards.coverage(row).astype("float32")) for row in rows])[:, None]
+        coverage = F.interpolate(coverage, size=(self.size, self.size), mode="bilinear")
+        if self.seed is not None:
+            draws = [torch.rand(1, generator=seeded(self.seed, epoch, index)).item() for epoch, index in places]
+            mirrored = torch.tensor(draws)[:, None, None, None] < 0.5
+            x, coverage = (torch.where(mirrored, one.flip(-1), one) for one in (x, coverage))
+        return {"x": x, "coverage": coverage}
+
+
+class ScenePixels(EpochData):
+    """Small pictures of rendered scenes.
+
+    Args:
+        train, val: folders of shards (`scripts/make_scenes.py`).
+        size: side of the pictures in pixels.
+        seed: of mirroring and order, together with the epoch.
+    """
+
+    def __init__(self, train: str, val: str, size: int, batch_size: int, workers: int = 0, seed: int = 0):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of `SmallScenes`, mirrored and ordered anew in every epoch."""
+        h = self.hparams
+        scenes = SmallScenes(SceneShards(h.train), h.size, h.seed)
+        return DataLoader(
+            scenes,
+            h.batch_size,
+            sampler=self.sampler(len(scenes)),
+            drop_last=True,
+            num_workers=h.workers,
+            collate_fn=lambda batch: batch,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of `SmallScenes` in their order."""
+        h = self.hparams
+        scenes = SmallScenes(SceneShards(h.val), h.size, None)
+        places = [(0, index) for index in range(len(scenes))]
+        return DataLoader(scenes, h.batch_size, sampler=places, drop_last=True, collate_fn=lambda batch: batch)
+
+
+class PixelTrainer(TrainingModule):
+    """Trains a `PixelDiffusion` (under `pixels`) to predict eps or v at a random timestep.
+
+    Args:
+        model: the config of the `PixelDiffusion`, without learned variances.
+        learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
+        background_weight: the loss's weight where no object is; with an object it is 1 more.
+        seed: of timesteps and noise, together with the process and the step that it starts from.
+    """
+
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        learning_rate: float = 1e-3,
+        warmup: int = 200,
+        background_weight: float = 0.5,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.pixels: PixelDiffusion = instantiate_from_config(model)
+        if self.pixels.learn_sigma or self.pixels.num_classes is not None:
+            raise ValueError("PixelTrainer trains neither learned variances nor classes")
+
+    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """The weighted squared error (b,) of one random timestep a sample."""
+        x = batch["x"]
+        t = torch.randint(len(self.pixels.betas), (len(x),), generator=generator).to(x.device)
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        alpha = self.pixels.alphas_cumprod[t].view(-1, 1, 1, 1)
+        a, s = alpha.sqrt(), (1 - alpha).sqrt()
+        target = noise if self.pixels.parameterization == "eps" else a * noise - s * x
+        weight = self.hparams.background_weight + batch["coverage"]
+        return (weight * (self.pixels.apply_model(a * x + s * noise, t) - target).square()).mean(dim=(1, 2, 3))
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        """The denoising loss of a batch."""
+        loss = self.loss(batch, self.generator).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """The same, always of the same timesteps and noise."""
+        loss = self.loss(batch, torch.Generator().manual_seed(index)).mean()
+        self.log("val/loss", loss, prog_bar=True, sync_dist=True)
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        """Clip the gradient; Lightning's own clipping refuses a fused optimiser in mixed precision."""
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+
+    def configure_optimizers(self):
+        """AdamW of the network."""
+        return self.adamw(self.pixels.parameters())
+
+
+class PixelGrid(ImageGrid):
+    """What `pixels` paints by DDIM, always from the same noise: picture i has the seed `seed` + i."""
+
+    def __init__(self, count: int = 16, every: int = 1000, steps: int = 25, seed: int = 0):
+        super().__init__(every, columns=min(count, 8))
+        self.count, self.steps, self.seed = count, steps, seed
+
+    def images(self, trainer: pl.Trainer, module: pl.LightningModule) -> Tensor:
+        """One picture a seed."""
+        model = cast(PixelDiffusion, module.pixels)
+        noise = NoiseSource(range(self.seed, self.seed + self.count))
+        x = noise.draw((model.channels, model.image_size, model.image_size), model.betas)
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            out = model.apply_model(x, t.to(x.device))
+            alpha = model.alphas_cumprod[t].view(-1, 1, 1, 1)
+            return out if model.parameterization == "eps" else alpha.sqrt() * out + (1 - alpha).sqrt() * x
+
+        return sample(denoise, make_sampling_schedule(model.alphas_cumprod, self.steps), x, noise)
