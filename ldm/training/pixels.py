@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.data.epochs import seeded
 from ldm.data.shards import SceneShards
 from ldm.models.diffusion.pixel import PixelDiffusion
+from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.sampling import NoiseSource, sample
-from ldm.models.diffusion.schedule import make_sampling_schedule
+from ldm.models.diffusion.schedule import NoiseLevel
 from ldm.training.base import EpochData, TrainingModule
 from ldm.training.grids import ImageGrid
 from ldm.util import instantiate_from_config
@@ -146,9 +147,7 @@ class PixelGrid(ImageGrid):
         noise = NoiseSource(range(self.seed, self.seed + self.count))
         x = noise.draw((model.channels, model.image_size, model.image_size), model.betas)
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            out = model.apply_model(x, t.to(x.device))
-            alpha = model.alphas_cumprod[t].view(-1, 1, 1, 1)
-            return out if model.parameterization == "eps" else alpha.sqrt() * out + (1 - alpha).sqrt() * x
+        def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
+            return model.predict(x, level, model.condition([""]))
 
-        return sample(denoise, make_sampling_schedule(model.alphas_cumprod, self.steps), x, noise)
+        return sample(denoise, model.levels.schedule(self.steps), x, noise)

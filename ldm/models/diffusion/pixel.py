@@ -3,13 +3,18 @@
 The keys of its weights are those of its network alone, as the public checkpoints have them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldm.models.diffusion.schedule import make_beta_schedule, shift_log_snr
+from ldm.errors import UserError
+from ldm.models.diffusion.levels import make_beta_schedule, shift_log_snr
+from ldm.models.diffusion.respacing import AncestralPrediction, RespacedLevels
+from ldm.models.diffusion.sampling import NoiseSource
+from ldm.models.diffusion.schedule import NoiseLevel
 from ldm.util import instantiate_from_config
 
 PARAMETERIZATIONS = ("eps", "v")
@@ -17,6 +22,9 @@ PARAMETERIZATIONS = ("eps", "v")
 
 class PixelDiffusion(nn.Module):
     """An unconditional or class-conditional diffusion model of pictures x (b, 3, H, W) in [-1, 1].
+
+    It is a backbone (`ldm.backbones.contract`) whose latents are the pictures: encoding and decoding change nothing. It
+    reads no prompts: CLIP guides it, see `ldm.models.diffusion.loss_guidance`.
 
     Pictures go in and come out in the caller's precision, whatever that of the weights.
 
@@ -75,9 +83,90 @@ class PixelDiffusion(nn.Module):
         """Where the network runs."""
         return next(self.diffusion_model.parameters()).device
 
+    guidance = "none"
+    factor = 1
+    tokenize = None
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.image_size, self.image_size
+
+    @property
+    def unit(self) -> int:
+        """Pixels that heights and widths must be multiples of."""
+        return self.diffusion_model.factor
+
+    @property
+    def levels(self) -> RespacedLevels:
+        """The noise levels that it was trained at."""
+        return RespacedLevels(self.alphas_cumprod)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The picture itself."""
+        return x
+
+    def encode_exactly(self, x: Tensor) -> Tensor:
+        """The picture itself."""
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The picture itself."""
+        return z
+
+    def tunable_decoder(self) -> None:
+        """There is none."""
+
+    def condition(
+        self, prompts: Sequence[str], size: tuple[int, int] | None = None, scale: float | None = None
+    ) -> "Classes":
+        """Rows without a prompt; a class-conditional network is told another class at each timestep.
+
+        Raises:
+            UserError: a prompt, which this network cannot read.
+        """
+        if any(prompts):
+            raise UserError("this model of pixels reads no prompt, CLIP guides it: use scripts/blended_diffusion.py")
+        return Classes(len(prompts))
+
+    def predict(self, z: Tensor, level: NoiseLevel, conditioning: "Classes") -> AncestralPrediction:
+        """What the network says of z (b, 3, H, W)."""
+        t = torch.full((len(z),), float(level.t), device=z.device)
+        y = None if self.num_classes is None else conditioning.draw(self.num_classes, len(z), level).to(z.device)
+        out = self.apply_model(z, t, y)
+        if not self.learn_sigma:
+            return AncestralPrediction(z, level, out, self.parameterization)
+        out, learned = out.chunk(2, dim=1)
+        return AncestralPrediction(z, level, out, self.parameterization, fraction=(learned + 1) / 2)
+
     def apply_model(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The network's own output at x_t, t (b,), of classes y (b,): (b, 3 or 6, H, W)."""
         return self.diffusion_model(x.to(self.dtype), t, y=y).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a network of classes is told: a random one at each step, as the released program has it.
+
+    noise: draws it, for each sample by its own generator; None draws one for all, always the same at a timestep.
+    """
+
+    rows: int
+    noise: NoiseSource | None = None
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def select(self, rows: Sequence[int]) -> "Classes":
+        """As many rows."""
+        return Classes(len(rows), self.noise)
+
+    def draw(self, classes: int, samples: int, level: NoiseLevel) -> Tensor:
+        """The classes (b,) of a step."""
+        if self.noise is None:
+            drawn = torch.randint(classes, (1,), generator=torch.Generator().manual_seed(round(level.t)))
+            return drawn.expand(samples)
+        return torch.cat([torch.randint(classes, (1,), generator=one) for one in self.noise.generators])
 
 
 PREFIX = "diffusion_model."
