@@ -28,6 +28,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--scale", type=bounded(float, 0), help="of guidance, that the other scripts take for it")
     parser.add_argument("--background_noise", choices=("one",), help="that text_editing.py takes for it")
+    parser.add_argument(
+        "--clip_guidance_lambda", type=bounded(float, 0), help="that blended_diffusion.py takes for a model of pixels"
+    )
     return parser
 
 
@@ -41,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
     editing = {name: getattr(args, name) for name in ("context", "scale", "background_noise")}
     if told := {name: value for name, value in editing.items() if value is not None}:
         sections["editing"] = told
+    if args.clip_guidance_lambda is not None:
+        sections["guidance"] = {"clip_guidance_lambda": args.clip_guidance_lambda}
     print(f"exported: {export_checkpoint(args.checkpoint, args.folder, sections, args.average)}")
 
 

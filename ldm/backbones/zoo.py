@@ -52,6 +52,8 @@ class KnownModel:
 # ViT-B/16 was trained with QuickGELU: the plain architecture takes its weights and ranks worse, without a word.
 OPENAI_CLIP = "ViT-B-16-quickgelu/openai"
 
+_OPENAI = "https://openaipublic.blob.core.windows.net/diffusion"
+
 MODELS = {
     "scenes": KnownModel(
         about="a small model of procedural scenes, 128x128; comes with this program",
@@ -69,6 +71,48 @@ MODELS = {
                 "https://ommer-lab.com/files/latent-diffusion/nitro/txt2img-f8-large/model.ckpt",
             ),
             least_bytes=2_000_000_000,  # below what 1.45B parameters need, even in half precision
+        ),
+    ),
+    "pixels": KnownModel(
+        about="a small model of pixels for Blended Diffusion, 64x64; comes with this program",
+        folder="pixels/scenes",
+        clip=Path("clip/scenes"),
+    ),
+    "blended-diffusion-256": KnownModel(
+        about="guided-diffusion of ImageNet, 553M parameters, 256x256, for Blended Diffusion; to download",
+        folder="pixels/blended-diffusion-256",
+        config="configs/blended-diffusion/256x256_diffusion_uncond.yaml",
+        clip=OPENAI_CLIP,
+        remote=Remote((f"{_OPENAI}/jul-2021/256x256_diffusion_uncond.pt",), least_bytes=1_000_000_000),
+    ),
+    "blended-diffusion-512": KnownModel(
+        about="the same with classes, 559M parameters, 512x512; to download",
+        folder="pixels/blended-diffusion-512",
+        config="configs/blended-diffusion/512x512_diffusion.yaml",
+        clip=OPENAI_CLIP,
+        remote=Remote((f"{_OPENAI}/jul-2021/512x512_diffusion.pt",), least_bytes=1_000_000_000),
+    ),
+    "glide-base": KnownModel(
+        about="GLIDE-filtered, inpainting, 385M parameters, 64x64; to download, with glide-upsample",
+        folder="glide/base",
+        config="configs/glide/base_inpaint.yaml",
+        clip=OPENAI_CLIP,
+        remote=Remote((f"{_OPENAI}/dec-2021/base_inpaint.pt",), least_bytes=700_000_000),
+    ),
+    "glide-upsample": KnownModel(
+        about="GLIDE-filtered, inpainting, 398M parameters, from 64x64 to 256x256; to download",
+        folder="glide/upsample",
+        config="configs/glide/upsample_inpaint.yaml",
+        clip=OPENAI_CLIP,
+        remote=Remote((f"{_OPENAI}/dec-2021/upsample_inpaint.pt",), least_bytes=700_000_000),
+    ),
+    "vqgan-imagenet": KnownModel(
+        about="VQGAN of ImageNet, f16, 16384 codes, 76M parameters, for PaintByWord++; to download",
+        folder="vqgan/imagenet_f16_16384",
+        config="configs/vqgan/imagenet_f16_16384.yaml",
+        clip=OPENAI_CLIP,
+        remote=Remote(
+            ("https://heibox.uni-heidelberg.de/f/867b05fc8c4841768640/?dl=1",), least_bytes=300_000_000
         ),
     ),
 }

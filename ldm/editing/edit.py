@@ -120,7 +120,7 @@ def edit_tasks(
     check_size(model, *tasks[0].canvas.x_source.shape[2:])
     inputs = _Inputs(model, tasks, sampling_schedule(model, request))
     seeds = [task.request.seeds for task in tasks]
-    made = _sample_all(model, seeds, batch_size or request.n_samples, inputs.sample, on_step, keep_steps)
+    made = sample_all(model, seeds, batch_size or request.n_samples, inputs.sample, on_step, keep_steps)
     results = []
     for i, (task, one) in enumerate(zip(tasks, made, strict=True)):
         x, x_mask = torch.cat(one.x), task.canvas.x_mask
@@ -143,7 +143,7 @@ def edit_tasks(
             x_reference=x_reference,
         )
         masks = torch.cat([canvas.x_mask for canvas in result.canvases]) if any(fit.fitted for fit in fits) else x_mask
-        results.append(_ranked(result, ranker, masks))
+        results.append(ranked(result, ranker, masks))
     return results
 
 
@@ -171,12 +171,12 @@ def generate(
     denoiser = prompt_denoiser(model, conditioning, [0], [1], request)
     shape = (model.channels, height // model.factor, width // model.factor)
 
-    def paint(_: Sequence[int], noise: NoiseSource, see: Progress) -> _Sampled:
+    def paint(_: Sequence[int], noise: NoiseSource, see: Progress) -> Sampled:
         z_start = noise.draw(shape, torch.empty(0, device=model.device))  # float32, whatever the networks' precision
-        return _Sampled(sample(denoiser, schedule, z_start, noise, callback=see))
+        return Sampled(sample(denoiser, schedule, z_start, noise, callback=see))
 
-    (made,) = _sample_all(model, [request.seeds], request.n_samples, paint, on_step, False)
-    return _ranked(
+    (made,) = sample_all(model, [request.seeds], request.n_samples, paint, on_step, False)
+    return ranked(
         Predictions(request.prompt, torch.cat(made.x), torch.cat(made.z0), tuple(request.seeds)), ranker, None
     )
 
@@ -212,7 +212,7 @@ class _Inputs:
             self.model.device
         )
 
-    def sample(self, rows: Sequence[int], noise: NoiseSource, see: Progress) -> "_Sampled":
+    def sample(self, rows: Sequence[int], noise: NoiseSource, see: Progress) -> "Sampled":
         """One batch; `rows` names the task of each sample."""
         rows = rows[:1] if len(set(rows)) == 1 else rows  # what all samples share is broadcast
         request, device = self.tasks[rows[0]].request, self.model.device
@@ -246,13 +246,13 @@ class _Inputs:
         )
         cells = (masks[-1] if pixels is None else pixels.latent_mask).expand(len(z0), -1, -1, -1)
         if fitting is None or fitting.cells is None:
-            return _Sampled(z0, cells.cpu(), [(None, False)] * len(z0))
+            return Sampled(z0, cells.cpu(), [(None, False)] * len(z0))
         seen = list(zip(fitting.separations, fitting.fitted, strict=True))
-        return _Sampled(z0, (cells * fitting.cells).cpu(), seen)
+        return Sampled(z0, (cells * fitting.cells).cpu(), seen)
 
 
 @dataclass(frozen=True)
-class _Sampled:
+class Sampled:
     """One batch: z_0 (b, c, h, w); and of edits the cells (b, 1, h, w) that the last step edited, on the CPU, and the
     `separations` and `fitted` of `MaskFitting`."""
 
@@ -264,7 +264,7 @@ class _Sampled:
 @dataclass(frozen=True)
 class _Made:
     """All predictions of one input, in the order of their seeds: x (1, 3, H, W) and z0 (1, c, h, w) of each, its z0 at
-    each step (steps, c, h, w), and what `_Sampled` has of it."""
+    each step (steps, c, h, w), and what `Sampled` has of it."""
 
     x: list[Tensor] = field(default_factory=list)
     z0: list[Tensor] = field(default_factory=list)
@@ -273,10 +273,10 @@ class _Made:
     seen: list[tuple[float | None, bool]] = field(default_factory=list)
 
 
-Sample = Callable[[Sequence[int], NoiseSource, Progress], _Sampled]
+Sample = Callable[[Sequence[int], NoiseSource, Progress], Sampled]
 
 
-def _sample_all(
+def sample_all(
     model: Backbone,
     seeds: Sequence[Sequence[int]],
     batch_size: int,
@@ -314,7 +314,7 @@ def _sample_all(
 Made = TypeVar("Made", bound=Predictions)
 
 
-def _ranked(made: Made, ranker: CLIPRanker | None, mask: Tensor | None) -> Made:
+def ranked(made: Made, ranker: CLIPRanker | None, mask: Tensor | None) -> Made:
     """Predictions in the ranker's order, or as they are; `mask` is as the ranker takes it.
 
     Raises:

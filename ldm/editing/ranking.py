@@ -138,13 +138,18 @@ class CLIPRanker:
         elif mask.shape not in ((1, 1, *x.shape[2:]), (len(x), 1, *x.shape[2:])):
             raise ValueError(f"the mask of predictions {tuple(x.shape)} is (1 or B,1,H,W), got {tuple(mask.shape)}")
         masks = mask.float().cpu().expand(len(x), -1, -1, -1)
-        text = self.model.encode_text(self._tokens(prompt).to(self.device), normalize=True)  # (1, d)
+        text = self.text_embedding(prompt)
         distances = []
         for chunk, own in zip(x.split(CHUNK), masks.split(CHUNK), strict=True):
             pixels = torch.cat(list(map(self._pixels, chunk.split(1), own.split(1)))).to(self.device)
             image = self._embed(pixels)  # (b, d)
             distances.append(1 - (image @ text.T).squeeze(1).float().cpu())
         return torch.cat(distances)
+
+    @torch.no_grad()
+    def text_embedding(self, prompt: str) -> Tensor:
+        """The unit embedding (1, d) of a prompt."""
+        return self.model.encode_text(self._tokens(prompt).to(self.device), normalize=True)
 
     def _tokens(self, prompt: str) -> Tensor:
         """Ids (1, n) of a prompt. The first time that one is too long, a notice says so."""

@@ -1,4 +1,5 @@
-"""`AutoencoderKL`: the first stage, which takes images to latents and back (Rombach et al. 2022, section 3.1)."""
+"""`AutoencoderKL` and `VQModel`: first stages, which take images to latents and back (Rombach et al. 2022, section 3.1;
+Esser, Rombach and Ommer 2021)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
+from ldm.modules.vqvae.quantize import VectorQuantizer
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,46 @@ class AutoencoderKL(nn.Module):
         """The reconstruction of x through a sample of its posterior, and that posterior."""
         posterior = self.encode(x)
         return self.decode(posterior.sample(generator)), posterior
+
+
+class VQModel(nn.Module):
+    """x (b, 3, H, W) in [-1, 1] <-> z (b, embed_dim, H/f, W/f), of vectors of a codebook.
+
+    Args:
+        ddconfig: the arguments of `Encoder` and `Decoder`, with `double_z: false`.
+        n_embed: vectors in the codebook. embed_dim: their length, the channels of z.
+    """
+
+    def __init__(self, ddconfig: Mapping[str, Any], n_embed: int, embed_dim: int):
+        super().__init__()
+        if ddconfig.get("double_z", True):
+            raise ValueError("VQModel's encoder gives one vector a position: ddconfig.double_z must be false")
+        self.encoder = Encoder(**ddconfig)
+        self.decoder = Decoder(**ddconfig)
+        z_channels = ddconfig["z_channels"]
+        self.quantize = VectorQuantizer(n_embed, embed_dim)
+        self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        self.embed_dim = embed_dim
+        self.factor = self.encoder.patch_size * 2 ** (len(self.encoder.down) - 1)
+
+    def encode_unquantized(self, x: Tensor) -> Tensor:
+        """x (b, 3, H, W) in [-1, 1] -> z before the quantiser."""
+        return self.quant_conv(self.encoder(x))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (b, 3, H, W) in [-1, 1] -> the quantised z, and its codes (b, h, w)."""
+        return self.quantize(self.encode_unquantized(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (b, embed_dim, h, w) -> x (b, 3, H, W), not clamped."""
+        return self.decoder(self.post_quant_conv(z))
+
+    def decode_quantized(self, z: Tensor) -> Tensor:
+        """The same of the quantised z, through which gradients pass."""
+        return self.decode(self.quantize(z)[0])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The reconstruction of x, and its codes."""
+        z, codes = self.encode(x)
+        return self.decode(z), codes

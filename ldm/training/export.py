@@ -24,7 +24,7 @@ from ldm.training.clip import export as export_clip
 from ldm.training.judge import JudgeTrainer
 from ldm.training.judge import export as export_judge
 
-PARTS = ("clip.", "judge.", "ldm.", "first_stage_model.")
+PARTS = ("clip.", "judge.", "ldm.", "first_stage_model.", "pixels.")
 """What a checkpoint's weights begin with, if they are of a model and not of what only its training needs."""
 
 
@@ -34,7 +34,7 @@ def export_checkpoint(
     """Write the model of a checkpoint of `scripts/train.py` to `folder`, as `zoo` and `CLIPRanker` read it.
 
     Args:
-        path: a checkpoint of the training of the diffusion, of CLIP or of the judge; or of the autoencoder's, whose
+        path: a checkpoint of the training of the diffusion, of pixels, of CLIP or of the judge; or of the autoencoder's, whose
             decoder then takes the place of the one in `folder`.
         sections: what else the config says, beside `model` and `words`.
         average: more checkpoints of that model, with which its weights are averaged: trainings that began from one
@@ -53,6 +53,8 @@ def export_checkpoint(
         judge = JudgeTrainer.load_from_checkpoint(path, map_location="cpu")
         judge.load_state_dict(state)
         return export_judge(judge, folder)
+    if any(key.startswith("pixels.") for key in state):
+        return _export_pixels({**checkpoint, "state_dict": state}, folder, sections or {})
     if any(key.startswith("first_stage_model.") for key in state):
         return _replace_decoder(path, state, folder)
     if not any(key.startswith("ldm.model.") for key in state):
@@ -109,6 +111,18 @@ def _export_diffusion(checkpoint: dict[str, Any], folder: Path, sections: dict[s
     part = folder / "config.yaml.part"
     words = known_words(BERTTokenizer(str(target), encoder["vocab_size"]))
     OmegaConf.save(OmegaConf.create({"model": config, "words": words, **sections}), part)
+    os.replace(part, folder / "config.yaml")
+    return folder
+
+
+def _export_pixels(checkpoint: dict[str, Any], folder: Path, sections: dict[str, Any]) -> Path:
+    from omegaconf import OmegaConf
+
+    state = checkpoint["state_dict"]
+    weights = {key.removeprefix("pixels."): value.half() for key, value in state.items() if key.startswith("pixels.")}
+    save_safetensors(weights, folder / "model.safetensors")
+    part = folder / "config.yaml.part"
+    OmegaConf.save(OmegaConf.create({"model": checkpoint["hyper_parameters"]["model"], **sections}), part)
     os.replace(part, folder / "config.yaml")
     return folder
 

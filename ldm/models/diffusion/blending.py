@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.models.diffusion.sampling import Callback, Denoiser, NoiseSource, noised, sample
+from ldm.models.diffusion.sampling import Callback, Denoiser, NoiseSource, Step, noised, sample
 from ldm.models.diffusion.schedule import SamplingSchedule
 
 Within = Callable[[int, Tensor], Tensor]
@@ -90,6 +90,8 @@ def blended_sample(
     pixels: PixelBlending | None = None,
     within: Within | None = None,
     callback: Callback | None = None,
+    step: Step | None = None,
+    released: bool = False,
 ) -> Tensor:
     """Edit inside masks: z_source (1 or b, c, h, w) -> z_0 (b, c, h, w), one for each of the b seeds of `noise`.
 
@@ -105,6 +107,9 @@ def blended_sample(
         pixels: in its steps, cells that hold any masked pixel are edited, in place of the mask of the step.
         within: asked after each step what of that is edited, such as `ldm.models.diffusion.fitting.MaskFitting`, whose
             masks depend on the trajectory so far; None edits all of it.
+        step: as of `sample`.
+        released: the background has the level before each step, and not the one that the step arrived at, as in the
+            program of Blended Diffusion.
 
     Raises:
         ValueError: masks of another shape.
@@ -118,7 +123,9 @@ def blended_sample(
 
     def blend(i: int, z: Tensor, z0: Tensor) -> Tensor:
         last, end, mask = i == steps - 1, schedule.levels[i + 1], masks[i]
-        background = z_source if last else noised(z_source, end, start if shared else noise.draw((c, h, w), z_source))
+        level = schedule.levels[i] if released else end
+        exact = last and not released
+        background = z_source if exact else noised(z_source, level, start if shared else noise.draw((c, h, w), z_source))
         cells = None if within is None else within(i, z0)
         if pixels is not None and i >= pixels_from:
             # Only the estimate changes, z' by a' times as much, and its noise stays. The released code noises the
@@ -129,4 +136,4 @@ def blended_sample(
         mask = mask if cells is None else mask * cells
         return torch.where(mask.bool(), z, background)
 
-    return sample(denoiser, schedule, noised(z_source, schedule.levels[0], start), noise, blend, callback)
+    return sample(denoiser, schedule, noised(z_source, schedule.levels[0], start), noise, blend, callback, step)

@@ -21,7 +21,8 @@ def make_beta_schedule(
     """The variances beta_t of the forward process, (timesteps,) in float64.
 
     `linear` is linear in the square roots, as the latent diffusion models are trained; `sqrt_linear` is linear in
-    beta itself, as Ho et al. 2020. The names are the original configs'.
+    beta itself, as Ho et al. 2020. `squaredcos_cap_v2` has alphas_cumprod fall as a squared cosine, each beta at most
+    0.999 (Nichol & Dhariwal 2021, equation 17). The names are the original configs'.
 
     Raises:
         ValueError: another name.
@@ -30,7 +31,10 @@ def make_beta_schedule(
         return torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=torch.float64) ** 2
     if schedule == "sqrt_linear":
         return torch.linspace(linear_start, linear_end, timesteps, dtype=torch.float64)
-    raise ValueError(f'beta_schedule "{schedule}" is unknown: "linear" or "sqrt_linear"')
+    if schedule == "squaredcos_cap_v2":
+        level = torch.cos((torch.linspace(0, 1, timesteps + 1, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - level[1:] / level[:-1]).clamp(max=0.999)
+    raise ValueError(f'beta_schedule "{schedule}" is unknown: "linear", "sqrt_linear" or "squaredcos_cap_v2"')
 
 
 def shift_log_snr(betas: Tensor, shift: float) -> Tensor:

@@ -20,11 +20,35 @@ from ldm.util import instantiate_from_config
 PARAMETERIZATIONS = ("eps", "v")
 
 
-class PixelDiffusion(nn.Module):
+class Pictures:
+    """What models of pictures themselves have of a backbone (`ldm.backbones.contract`): their latents are the pictures."""
+
+    guidance = "none"
+    factor = 1
+    channels = 3
+    tokenize = None
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The picture itself."""
+        return x
+
+    def encode_exactly(self, x: Tensor) -> Tensor:
+        """The picture itself."""
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The picture itself."""
+        return z
+
+    def tunable_decoder(self) -> None:
+        """There is none."""
+
+
+class PixelDiffusion(Pictures, nn.Module):
     """An unconditional or class-conditional diffusion model of pictures x (b, 3, H, W) in [-1, 1].
 
-    It is a backbone (`ldm.backbones.contract`) whose latents are the pictures: encoding and decoding change nothing. It
-    reads no prompts: CLIP guides it, see `ldm.models.diffusion.loss_guidance`.
+    It is a backbone (`ldm.backbones.contract`) that reads no prompts: CLIP guides it, see
+    `ldm.models.diffusion.loss_guidance`.
 
     Pictures go in and come out in the caller's precision, whatever that of the weights.
 
@@ -83,10 +107,6 @@ class PixelDiffusion(nn.Module):
         """Where the network runs."""
         return next(self.diffusion_model.parameters()).device
 
-    guidance = "none"
-    factor = 1
-    tokenize = None
-
     @property
     def native_size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
@@ -101,21 +121,6 @@ class PixelDiffusion(nn.Module):
     def levels(self) -> RespacedLevels:
         """The noise levels that it was trained at."""
         return RespacedLevels(self.alphas_cumprod)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """The picture itself."""
-        return x
-
-    def encode_exactly(self, x: Tensor) -> Tensor:
-        """The picture itself."""
-        return x
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The picture itself."""
-        return z
-
-    def tunable_decoder(self) -> None:
-        """There is none."""
 
     def condition(
         self, prompts: Sequence[str], size: tuple[int, int] | None = None, scale: float | None = None

@@ -38,6 +38,10 @@ Blend = Callable[[int, Tensor, Tensor], Tensor]
 """`(i, z, z0) -> z`: the latents to go on from after step i, given those it arrived at and its estimate z0."""
 
 
+Step = Callable[[Prediction, NoiseLevel, "NoiseSource"], Tensor]
+"""`(made, end, noise) -> z'`: a step to the level `end` from what was predicted."""
+
+
 class NoiseSource:
     """Standard normal noise with one generator per sample, so that a sample does not depend on its batch.
 
@@ -100,6 +104,7 @@ def sample(
     noise: NoiseSource,
     blend: Blend | None = None,
     callback: Callback | None = None,
+    step: Step | None = None,
 ) -> Tensor:
     """Follow a schedule from z (b, c, h, w) at its first level to its last one -> z there, like z.
 
@@ -107,11 +112,14 @@ def sample(
         noise: asked only where a step adds some, once a step.
         blend: what becomes of the latents after each step; None leaves them.
         callback: called after each step, and after `blend`.
+        step: makes the steps, such as `ldm.models.diffusion.respacing.ancestral_step`; None is as the schedule has them.
     """
     z0 = None
     for i, (start, end) in enumerate(pairwise(schedule.levels)):
         made = denoiser(z, start)
-        if z0 is not None and schedule.second_order[i] > 0:
+        if step is not None:
+            z = step(made, end, noise)
+        elif z0 is not None and schedule.second_order[i] > 0:
             z = dpmpp_2m_step(made, end, schedule.second_order[i], z0)
         else:
             sigma = schedule.sigmas[i]

@@ -1,0 +1,193 @@
+"""Blended Diffusion from files to a run folder: what `scripts/blended_diffusion.py` does."""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops
+
+from ldm.backbones import zoo
+from ldm.editing.editor import Editor, denoising_bar
+from ldm.editing.guided import TRAIN_STEPS, guide_task, guided_schedule
+from ldm.editing.guided_request import GuidanceOptions
+from ldm.editing.ranking import CLIPRanker
+from ldm.editing.request import EditRequest
+from ldm.editing.result import EditResult
+from ldm.errors import UserError
+from ldm.imaging.extrapolate import extended
+from ldm.imaging.images import as_picture
+from ldm.imaging.masks import mask_from
+from ldm.models.diffusion.loss_guidance import spherical_distance
+from ldm.models.diffusion.respacing import space_timesteps
+from ldm.options import recorded, subset
+from ldm.runs.baseline_jobs import BlendedDiffusionJob
+from ldm.runs.edit import SavedEdit, write_result
+from ldm.runs.folder import check_run, read_run
+from ldm.runs.jobs import EditJob
+from ldm.runs.ranked import check_ranked, ranked_name, write_ranked
+from ldm.runs.video import require_video_writer
+
+logger = logging.getLogger(__name__)
+
+METHOD = "blended-diffusion"
+
+
+@dataclass(frozen=True)
+class SavedRanked:
+    """Where a run is: as `SavedEdit`, and the folder of results under names that sort by rank."""
+
+    saved: SavedEdit
+    ranked: Path
+
+
+def run_blended_diffusion(job: BlendedDiffusionJob) -> SavedRanked:
+    """Edit under CLIP's guidance, rank, and write the run folder. All that can be wrong is found first.
+
+    Raises:
+        UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
+    """
+    check_run(job.output_path, job.prompt, job.overwrite)
+    check_ranked(job.output_path)
+    stem = _stem(job.output_file)
+    if job.vid:
+        require_video_writer()
+    options = GuidanceOptions(**subset(GuidanceOptions, vars(job)))
+    if options.local_clip_guided_diffusion and not options.background_preservation_loss:
+        logger.warning("without `background_preservation_loss` nothing holds the background")
+    files = zoo.resolve(*_model_of(job))
+    with _files(job) as (image, mask):
+        edit = _edit_job(job, options, image, mask)
+        outline = Editor.outline(files)
+        guided_schedule(outline.model, options)
+        task = outline.prepare(image, mask, edit.request)
+        editor = Editor.load(*files.given, job.device, job.precision)
+        clip = require_clip(editor, files)
+        editor.begin_identity()
+        steps = len(guided_schedule(editor.model, options)) * job.iterations_num
+        with denoising_bar(steps) as see:
+            result = guide_task(editor.model, task, options, clip, strength_of(files), see, job.vid)
+        notes = {"method": METHOD, **recorded(job)}
+        notes.pop("prompt"), notes.pop("seed"), notes.pop("invert_mask"), notes.pop("feather")
+        saved = write_result(edit, editor, result, notes)
+    return SavedRanked(saved, _write_ranked(job, result, stem))
+
+
+def require_clip(editor: Editor, files: zoo.ModelFiles) -> CLIPRanker:
+    """The CLIP model that guides.
+
+    Raises:
+        UserError: there is none.
+    """
+    if editor.ranker is None:
+        raise UserError(f'the method is guided by CLIP, and the weights of "{files.clip}" are not here: see the note above')
+    return editor.ranker
+
+
+def strength_of(files: zoo.ModelFiles) -> float | None:
+    """`clip_guidance_lambda` in the section `guidance` of a model's config; None where it says none.
+
+    Raises:
+        UserError: the section holds something else.
+    """
+    section = zoo.read_config(files.config).get("guidance") or {}
+    if not isinstance(section, dict) or section.keys() - {"clip_guidance_lambda"}:
+        raise UserError(f'{files.config}: the section "guidance" may hold clip_guidance_lambda alone')
+    value = section.get("clip_guidance_lambda")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+        raise UserError(f"{files.config}: guidance.clip_guidance_lambda is {value}: write a number of at least 0")
+    return None if value is None else float(value)
+
+
+def _model_of(job: BlendedDiffusionJob) -> tuple[str, Path | None, Path | None]:
+    """The arguments of `zoo.resolve`."""
+    if job.model != "auto" or job.config or job.ckpt:
+        return job.model, job.config, job.ckpt
+    if job.model_output_size == 512:
+        return "blended-diffusion-512", None, None
+    large = "blended-diffusion-256"
+    try:
+        zoo.resolve(large)
+    except UserError:
+        logger.info(f"model: pixels, the small one; for the public one, {large}: {zoo.DOWNLOAD} {large}")
+        return "pixels", None, None
+    return large, None, None
+
+
+def _stem(name: str) -> str:
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise UserError(f'`output_file` is "{name}": give a file\'s name alone, and the folder by `output_path`')
+    return Path(name).stem
+
+
+@contextmanager
+def _files(job: BlendedDiffusionJob) -> Iterator[tuple[Path, Path]]:
+    """The image and the mask of a job as files: where none is given a white one, and both with the room around them."""
+    with tempfile.TemporaryDirectory() as made:
+        image, mask = job.init_image, job.mask
+        if job.extrapolate is not None:
+            picture = as_picture(image).rgb
+            larger, room = extended(picture, job.extrapolate)
+            if mask is not None:
+                own = mask_from(mask, (picture.height, picture.width), job.invert_mask)
+                inner = Image.new("L", larger.size)
+                levels = (own[0, 0] * 255).to(torch.uint8).numpy()
+                inner.paste(Image.fromarray(levels), (job.extrapolate[0], job.extrapolate[1]))
+                room = ImageChops.lighter(room, inner)
+            image, mask = Path(made) / f"{image.stem}_extended.png", Path(made) / f"{image.stem}_extended_mask.png"
+            larger.save(image)
+            room.save(mask)
+        elif mask is None:
+            size = as_picture(image).rgb.size
+            mask = Path(made) / "whole_image_mask.png"
+            Image.fromarray(np.full(size[::-1], 255, np.uint8)).save(mask)
+        yield image, mask
+
+
+def _edit_job(job: BlendedDiffusionJob, options: GuidanceOptions, image: Path, mask: Path) -> EditJob:
+    """The job in the words of all edits: what the window, the folder and the record are made of."""
+    steps = len(space_timesteps(options.timestep_respacing, TRAIN_STEPS))
+    if options.skip_timesteps >= steps:
+        raise UserError(
+            f"`skip_timesteps` is {options.skip_timesteps}: give 0 to {steps - 1} with "
+            f"`timestep_respacing={options.timestep_respacing}`"
+        )
+    return EditJob(
+        prompt=job.prompt,
+        n_samples=job.batch_size,
+        n_iter=job.iterations_num,
+        seed=job.seed,
+        ddim_steps=steps,
+        ddim_eta=0.0 if options.ddim else 1.0,
+        scale=1.0,
+        skip_steps=options.skip_timesteps,
+        H=job.model_output_size,
+        W=job.model_output_size,
+        region=job.region,
+        context=job.context,
+        feather=job.feather,
+        mask_dilation_iterations=0,
+        # Both are in the mask already, where one is made.
+        invert_mask=job.invert_mask and job.mask is not None and job.extrapolate is None,
+        init_image=image,
+        mask=mask,
+        outdir=job.output_path,
+        overwrite=job.overwrite,
+        save_video=job.vid,
+    )
+
+
+def _write_ranked(job: BlendedDiffusionJob, result: EditResult, stem: str) -> Path:
+    record = read_run(job.output_path).record
+    assert result.distances is not None
+    named = []
+    for i, (image, seed, distance) in enumerate(zip(result.results, result.seeds, result.distances, strict=True)):
+        # Of unit vectors 1 - cos is half the square of their distance.
+        chord = torch.tensor([(2 * max(distance, 0.0)) ** 0.5])
+        name = ranked_name(float(spherical_distance(chord, torch.zeros(1))), stem, seed - job.seed, job.batch_size)
+        named.append((name, image, record.png_text(i)))
+    return write_ranked(job.output_path, named)
