@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.list or args.name is None:
         for name, model in zoo.MODELS.items():
-            print(f"{name:16}{_state(name):12}{model.about}")
+            print(f"{name:24}{_state(name):12}{model.about}")
         return
     path = zoo.download(args.name, args.to, force=args.force)
     if args.to is None:

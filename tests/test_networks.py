@@ -117,9 +117,7 @@ def test_unet_takes_latents_of_any_shape_that_fits(height: int, width: int, conv
     "options",
     [
         dict(dims=3),
-        dict(num_classes=10),
         dict(use_fp16=True),
-        dict(use_spatial_transformer=False),
         dict(num_heads=-1),
         dict(num_head_channels=16),
         dict(num_res_blocks=[1, 2, 3]),

@@ -111,9 +111,7 @@ MODELS = {
         folder="vqgan/imagenet_f16_16384",
         config="configs/vqgan/imagenet_f16_16384.yaml",
         clip=OPENAI_CLIP,
-        remote=Remote(
-            ("https://heibox.uni-heidelberg.de/f/867b05fc8c4841768640/?dl=1",), least_bytes=300_000_000
-        ),
+        remote=Remote(("https://heibox.uni-heidelberg.de/f/867b05fc8c4841768640/?dl=1",), least_bytes=300_000_000),
     ),
 }
 

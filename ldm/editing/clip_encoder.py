@@ -31,7 +31,8 @@ class RankerEncoder:
         self.model = ranker.model
         visual = self.model.visual
         self.mean, self.std = (
-            torch.tensor(value, device=ranker.device).view(1, 3, 1, 1) for value in (visual.image_mean, visual.image_std)
+            torch.tensor(value, device=ranker.device).view(1, 3, 1, 1)
+            for value in (visual.image_mean, visual.image_std)
         )
 
     @property
@@ -46,9 +47,7 @@ class RankerEncoder:
         return self.model.encode_image(((x + 1) / 2 - self.mean) / self.std, normalize=True)
 
 
-def clip_loss(
-    ranker: CLIPRanker, prompt: str, mask: Tensor, copies: int, generators: list[Generator]
-) -> CLIPLoss:
+def clip_loss(ranker: CLIPRanker, prompt: str, mask: Tensor, copies: int, generators: list[Generator]) -> CLIPLoss:
     """The distance to a prompt of what a mask (1, 1, H, W) holds, framed as the ranker frames it.
 
     A ranker that looks at crops was trained on things before black, and sees them so; others see grey around the mask,

@@ -38,6 +38,7 @@ from ldm.editing.reconstruct import (
 from ldm.editing.request import EditRequest, ReconstructionOptions, SamplingRequest
 from ldm.editing.result import EditResult, EditTask, Predictions
 from ldm.editing.shown import html_of
+from ldm.errors import UserError
 from ldm.imaging.canvas import Canvas
 from ldm.imaging.finish import Measures
 from ldm.imaging.images import ImageLike, as_picture
@@ -124,7 +125,9 @@ class Editor:
         Raises:
             UserError: the config cannot be read, or names no such model.
         """
-        return cls(zoo.outline(files), None, files)
+        model = zoo.outline(files)
+        check_kind(model, files)
+        return cls(model, None, files)
 
     def begin_identity(self) -> None:
         """Hash the weights in a thread, seconds for a large model, while the device works; for `identity`."""
@@ -310,6 +313,19 @@ class Editor:
         task = ReconstructionTask(canvas.x_source, x_hat, canvas.x_mask, z0, self.model)
         restored = reconstruct(task, how, on_step)
         return Restored(restored, *finish_reconstruction(canvas, how.kind, task, restored))
+
+
+def check_kind(model: Any, files: zoo.ModelFiles) -> None:
+    """Refuse what is no diffusion model that edits, such as a network of a baseline.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not hasattr(model, "predict"):
+        raise UserError(
+            f'"{files.name}" is a {type(model).__name__}, not a model that this command can use: '
+            "scripts/glide_inpaint.py and scripts/paint_by_word.py are for those of GLIDE and VQGAN"
+        )
 
 
 def _ranker_name(clip: Path | str | None) -> str:

@@ -1,5 +1,5 @@
-"""Blended Diffusion and its baseline at the model's size: a task -> ranked predictions, by any backbone that CLIP guides
-(Avrahami, Lischinski and Fried, CVPR 2022, Algorithm 1)."""
+"""Blended Diffusion and its baseline at the model's size: a task -> ranked predictions, by any backbone under CLIP's
+guidance (Avrahami, Lischinski and Fried, CVPR 2022, Algorithm 1)."""
 
 import logging
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
-"""PaintByWord++: a VQGAN's latents optimised until CLIP sees a prompt inside a mask (Bau et al. 2021; Crowson et al. 2022)."""
+"""PaintByWord++: a VQGAN's latents optimised until CLIP sees a prompt in a mask (Bau et al. 2021, Crowson et al.
+2022)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from ldm.models.autoencoder import VQModel
 from ldm.models.diffusion.loss_guidance import Guide, Loss
 from ldm.models.diffusion.pixel import Pictures
+from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.respacing import RespacedLevels
 from ldm.models.diffusion.schedule import NoiseLevel
 
@@ -42,6 +45,13 @@ class Painter(Pictures, nn.Module):
     def device(self) -> torch.device:
         """Where it runs."""
         return next(self.vq.parameters()).device
+
+    def condition(self, prompts: Sequence[str], size: Any = None, scale: float | None = None) -> Any:
+        """Nothing: CLIP reads the prompt."""
+
+    def predict(self, z: Tensor, level: NoiseLevel, conditioning: Any) -> Prediction:
+        """It predicts nothing: see `paint_by_word`."""
+        raise NotImplementedError("a VQGAN does not denoise: see paint_by_word")
 
 
 @torch.enable_grad()

@@ -68,7 +68,9 @@ class BlendedDiffusionJob(ModelChoice, GuidanceOptions):
         shown="auto: bfloat16 where the device is fast in it, else float16 on a GPU, float32 on a CPU",
         record=False,
     )
-    seed: int = option(404, "seed of prediction 0; prediction i has seed + i, whatever its batch", low=0, high=2**63 - 1)
+    seed: int = option(
+        404, "seed of prediction 0; prediction i has seed + i, whatever its batch", low=0, high=2**63 - 1
+    )
     iterations_num: int = option(8, "how many batches", low=1, high=1024)
     batch_size: int = option(4, "predictions in one batch; halved where memory does not suffice", low=1, high=1024)
     output_path: Path = option(Path("output"), "where results go", group="what comes out", record=False)
@@ -137,9 +139,7 @@ class BaselineJob(ModelChoice):
 class GlideJob(BaselineJob):
     """One edit by GLIDE-filtered's inpainting."""
 
-    model: str = option(
-        "glide-base", "the network at 64x64: glide-base, or a folder", group="with what", record=False
-    )
+    model: str = option("glide-base", "the network at 64x64: glide-base, or a folder", group="with what", record=False)
     upsampler: str = option("glide-upsample", "the network from 64x64 to 256x256, or a folder", group="with what")
     tokenizer: str = option(
         "gpt2",

@@ -1,6 +1,5 @@
-"""GLIDE and PaintByWord++ from files to a run folder: what `scripts/glide_inpaint.py` and `scripts/paint_by_word.py` do."""
+"""GLIDE and PaintByWord++ from files to a run folder: what scripts/glide_inpaint.py and scripts/paint_by_word.py do."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,14 @@ from ldm.editing.baselines import glide_task, paint_by_word_task
 from ldm.editing.editor import Editor, denoising_bar
 from ldm.editing.guided_request import GuidanceOptions
 from ldm.editing.ranking import find_ranker
-from ldm.editing.result import EditTask
 from ldm.errors import UserError
 from ldm.models.autoencoder import VQModel
 from ldm.models.diffusion.glide import Encode, Glide, GlideSampling
 from ldm.models.diffusion.respacing import space_timesteps
 from ldm.models.paint_by_word import Painter
 from ldm.modules.diffusionmodules.glide import InpaintText2ImUNet
-from ldm.options import recorded
 from ldm.runs.baseline_jobs import BaselineJob, GlideJob, PaintByWordJob
-from ldm.runs.blended_diffusion import require_clip
+from ldm.runs.blended_diffusion import method_notes, require_clip
 from ldm.runs.edit import SavedEdit, write_result
 from ldm.runs.folder import check_run
 from ldm.runs.jobs import EditJob
@@ -43,11 +40,11 @@ def run_glide(job: GlideJob) -> SavedEdit:
     model = load_glide(files, above, device, choose_precision(job.precision, device), tokenizer)
     edit = _edit_job(job, model.image_size, n_samples=job.n_samples, n_iter=job.n_iter, scale=job.scale)
     editor = Editor(model, find_ranker(files.clip, device), files)
-    task = _pixel_task(editor.prepare(job.init_image, job.mask, edit.request))
+    task = editor.prepare(job.init_image, job.mask, edit.request)
     editor.begin_identity()
     with denoising_bar(steps * job.n_iter) as see:
         result = glide_task(model, task, told, editor.ranker, see)
-    return write_result(edit, editor, result, _notes(job, "glide"))
+    return write_result(edit, editor, result, method_notes("glide", job))
 
 
 def run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
@@ -60,10 +57,10 @@ def run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
     files = zoo.resolve(job.model, job.config, job.ckpt)
     device = choose_device(job.device)
     vq = _load(files, VQModel, device, choose_precision(job.precision, device))
-    model = Painter(vq, job.size).eval()
+    model: Any = Painter(vq, job.size).eval()
     edit = _edit_job(job, job.size, n_samples=1, n_iter=1)
     editor = Editor(model, find_ranker(files.clip, device), files)
-    task = _pixel_task(editor.prepare(job.init_image, job.mask, edit.request))
+    task = editor.prepare(job.init_image, job.mask, edit.request)
     clip = require_clip(editor, files)
     editor.begin_identity()
     options = GuidanceOptions(
@@ -76,7 +73,7 @@ def run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
     with denoising_bar(job.steps) as see:
         strength = job.clip_guidance_lambda
         result = paint_by_word_task(model, task, options, clip, job.steps, job.learning_rate, strength, see)
-    return write_result(edit, editor, result, _notes(job, "paint-by-word"))
+    return write_result(edit, editor, result, method_notes("paint-by-word", job))
 
 
 def load_glide(
@@ -96,6 +93,8 @@ def load_glide(
             raise UserError(f"{one.config} says no diffusion.beta_schedule: see configs/glide")
         sizes.append(int(config["model"]["params"]["image_size"]))
         schedules.append(name)
+        if encode[1] >= config["model"]["params"]["n_vocab"]:
+            raise UserError(f"`tokenizer` has {encode[1] + 1} byte pairs, more than {one.name} knows: take gpt2")
     base, upsampler = nets
     return Glide(base, upsampler, (sizes[0], sizes[1]), (schedules[0], schedules[1]), *encode).eval()
 
@@ -108,8 +107,11 @@ def byte_pairs(name: str) -> tuple[Encode, int]:
     """
     from transformers import GPT2TokenizerFast
 
+    folder = Path(name).expanduser()
     try:
-        tokenizer: Any = GPT2TokenizerFast.from_pretrained(str(Path(name).expanduser()) if Path(name).is_dir() else name)
+        tokenizer: Any = GPT2TokenizerFast.from_pretrained(str(folder) if folder.is_dir() else name)
+        if len(tokenizer) < 256:  # the library makes an empty one where it finds no files
+            raise FileNotFoundError("it has no vocabulary")
     except Exception as error:  # the hub's errors share no base class
         raise UserError(
             f'the byte pairs "{name}" cannot be had ({" ".join(str(error).split())[:80]}): give a folder of GPT-2\'s '
@@ -126,7 +128,7 @@ def _load(files: zoo.ModelFiles, kind: type, device: torch.device, dtype: torch.
     config = zoo.read_config(files.config)
     model = load_model(config, files.weights, device=device, dtype=dtype)
     if not isinstance(model, kind):
-        raise UserError(f"{files.config} is of a {type(model).__name__}: this command takes a {kind.__name__}")
+        raise UserError(f"{files.config} is of a {type(model).__name__}: this command takes {kind.__name__}")
     return model
 
 
@@ -135,13 +137,3 @@ def _edit_job(job: BaselineJob, size: int, **more: Any) -> EditJob:
     names = ("prompt", "init_image", "mask", "invert_mask", "region", "context", "feather", "seed", "outdir")
     same = {name: getattr(job, name) for name in (*names, "overwrite")}
     return EditJob(**same, H=size, W=size, mask_dilation_iterations=0, **more)
-
-
-def _pixel_task(task: EditTask) -> EditTask:
-    """Its steps are the method's own, and not those of the request."""
-    return replace(task, request=replace(task.request, mask_dilation_iterations=0))
-
-
-def _notes(job: BaselineJob, method: str) -> dict[str, Any]:
-    elsewhere = ("prompt", "seed", "invert_mask", "feather")
-    return {"method": method, **{name: value for name, value in recorded(job).items() if name not in elsewhere}}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from ldm.editing.editor import Editor, denoising_bar
 from ldm.editing.guided import TRAIN_STEPS, guide_task, guided_schedule
 from ldm.editing.guided_request import GuidanceOptions
 from ldm.editing.ranking import CLIPRanker
-from ldm.editing.request import EditRequest
 from ldm.editing.result import EditResult
 from ldm.errors import UserError
 from ldm.imaging.extrapolate import extended
@@ -24,7 +24,7 @@ from ldm.imaging.images import as_picture
 from ldm.imaging.masks import mask_from
 from ldm.models.diffusion.loss_guidance import spherical_distance
 from ldm.models.diffusion.respacing import space_timesteps
-from ldm.options import recorded, subset
+from ldm.options import declared, recorded, subset
 from ldm.runs.baseline_jobs import BlendedDiffusionJob
 from ldm.runs.edit import SavedEdit, write_result
 from ldm.runs.folder import check_run, read_run
@@ -71,10 +71,15 @@ def run_blended_diffusion(job: BlendedDiffusionJob) -> SavedRanked:
         steps = len(guided_schedule(editor.model, options)) * job.iterations_num
         with denoising_bar(steps) as see:
             result = guide_task(editor.model, task, options, clip, strength_of(files), see, job.vid)
-        notes = {"method": METHOD, **recorded(job)}
-        notes.pop("prompt"), notes.pop("seed"), notes.pop("invert_mask"), notes.pop("feather")
+        notes = method_notes(METHOD, job)
         saved = write_result(edit, editor, result, notes)
     return SavedRanked(saved, _write_ranked(job, result, stem))
+
+
+def method_notes(method: str, job: Any) -> dict[str, Any]:
+    """For a run's record, the method and its own options; those of all edits are there already, filled in."""
+    own = {name: value for name, value in recorded(job).items() if name not in declared(EditJob)}
+    return {"method": method, **own}
 
 
 def require_clip(editor: Editor, files: zoo.ModelFiles) -> CLIPRanker:
@@ -84,7 +89,7 @@ def require_clip(editor: Editor, files: zoo.ModelFiles) -> CLIPRanker:
         UserError: there is none.
     """
     if editor.ranker is None:
-        raise UserError(f'the method is guided by CLIP, and the weights of "{files.clip}" are not here: see the note above')
+        raise UserError(f'CLIP guides this method, and the weights of "{files.clip}" are not here: see the note above')
     return editor.ranker
 
 

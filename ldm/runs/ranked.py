@@ -1,4 +1,4 @@
-"""`ranked/`: results once more, under names that sort by their distance, as the public Blended Diffusion leaves them."""
+"""`ranked/`: results once more, under names that sort by their distance, as the public program leaves them."""
 
 import os
 import re

@@ -34,8 +34,8 @@ def export_checkpoint(
     """Write the model of a checkpoint of `scripts/train.py` to `folder`, as `zoo` and `CLIPRanker` read it.
 
     Args:
-        path: a checkpoint of the training of the diffusion, of pixels, of CLIP or of the judge; or of the autoencoder's, whose
-            decoder then takes the place of the one in `folder`.
+        path: a checkpoint of the training of the diffusion, of pixels, of CLIP or of the judge; or of the
+            autoencoder's, whose decoder then takes the place of the one in `folder`.
         sections: what else the config says, beside `model` and `words`.
         average: more checkpoints of that model, with which its weights are averaged: trainings that began from one
             another are often better together than each alone (Wortsman et al. 2022).

@@ -125,7 +125,9 @@ def blended_sample(
         last, end, mask = i == steps - 1, schedule.levels[i + 1], masks[i]
         level = schedule.levels[i] if released else end
         exact = last and not released
-        background = z_source if exact else noised(z_source, level, start if shared else noise.draw((c, h, w), z_source))
+        background = (
+            z_source if exact else noised(z_source, level, start if shared else noise.draw((c, h, w), z_source))
+        )
         cells = None if within is None else within(i, z0)
         if pixels is not None and i >= pixels_from:
             # Only the estimate changes, z' by a' times as much, and its noise stays. The released code noises the

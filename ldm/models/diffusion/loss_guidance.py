@@ -80,7 +80,9 @@ def guided_by_loss(denoiser: Denoiser, loss: Loss, decode: Decode, shift: str = 
         z, gradient = z.detach(), gradient.detach()
         if shift == "eps":
             return Prediction(z, level, made.eps.detach() + level.s * gradient, "eps")
-        fraction = made.fraction.detach() if isinstance(made, AncestralPrediction) and made.fraction is not None else None
+        fraction = (
+            made.fraction.detach() if isinstance(made, AncestralPrediction) and made.fraction is not None else None
+        )
         return AncestralPrediction(z, level, made.out.detach(), made.kind, fraction, gradient)
 
     return denoise

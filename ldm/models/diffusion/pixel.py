@@ -21,12 +21,17 @@ PARAMETERIZATIONS = ("eps", "v")
 
 
 class Pictures:
-    """What models of pictures themselves have of a backbone (`ldm.backbones.contract`): their latents are the pictures."""
+    """What models of pictures themselves have of a backbone (`ldm.backbones.contract`): their latents are pictures."""
 
     guidance = "none"
     factor = 1
     channels = 3
     tokenize = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device("cpu")
 
     def encode(self, x: Tensor) -> Tensor:
         """The picture itself."""

@@ -43,10 +43,11 @@ def space_timesteps(respacing: str | Sequence[int], train_steps: int = 1000) -> 
         return (*rest, last - 2)
     if isinstance(respacing, str) and respacing.startswith("ddim"):
         (count,) = _counts(respacing.removeprefix("ddim"), respacing, 1)
-        stride = next((i for i in range(1, train_steps) if len(range(0, train_steps, i)) == count), None)
-        if stride is None:
+        strides = (range(0, train_steps, i) for i in range(1, train_steps))
+        even = next((one for one in strides if len(one) == count), None)
+        if even is None:
             raise UserError(f'`timestep_respacing` is "{respacing}": no stride gives {count} of {train_steps} steps')
-        return tuple(range(0, train_steps, stride))
+        return tuple(even)
     counts = _counts(respacing, respacing) if isinstance(respacing, str) else list(respacing)
     timesteps: list[int] = []
     begin = 0

@@ -112,7 +112,7 @@ def sample(
         noise: asked only where a step adds some, once a step.
         blend: what becomes of the latents after each step; None leaves them.
         callback: called after each step, and after `blend`.
-        step: makes the steps, such as `ldm.models.diffusion.respacing.ancestral_step`; None is as the schedule has them.
+        step: makes the steps, such as `ldm.models.diffusion.respacing.ancestral_step`; None is as the schedule says.
     """
     z0 = None
     for i, (start, end) in enumerate(pairwise(schedule.levels)):

@@ -1,4 +1,4 @@
-"""GLIDE's networks (Nichol et al. 2021): guided-diffusion's UNet told by a text transformer, and by a picture to fill in.
+"""GLIDE's networks (Nichol et al. 2021): guided-diffusion's UNet, told of a text and of a picture to fill in.
 
 Names and positions are those of the public checkpoints and must not change.
 """
@@ -92,7 +92,7 @@ class InpaintText2ImUNet(UNetModel):
         self.transformer_proj = nn.Linear(xf_width, self.model_channels * 4)
 
     def read(self, tokens: Tensor, known: Tensor) -> PreparedContext:
-        """Tokens (r, text_ctx) of which `known` are no padding, both (r, text_ctx) -> what `forward` is told of them."""
+        """Tokens (r, text_ctx), of which `known` (r, text_ctx) are no padding -> what `forward` is told of them."""
         x = self.token_embedding(tokens) + self.positional_embedding
         x = torch.where(known[..., None], x, self.padding_embedding)
         x = self.final_ln(self.transformer(x))  # (r, n, xf_width)

@@ -1,4 +1,5 @@
-"""`UNetModel`: the denoiser, eps = UNet(z_t, t, context) (Dhariwal & Nichol 2021, and with Rombach et al.'s transformers).
+"""`UNetModel`: the denoiser, eps = UNet(z_t, t, context): that of Dhariwal & Nichol 2021, and with the transformers of
+Rombach et al. 2022.
 
 Positions such as `input_blocks.4.1`, `in_layers.2` or `out_layers.3` are state-dict keys of the public checkpoints:
 the order within every `nn.Sequential` here is frozen by them.
