@@ -349,7 +349,11 @@ def load_first_stage(files: ModelFiles, device: torch.device) -> Backbone:
         return diffusers_models.load_first_stage(files.weights, files.name, device)
     import torch
 
-    model = load_ours(files, torch.device("cpu"), torch.float32)  # mapped from its file, and not read
+    model: Any = load_ours(files, torch.device("cpu"), torch.float32)  # mapped from its file, and not read
+    if not hasattr(model, "first_stage_model"):
+        from ldm.models.diffusion.pixel import Pictures
+
+        return model if isinstance(model, Pictures) else Pictures()  # of a network that painted pictures
     model.first_stage_model.to(device)
     return model
 

@@ -1,8 +1,7 @@
 """PaintByWord++: a VQGAN's latents optimised until CLIP sees a prompt in a mask (Bau et al. 2021, Crowson et al.
 2022)."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from ldm.models.autoencoder import VQModel
 from ldm.models.diffusion.loss_guidance import Guide, Loss
 from ldm.models.diffusion.pixel import Pictures
-from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.respacing import RespacedLevels
 from ldm.models.diffusion.schedule import NoiseLevel
 
@@ -20,7 +18,9 @@ CLEAN = NoiseLevel(1.0, 0.0)
 class Painter(Pictures, nn.Module):
     """A `VQModel` as what paints pictures at one nominal size, with the parts of a backbone that a run asks for."""
 
-    levels = RespacedLevels(torch.linspace(0.999, 0.001, 1000))  # of no use to it but to be asked for
+    levels = RespacedLevels(
+        torch.linspace(0.999, 0.001, 1000)
+    )  # its steps are Adam's, but a request is checked by them
 
     def __init__(self, vq: VQModel, image_size: int):
         super().__init__()
@@ -45,13 +45,6 @@ class Painter(Pictures, nn.Module):
     def device(self) -> torch.device:
         """Where it runs."""
         return next(self.vq.parameters()).device
-
-    def condition(self, prompts: Sequence[str], size: Any = None, scale: float | None = None) -> Any:
-        """Nothing: CLIP reads the prompt."""
-
-    def predict(self, z: Tensor, level: NoiseLevel, conditioning: Any) -> Prediction:
-        """It predicts nothing: see `paint_by_word`."""
-        raise NotImplementedError("a VQGAN does not denoise: see paint_by_word")
 
 
 @torch.enable_grad()

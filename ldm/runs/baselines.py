@@ -32,7 +32,7 @@ def run_glide(job: GlideJob) -> SavedEdit:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
     check_run(job.outdir, job.prompt, job.overwrite)
-    files, above = zoo.resolve(job.model, job.config, job.ckpt), zoo.resolve(job.upsampler)
+    files, above = zoo.resolve(**job.named), zoo.resolve(job.upsampler)
     told = GlideSampling(job.scale, job.base_respacing, job.upsample_respacing)
     steps = sum(len(space_timesteps(one)) for one in (job.base_respacing, job.upsample_respacing))
     tokenizer = byte_pairs(job.tokenizer)
@@ -54,7 +54,7 @@ def run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
     check_run(job.outdir, job.prompt, job.overwrite)
-    files = zoo.resolve(job.model, job.config, job.ckpt)
+    files = zoo.resolve(**job.named)
     device = choose_device(job.device)
     vq = _load(files, VQModel, device, choose_precision(job.precision, device))
     model: Any = Painter(vq, job.size).eval()

@@ -59,13 +59,13 @@ def run_blended_diffusion(job: BlendedDiffusionJob) -> SavedRanked:
     options = GuidanceOptions(**subset(GuidanceOptions, vars(job)))
     if options.local_clip_guided_diffusion and not options.background_preservation_loss:
         logger.warning("without `background_preservation_loss` nothing holds the background")
-    files = zoo.resolve(*_model_of(job))
+    files = zoo.resolve(**_model_of(job))
     with _files(job) as (image, mask):
         edit = _edit_job(job, options, image, mask)
         outline = Editor.outline(files)
         guided_schedule(outline.model, options)
         task = outline.prepare(image, mask, edit.request)
-        editor = Editor.load(*files.given, job.device, job.precision)
+        editor = Editor.load(**files.given._asdict(), device=job.device, precision=job.precision)
         clip = require_clip(editor, files)
         editor.begin_identity()
         steps = len(guided_schedule(editor.model, options)) * job.iterations_num
@@ -99,7 +99,7 @@ def strength_of(files: zoo.ModelFiles) -> float | None:
     Raises:
         UserError: the section holds something else.
     """
-    section = zoo.read_config(files.config).get("guidance") or {}
+    section = files.section("guidance")
     if not isinstance(section, dict) or section.keys() - {"clip_guidance_lambda"}:
         raise UserError(f'{files.config}: the section "guidance" may hold clip_guidance_lambda alone')
     value = section.get("clip_guidance_lambda")
@@ -108,19 +108,19 @@ def strength_of(files: zoo.ModelFiles) -> float | None:
     return None if value is None else float(value)
 
 
-def _model_of(job: BlendedDiffusionJob) -> tuple[str, Path | None, Path | None]:
+def _model_of(job: BlendedDiffusionJob) -> dict[str, Any]:
     """The arguments of `zoo.resolve`."""
     if job.model != "auto" or job.config or job.ckpt:
-        return job.model, job.config, job.ckpt
+        return job.named
     if job.model_output_size == 512:
-        return "blended-diffusion-512", None, None
+        return {"model": "blended-diffusion-512"}
     large = "blended-diffusion-256"
     try:
         zoo.resolve(large)
     except UserError:
         logger.info(f"model: pixels, the small one; for the public one, {large}: {zoo.DOWNLOAD} {large}")
-        return "pixels", None, None
-    return large, None, None
+        return {"model": "pixels"}
+    return {"model": large}
 
 
 def _stem(name: str) -> str:

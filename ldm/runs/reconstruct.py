@@ -32,7 +32,6 @@ from ldm.imaging.finish import Measures
 from ldm.imaging.images import load_image, to_tensor
 from ldm.imaging.masks import mask_from, shown
 from ldm.imaging.region import Window, flat_mask, mask_box
-from ldm.models.diffusion.pixel import Pictures
 from ldm.runs.again import model_of
 from ldm.runs.folder import Run, asset_in, check_reconstruction, read_run, write_reconstruction
 from ldm.runs.jobs import ReconstructionJob
@@ -80,22 +79,13 @@ def run_reconstruction(job: ReconstructionJob, on_step: OnStep | None = None) ->
     options, canvas = job.options, _canvas(job, run)
     check_reconstruction(run, options.kind, indices)
     optimizing = options.kind in LEARNING_RATES
-    model: Any = None  # the others need none: what they make of the prediction is of 8 bits anyway
+    model = None  # the others need none: what they make of the prediction is of 8 bits anyway
     if optimizing or options.kind == "residual":
         device = choose_device(job.device)
         files = _model_files(job, run)
         rate = options.learning_rate or learning_rate(options.kind, files.section("reconstruction"), files.config)
         options = replace(options, learning_rate=rate)
-<<<<<<< HEAD
         model = zoo.load_first_stage(files, device)
-=======
-        # Only the first stage has work to do: the rest stays on the CPU, mapped from its file and not read.
-        model = zoo.load(files, torch.device("cpu"), torch.float32)
-        if hasattr(model, "first_stage_model"):
-            model.first_stage_model.to(device)
-        elif not hasattr(model, "encode_exactly"):  # what painted pictures by a method of its own
-            model = Pictures()
->>>>>>> 49ccb03 (Tests of the predecessor and the baselines: key lists, parity, closed forms, commands from files to folders)
     canvases = [canvas if job.mask else _fitted(run, index, canvas) for index in indices]
     tasks = [_task(run, index, canvas, model) for index, canvas in zip(indices, canvases, strict=True)]
 

@@ -84,10 +84,6 @@ class Glide(Pictures, nn.Module):
         tokens, known = (torch.tensor(column, device=self.device) for column in zip(*rows, strict=True))
         return TokenRows(tokens, known)
 
-    def predict(self, z: Tensor, level: NoiseLevel, conditioning: Any) -> Prediction:
-        """Not by itself: it fills in, see `paint`."""
-        raise NotImplementedError("GLIDE fills in a picture: see paint")
-
     @torch.no_grad()
     def paint(
         self,

@@ -21,12 +21,28 @@ PARAMETERIZATIONS = ("eps", "v")
 
 
 class Pictures:
-    """What models of pictures themselves have of a backbone (`ldm.backbones.contract`): their latents are pictures."""
+    """A backbone (`ldm.backbones.contract`) whose latents are the pictures; by itself it predicts nothing."""
 
     guidance = "none"
     factor = 1
     channels = 3
     tokenize = None
+    levels: Any = None
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return 256, 256
+
+    @property
+    def unit(self) -> int:
+        """Pixels that heights and widths must be multiples of."""
+        return 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of what it computes."""
+        return torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -44,6 +60,21 @@ class Pictures:
     def decode(self, z: Tensor) -> Tensor:
         """The picture itself."""
         return z
+
+    def condition(self, prompts: Sequence[str], size: tuple[int, int] | None = None, scale: float | None = None) -> Any:
+        """Nothing is read."""
+        return Classes(len(prompts))
+
+    def given(self, x_source: Tensor, mask: Tensor) -> Any:
+        """Itself."""
+        return self
+
+    def compile_denoiser(self, mode: str = "regions", backend: str = "inductor") -> None:
+        """Compile the denoiser in place: there is none."""
+
+    def predict(self, z: Tensor, level: NoiseLevel, conditioning: Any) -> Any:
+        """What the network says of z: there is none."""
+        raise NotImplementedError(f"{type(self).__name__} does not denoise")
 
     def tunable_decoder(self) -> None:
         """There is none."""
