@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "poisson": ["opencv-python-headless"],  # reconstruct.py --reconstruction_type poisson
+    "guidance": ["lpips"],  # blended_diffusion.py --background_preservation_loss, paint_by_word.py
     "video": ["imageio", "imageio-ffmpeg"],  # text_editing.py --save_video
     # text_editing.py --model with Stable Diffusion, SDXL, SD 3 and FLUX; --lora
     "diffusers": ["diffusers>=0.42", "accelerate", "peft", "sentencepiece", "protobuf"],
@@ -49,6 +50,9 @@ setup(
             "bld-txt2img = ldm.cli:txt2img",
             "bld-download = ldm.cli:download",
             "bld-studio = ldm.cli:studio",
+            "bld-blended-diffusion = ldm.cli:blended_diffusion",
+            "bld-glide = ldm.cli:glide",
+            "bld-paint-by-word = ldm.cli:paint_by_word",
         ]
     },
     install_requires=[

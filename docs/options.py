@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ldm.files import atomic_file
 from ldm.options import markdown_rows
+from ldm.runs.baseline_jobs import BlendedDiffusionJob, GlideJob, PaintByWordJob
 from ldm.runs.jobs import BatchJob, EditJob, GenerationJob, ReconstructionJob
 from ldm.studio.settings import StudioSettings
 
@@ -26,6 +27,10 @@ and all options of `text_editing.py` but `--outdir`, `--overwrite` and `--device
 give its own. `--check` looks at all rows and their files, and runs no model."""
 
 
+BASELINES_MORE = """
+What the predecessor and the baselines are is in [baselines.md](baselines.md). `--gpu_id` is taken by all three."""
+
+
 def section(title: str, cls: type, without: tuple[str, ...] = (), more: str = "") -> str:
     """A table under its title."""
     return "\n".join([f"\n## {title}\n", *markdown_rows(cls, without), *([more] if more else [])]) + "\n"
@@ -38,5 +43,8 @@ if __name__ == "__main__":
     page += section("`scripts/batch_editing.py`, `bld-batch`", BatchJob, ("rows",), BATCH_MORE)
     page += section("`scripts/txt2img.py`, `bld-txt2img`", GenerationJob)
     page += section("`scripts/studio.py`, `bld-studio`", StudioSettings)
+    page += section("`scripts/blended_diffusion.py`, `bld-blended-diffusion`", BlendedDiffusionJob, more=BASELINES_MORE)
+    page += section("`scripts/glide_inpaint.py`, `bld-glide`", GlideJob)
+    page += section("`scripts/paint_by_word.py`, `bld-paint-by-word`", PaintByWordJob)
     with atomic_file(Path(__file__).with_suffix(".md")) as file:
         file.write(page.encode())

@@ -339,6 +339,14 @@ def test_the_editor_of_prompts_says_which_command_is_for_pixels(files, model_fol
         text_editing.main(argv)
 
 
+def test_words_that_clip_does_not_know_are_told(files, model_folder, tmp_path, caplog):
+    with pytest.raises(UserError, match="knows no word"):
+        blended_diffusion.main(["-p", "a zebra", *files, *QUICK, "--model", str(model_folder)])
+    assert not (tmp_path / "out").exists()
+    blended_diffusion.main(["-p", "a red zebra", *files, *QUICK, "--model", str(model_folder), "--batch_size", "1"])
+    assert 'does not know "zebra"' in caplog.text
+
+
 def test_strength_of_a_models_own_config(tmp_path, model_folder):
     from ldm.runs.blended_diffusion import strength_of
 

@@ -16,6 +16,7 @@ from ldm.errors import UserError
 from ldm.options import add_options, as_flags, declared, markdown_rows, option, options, recorded
 from ldm.runs.again import options_of
 from ldm.runs.batch.rows import COLUMNS, Row, read_rows
+from ldm.runs.baseline_jobs import BlendedDiffusionJob, GlideJob, PaintByWordJob
 from ldm.runs.folder import write_run
 from ldm.runs.jobs import BatchJob, EditJob, GenerationJob, ModelChoice, ReconstructionJob
 from ldm.runs.record import RunRecord
@@ -234,6 +235,9 @@ def test_docs_list_the_options_as_they_are():
         (GenerationJob, ()),
         (BatchJob, ("rows",)),
         (StudioSettings, ()),
+        (BlendedDiffusionJob, ()),
+        (GlideJob, ()),
+        (PaintByWordJob, ()),
     ):
         assert "\n".join(markdown_rows(cls, without)) in page, "python docs/options.py writes it anew"
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+BASELINES = ("blended-diffusion", "glide", "paint-by-word")
+COMMANDS = ("edit", "reconstruct", "batch", "txt2img", "download", "studio", *BASELINES)
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
@@ -79,9 +81,7 @@ def test_the_wheel_holds_all_that_a_named_model_needs(unpacked: Path, tmp_path: 
 def test_the_console_commands_are_the_scripts(unpacked: Path, tmp_path: Path):
     (declared,) = unpacked.glob("*.dist-info/entry_points.txt")
     commands = dict(re.findall(r"(bld-\S+) = ldm\.cli:(\S+)", declared.read_text()))
-    assert commands.keys() == {
-        f"bld-{name}" for name in ("edit", "reconstruct", "batch", "txt2img", "download", "studio")
-    }
+    assert commands.keys() == {f"bld-{name}" for name in COMMANDS}
     code = (
         "import sys; sys.argv = ['bld-x', '--help']; from ldm import cli\n"
         f"for name in {list(commands.values())}:\n"

@@ -39,18 +39,20 @@ def test_small_scenes_are_means_over_squares_and_mirrored_half_of_the_time(shard
     torch.testing.assert_close(mirrored.__getitems__(places[5:7])["x"], seen["x"][5:7])
 
 
-@pytest.mark.parametrize("kind", ["eps", "v"])
+@pytest.mark.parametrize("kind", ["eps", "v", "z0"])
 def test_a_network_that_knows_the_answer_has_no_loss(kind):
     trainer = PixelTrainer(pixel_config(learn_sigma=False, parameterization=kind))
     batch = {"x": normal(3, 3, 16, 16), "coverage": torch.zeros(3, 1, 16, 16)}
     draws = seeded(0)
     t, noise = torch.randint(1000, (3,), generator=draws), torch.randn(3, 3, 16, 16, generator=draws)
     alpha = trainer.pixels.alphas_cumprod[t].view(-1, 1, 1, 1)
-    answer = noise if kind == "eps" else alpha.sqrt() * noise - (1 - alpha).sqrt() * batch["x"]
+    answers = {"eps": noise, "v": alpha.sqrt() * noise - (1 - alpha).sqrt() * batch["x"], "z0": batch["x"]}
+    answer = answers[kind]
     trainer.pixels.apply_model = lambda x, told: answer if torch.equal(told, t) else None
     assert trainer.loss(batch, seeded(0)).abs().max() == 0
     trainer.pixels.apply_model = lambda x, told: answer + 1
-    torch.testing.assert_close(trainer.loss(batch, seeded(0)), torch.full((3,), 0.5))  # the background's weight
+    off = (1 / (1 - alpha)).clamp(max=10).flatten() if kind == "z0" else torch.ones(3)
+    torch.testing.assert_close(trainer.loss(batch, seeded(0)), 0.5 * off)  # the background's weight
 
 
 def test_it_trains_no_variances():

@@ -1,5 +1,6 @@
 """The CLIP model that ranks as the one that guides: its image encoder with gradients, and the losses of an edit."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from ldm.models.diffusion.loss_guidance import (
     range_loss,
     weighted,
 )
+
+logger = logging.getLogger(__name__)
 
 LAMBDA = 1000.0
 """Of CLIP's guidance, where neither the user nor the model's config says another."""
@@ -64,6 +67,24 @@ def clip_loss(ranker: CLIPRanker, prompt: str, mask: Tensor, copies: int, genera
         generators,
         outside=-1.0 if ranker.framing.crop else 0.0,
     )
+
+
+def check_clip_words(ranker: CLIPRanker, prompt: str) -> None:
+    """Refuse a prompt of which a CLIP model of few words knows none, and tell which words of any other it leaves out.
+
+    Raises:
+        UserError: it would be guided by nothing.
+    """
+    find = getattr(ranker.tokenizer, "unknown_words", None)
+    unknown = find(prompt) if find is not None else []
+    if not unknown:
+        return
+    listed = ", ".join(f'"{word}"' for word in unknown[:5])
+    if not set(prompt.lower().split()) - set(unknown) - {"a", "an", "the", "on", "in", "of", "and", "with"}:
+        raise UserError(
+            f"the CLIP model that guides knows no word of this prompt ({listed}): it knows those of `scenes`"
+        )
+    logger.warning("the CLIP model that guides does not know %s", listed)
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,11 @@ class _LocalTokenizer:
         self.tokenizer.add_special_tokens(list(special.values()))
         self.clean = import_open_clip().tokenizer.get_clean_fn("whitespace")
         self.pad, self.context_length = special["pad_token"], context_length
+        self.unknown = special.get("unk_token", "[UNK]")
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that the vocabulary does not hold."""
+        return [word for word in self.clean(text).split() if self.unknown in self.tokenizer.encode(word).tokens]
 
     def __call__(self, texts: str, context_length: int | None = None) -> Tensor:
         n = context_length or self.context_length

@@ -8,6 +8,7 @@ import torch
 from ldm.backbones import zoo
 from ldm.checkpoint import load_model
 from ldm.editing.baselines import glide_task, paint_by_word_task
+from ldm.editing.clip_encoder import check_clip_words
 from ldm.editing.editor import Editor, denoising_bar
 from ldm.editing.guided_request import GuidanceOptions
 from ldm.editing.ranking import find_ranker
@@ -62,6 +63,7 @@ def run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
     editor = Editor(model, find_ranker(files.clip, device), files)
     task = editor.prepare(job.init_image, job.mask, edit.request)
     clip = require_clip(editor, files)
+    check_clip_words(clip, job.prompt)
     editor.begin_identity()
     options = GuidanceOptions(
         aug_num=job.aug_num,

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageChops
 
 from ldm.backbones import zoo
+from ldm.editing.clip_encoder import check_clip_words
 from ldm.editing.editor import Editor, denoising_bar
 from ldm.editing.guided import TRAIN_STEPS, guide_task, guided_schedule
 from ldm.editing.guided_request import GuidanceOptions
@@ -67,6 +68,7 @@ def run_blended_diffusion(job: BlendedDiffusionJob) -> SavedRanked:
         task = outline.prepare(image, mask, edit.request)
         editor = Editor.load(**files.given._asdict(), device=job.device, precision=job.precision)
         clip = require_clip(editor, files)
+        check_clip_words(clip, job.prompt)
         editor.begin_identity()
         steps = len(guided_schedule(editor.model, options)) * job.iterations_num
         with denoising_bar(steps) as see:

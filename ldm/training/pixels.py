@@ -20,6 +20,10 @@ from ldm.training.grids import ImageGrid
 from ldm.util import instantiate_from_config
 
 
+MOST = 10.0
+"""The largest weight of an error of z_0, which is 1 / s^2 above: that of an error of v."""
+
+
 class SmallScenes(Dataset):
     """Whole scenes at `size` pixels a side, by the mean over squares, mirrored half of the time.
 
@@ -80,12 +84,14 @@ class ScenePixels(EpochData):
 
 
 class PixelTrainer(TrainingModule):
-    """Trains a `PixelDiffusion` (under `pixels`) to predict eps or v at a random timestep.
+    """Trains a `PixelDiffusion` (under `pixels`) to predict eps, v or z_0 at a random timestep.
 
     Args:
         model: the config of the `PixelDiffusion`, without learned variances.
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
         background_weight: the loss's weight where no object is; with an object it is 1 more.
+        begin: a checkpoint of this training to begin with, also of another parameterization: its last layer is then
+            left out.
         seed: of timesteps and noise, together with the process and the step that it starts from.
     """
 
@@ -95,6 +101,7 @@ class PixelTrainer(TrainingModule):
         learning_rate: float = 1e-3,
         warmup: int = 200,
         background_weight: float = 0.5,
+        begin: str | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -103,6 +110,17 @@ class PixelTrainer(TrainingModule):
         if self.pixels.learn_sigma or self.pixels.num_classes is not None:
             raise ValueError("PixelTrainer trains neither learned variances nor classes")
 
+    def begin_with_model(self, path: str) -> None:
+        """Take the latest weights, not the averaged ones: of a short training the average is behind."""
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = checkpoint.get("current_model_state", checkpoint["state_dict"])
+        weights = {key.removeprefix("module.").removeprefix("pixels."): value for key, value in state.items()}
+        other = checkpoint["hyper_parameters"]["model"]["params"].get("parameterization", "eps")
+        left_out = "out.2." if other != self.pixels.parameterization else "-"
+        own = {key: value for key, value in self.pixels.state_dict().items() if key.startswith(left_out)}
+        taken = {key: value for key, value in weights.items() if not key.startswith(left_out)}
+        self.pixels.load_state_dict(taken | own, strict=True)
+
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """The weighted squared error (b,) of one random timestep a sample."""
         x = batch["x"]
@@ -110,8 +128,10 @@ class PixelTrainer(TrainingModule):
         noise = torch.randn(x.shape, generator=generator).to(x)
         alpha = self.pixels.alphas_cumprod[t].view(-1, 1, 1, 1)
         a, s = alpha.sqrt(), (1 - alpha).sqrt()
-        target = noise if self.pixels.parameterization == "eps" else a * noise - s * x
+        target = {"eps": noise, "v": a * noise - s * x, "z0": x}[self.pixels.parameterization]
         weight = self.hparams.background_weight + batch["coverage"]
+        if self.pixels.parameterization == "z0":
+            weight = weight * (1 / s.square()).clamp(max=MOST)
         return (weight * (self.pixels.apply_model(a * x + s * noise, t) - target).square()).mean(dim=(1, 2, 3))
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:

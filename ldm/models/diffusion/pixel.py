@@ -17,7 +17,7 @@ from ldm.models.diffusion.sampling import NoiseSource
 from ldm.models.diffusion.schedule import NoiseLevel
 from ldm.util import instantiate_from_config
 
-PARAMETERIZATIONS = ("eps", "v")
+PARAMETERIZATIONS = ("eps", "v", "z0")
 
 
 class Pictures:
@@ -93,7 +93,8 @@ class PixelDiffusion(Pictures, nn.Module):
         timesteps, beta_schedule, linear_start, linear_end: the forward process, see `make_beta_schedule`.
         log_snr_shift: see `shift_log_snr`.
         image_size, channels: nominal size and channels of x.
-        parameterization: what the network predicts: `eps`, or `v` (Salimans & Ho 2022).
+        parameterization: what the network predicts: `eps`; `v` (Salimans & Ho 2022); or the picture itself, `z0`, which
+            a network of large patches can where it could not predict noise (Li & He 2025).
         learn_sigma: whether as many channels again say where the variance of each value lies between the posterior's
             and beta's (Nichol & Dhariwal 2021, equation 15).
         num_classes: of a class-conditional network; None is without.
