@@ -1,4 +1,4 @@
-"""Draw docs/baselines.jpg: one photograph, mask and prompt through every method that can run here, with what each costs.
+"""Draw docs/baselines.jpg: one photograph, mask and prompt through every method that can run here, and what each costs.
 
     python docs/baselines.py
 

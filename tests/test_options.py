@@ -15,8 +15,8 @@ from ldm.editing.request import EditRequest
 from ldm.errors import UserError
 from ldm.options import add_options, as_flags, declared, markdown_rows, option, options, recorded
 from ldm.runs.again import options_of
-from ldm.runs.batch.rows import COLUMNS, Row, read_rows
 from ldm.runs.baseline_jobs import BlendedDiffusionJob, GlideJob, PaintByWordJob
+from ldm.runs.batch.rows import COLUMNS, Row, read_rows
 from ldm.runs.folder import write_run
 from ldm.runs.jobs import BatchJob, EditJob, GenerationJob, ModelChoice, ReconstructionJob
 from ldm.runs.record import RunRecord

@@ -19,7 +19,6 @@ from ldm.training.base import EpochData, TrainingModule
 from ldm.training.grids import ImageGrid
 from ldm.util import instantiate_from_config
 
-
 MOST = 10.0
 """The largest weight of an error of z_0, which is 1 / s^2 above: that of an error of v."""
 
