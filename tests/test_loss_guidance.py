@@ -250,6 +250,20 @@ def test_a_latent_backbone_is_guided_through_its_decoder(clip):
     assert torch.isfinite(made.z0).all()
 
 
+def test_lpips_itself_is_a_number_for_each_picture_and_sees_nothing_inside_the_mask():
+    from lpips import LPIPS
+
+    with torch.random.fork_rng(devices=[]), pytest.warns(UserWarning):
+        torch.manual_seed(0)
+        distance = LPIPS(net="vgg", pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    x_source, mask = tiny_picture(32, 32), half_mask(32)
+    x = (x_source.repeat(2, 1, 1, 1) + torch.tensor([0.0, 0.3]).view(2, 1, 1, 1)).requires_grad_()
+    values = background_lpips(x_source, mask, distance)(guide(x))
+    assert values.shape == (2,) and values[0] < 1e-5 < values[1]
+    values.sum().backward()
+    assert not (x.grad * mask).any() and (x.grad * (1 - mask)).any()
+
+
 def test_lpips_is_an_extra_and_only_where_it_has_a_weight(monkeypatch):
     import sys
 

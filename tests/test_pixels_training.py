@@ -13,6 +13,7 @@ from ldm.data.shards import SceneShards, write_shard
 from ldm.errors import UserError
 from ldm.training.pixels import PixelTrainer, SmallScenes
 from scripts import export_model, train
+from tests.convert import randomise
 from tests.tiny import normal
 from tests.tiny_pixels import pixel_config
 
@@ -58,6 +59,19 @@ def test_a_network_that_knows_the_answer_has_no_loss(kind):
 def test_it_trains_no_variances():
     with pytest.raises(ValueError, match="variances"):
         PixelTrainer(pixel_config(learn_sigma=True))
+
+
+@pytest.mark.parametrize("kind", ["v", "z0"])
+def test_it_begins_with_another_training_but_for_the_last_layer_of_another_parameterization(kind, tmp_path):
+    first = PixelTrainer(pixel_config(learn_sigma=False, parameterization="v"))
+    randomise(first.pixels)
+    content = {"state_dict": first.state_dict(), "hyper_parameters": dict(first.hparams)}
+    torch.save(content, tmp_path / "last.ckpt")
+    second = PixelTrainer(pixel_config(learn_sigma=False, parameterization=kind))
+    second.begin_with_model(str(tmp_path / "last.ckpt"))
+    own, given = second.pixels.state_dict(), first.pixels.state_dict()
+    same = {key for key in own if torch.equal(own[key], given[key])}
+    assert own.keys() - same == ({"out.2.weight", "out.2.bias"} if kind == "z0" else set())
 
 
 def test_from_scenes_to_a_model_that_the_editor_takes(shards, tmp_path):

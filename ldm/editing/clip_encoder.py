@@ -1,6 +1,7 @@
 """The CLIP model that ranks as the one that guides: its image encoder with gradients, and the losses of an edit."""
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -132,7 +133,9 @@ def find_lpips(options: GuidanceOptions, device: torch.device) -> Callable[[Tens
     except ModuleNotFoundError as error:
         raise MissingExtra("lpips", "guidance", "`lpips_sim_lambda` above 0") from error
     try:
-        return LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how the library asks for its weights
+            return LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"the weights of VGG, which LPIPS looks with, cannot be had ({' '.join(str(error).split())[:80]}): "
