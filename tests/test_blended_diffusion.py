@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.backbones import zoo
+from ldm.editing.editor import Editor
 from ldm.editing.guided import guide_task, guided_schedule
 from ldm.editing.guided_request import GuidanceOptions
 from ldm.editing.request import EditRequest
@@ -29,6 +30,7 @@ from scripts import blended_diffusion, reconstruct, text_editing
 from tests.denoisers import wavy
 from tests.tiny import tiny_model, tiny_picture
 from tests.tiny_pixels import clip as tiny_clip
+from tests.tiny_pipelines import saved
 from tests.tiny_pixels import pixel_model, save_pixel_model
 
 STEPS = {"timestep_respacing": "4", "skip_timesteps": 1, "aug_num": 2}
@@ -161,6 +163,16 @@ def test_a_latent_model_is_guided_as_well(clip):
     own = task(size=64)
     made = guide(clip, EditTask.of(own.canvas, own.request, 8), model=tiny_model())
     assert made.x.shape == (2, 3, 64, 64) and made.z0.shape == (2, 4, 8, 8) and made.distances is not None
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_models_of_diffusers_are_guided_as_well(clip, name):
+    """One of noise, and one of flow matching, whose gradient comes through decoder and network."""
+    editor = Editor.load(str(saved(name)), precision="float32", device="cpu")
+    own = task(size=editor.model.native_size[0], n=1)
+    own = EditTask.of(own.canvas, own.request, editor.model.factor)
+    guided, without = (guide(clip, own, model=editor.model, clip_guidance_lambda=weight) for weight in (1000, 0))
+    assert torch.isfinite(guided.x).all() and not torch.equal(guided.x, without.x)
 
 
 def test_a_network_of_classes_is_told_a_random_one_at_each_step(clip):

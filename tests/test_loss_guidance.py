@@ -250,6 +250,14 @@ def test_a_latent_backbone_is_guided_through_its_decoder(clip):
     assert torch.isfinite(made.z0).all()
 
 
+def test_a_decoder_without_gradients_is_told(clip):
+    blind = torch.no_grad()(lambda z: 1 * z)
+    with pytest.raises(RuntimeError, match="no gradients"):
+        guided_by_loss(pixel_denoiser, losses(clip, "a red ball").total(generators(0)), blind)(
+            normal(1, 3, 16, 16), LEVEL
+        )
+
+
 def test_lpips_itself_is_a_number_for_each_picture_and_sees_nothing_inside_the_mask():
     from lpips import LPIPS
 

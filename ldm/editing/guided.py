@@ -122,9 +122,10 @@ class _Guided:
     def __init__(
         self, model: Backbone, task: EditTask, options: GuidanceOptions, clip: CLIPRanker, strength: float | None
     ):
+        canvas, request = task.canvas, task.request
+        model = model.given(canvas.x_source, canvas.x_mask)
         self.model, self.options = model, options
         self.schedule = guided_schedule(model, options)
-        canvas, request = task.canvas, task.request
         self.z_source = model.encode(canvas.x_source.to(model.device))
         iterations = request.mask_dilation_iterations or 0
         self.masks = step_masks(canvas.x_levels, model.factor, self.schedule, iterations, request.mask_downsample)

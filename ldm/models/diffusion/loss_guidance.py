@@ -75,7 +75,9 @@ def guided_by_loss(denoiser: Denoiser, loss: Loss, decode: Decode, shift: str = 
             z = z.detach().requires_grad_()
             made = denoiser(z, level)
             total = loss(Guide(z, made.z0, level, decode)).sum()
-            # Where no loss depends on z, as of an empty prompt alone, there is nothing to go down.
+            if not total.requires_grad and total:
+                raise RuntimeError("the decoder gives no gradients: a loss of what it decodes cannot guide")
+            # Where there is no loss there is nothing to go down.
             gradient = torch.autograd.grad(total, z)[0] if total.requires_grad else torch.zeros_like(z)
         z, gradient = z.detach(), gradient.detach()
         if shift == "eps":
