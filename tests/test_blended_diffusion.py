@@ -29,8 +29,8 @@ from ldm.runs.ranked import check_ranked, ranked_name
 from scripts import blended_diffusion, reconstruct, text_editing
 from tests.denoisers import wavy
 from tests.tiny import tiny_model, tiny_picture
-from tests.tiny_pixels import clip as tiny_clip
 from tests.tiny_pipelines import saved
+from tests.tiny_pixels import clip as tiny_clip
 from tests.tiny_pixels import pixel_model, save_pixel_model
 
 STEPS = {"timestep_respacing": "4", "skip_timesteps": 1, "aug_num": 2}
@@ -271,6 +271,8 @@ def test_the_command_leaves_a_run_and_ranked_results(files, model_folder, tmp_pa
     source = np.asarray(Image.open(tmp_path / "in.png").convert("RGB"))
     assert (np.asarray(best[0].convert("RGB"))[:3] == source[:3]).all()
 
+    with pytest.raises(UserError, match="made by blended-diffusion"):
+        text_editing.main(["--from", str(folder / "samples/results/0000.png")])
     reconstruct.main(["--images_path", str(folder / "samples"), "--reconstruction_type", "residual"])
     assert len(list((folder / "samples" / "reconstructed_residual").glob("*.png"))) == 3
     with pytest.raises(UserError, match="no decoder to tune"):

@@ -37,6 +37,8 @@ def options_of(picture: Path, given: Container[str] = ()) -> dict[str, Any]:
         raise UserError(
             f'"{picture}" does not say how it was made: give a PNG of a run\'s samples/images or samples/results'
         ) from error
+    if method := record.options.get("method"):
+        raise UserError(f'"{picture}" was made by {method}, whose command makes it again: its options are in run.json')
     if record.window is None:
         raise UserError(f'"{picture}" was painted without an image: there is no edit to make again')
     run = _run_of(picture, record)
