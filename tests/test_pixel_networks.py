@@ -65,7 +65,15 @@ def test_weights_under_bare_keys_load(tmp_path):
     x, t = normal(2, 3, 16, 16), torch.tensor([3, 900])
     assert "time_embed.0.weight" in model.state_dict() and not any(p.requires_grad for p in model.parameters())
     torch.testing.assert_close(model.apply_model(x, t), pixel_model().apply_model(x, t))
-    assert model.betas.dtype == torch.float32 and not model.betas.is_meta
+
+
+def test_half_precision_does_not_round_the_noise_levels(tmp_path):
+    folder = save_pixel_model(tmp_path / "own", clip=False)
+    config, weights = read_config(folder / "config.yaml"), folder / "model.safetensors"
+    model = load_model(config, weights, device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert model.levels.schedule(50).levels == pixel_model().levels.schedule(50).levels
+    assert model.levels.schedule(50).levels[-2].s == pytest.approx(1e-2)  # sqrt(beta_0)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

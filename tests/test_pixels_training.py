@@ -46,7 +46,7 @@ def test_a_network_that_knows_the_answer_has_no_loss(kind):
     batch = {"x": normal(3, 3, 16, 16), "coverage": torch.zeros(3, 1, 16, 16)}
     draws = seeded(0)
     t, noise = torch.randint(1000, (3,), generator=draws), torch.randn(3, 3, 16, 16, generator=draws)
-    alpha = trainer.pixels.alphas_cumprod[t].view(-1, 1, 1, 1)
+    alpha = trainer.pixels.alphas_cumprod[t].view(-1, 1, 1, 1).float()
     answers = {"eps": noise, "v": alpha.sqrt() * noise - (1 - alpha).sqrt() * batch["x"], "z0": batch["x"]}
     answer = answers[kind]
     trainer.pixels.apply_model = lambda x, told: answer if torch.equal(told, t) else None

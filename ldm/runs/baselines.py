@@ -13,6 +13,8 @@ from ldm.editing.editor import Editor, denoising_bar
 from ldm.editing.guided_request import GuidanceOptions
 from ldm.editing.ranking import find_ranker
 from ldm.errors import UserError
+from ldm.imaging.images import as_picture
+from ldm.imaging.masks import mask_from
 from ldm.models.autoencoder import VQModel
 from ldm.models.diffusion.glide import Encode, Glide, GlideSampling
 from ldm.models.diffusion.respacing import space_timesteps
@@ -32,7 +34,7 @@ def run_glide(job: GlideJob) -> SavedEdit:
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
-    check_run(job.outdir, job.prompt, job.overwrite)
+    _check_input(job)
     files, above = zoo.resolve(**job.named), zoo.resolve(job.upsampler)
     told = GlideSampling(job.scale, job.base_respacing, job.upsample_respacing)
     steps = sum(len(space_timesteps(one)) for one in (job.base_respacing, job.upsample_respacing))
@@ -54,7 +56,7 @@ def run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
-    check_run(job.outdir, job.prompt, job.overwrite)
+    _check_input(job)
     files = zoo.resolve(**job.named)
     device = choose_device(job.device)
     vq = _load(files, VQModel, device, choose_precision(job.precision, device))
@@ -76,6 +78,13 @@ def run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
         strength = job.clip_guidance_lambda
         result = paint_by_word_task(model, task, options, clip, job.steps, job.learning_rate, strength, see)
     return write_result(edit, editor, result, method_notes("paint-by-word", job))
+
+
+def _check_input(job: BaselineJob) -> None:
+    """Find what is wrong with the files before large weights are read."""
+    check_run(job.outdir, job.prompt, job.overwrite)
+    picture = as_picture(job.init_image).rgb
+    mask_from(job.mask, (picture.height, picture.width), job.invert_mask)
 
 
 def load_glide(

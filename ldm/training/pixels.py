@@ -123,15 +123,18 @@ class PixelTrainer(TrainingModule):
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """The weighted squared error (b,) of one random timestep a sample."""
         x = batch["x"]
-        t = torch.randint(len(self.pixels.betas), (len(x),), generator=generator).to(x.device)
+        alphas = self.pixels.alphas_cumprod
+        t = torch.randint(len(alphas), (len(x),), generator=generator)
         noise = torch.randn(x.shape, generator=generator).to(x)
-        alpha = self.pixels.alphas_cumprod[t].view(-1, 1, 1, 1)
+        alpha = alphas[t].view(-1, 1, 1, 1).to(x)
         a, s = alpha.sqrt(), (1 - alpha).sqrt()
         target = {"eps": noise, "v": a * noise - s * x, "z0": x}[self.pixels.parameterization]
         weight = self.hparams.background_weight + batch["coverage"]
         if self.pixels.parameterization == "z0":
             weight = weight * (1 / s.square()).clamp(max=MOST)
-        return (weight * (self.pixels.apply_model(a * x + s * noise, t) - target).square()).mean(dim=(1, 2, 3))
+        return (weight * (self.pixels.apply_model(a * x + s * noise, t.to(x.device)) - target).square()).mean(
+            dim=(1, 2, 3)
+        )
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """The denoising loss of a batch."""
@@ -164,7 +167,7 @@ class PixelGrid(ImageGrid):
         """One picture a seed."""
         model = cast(PixelDiffusion, module.pixels)
         noise = NoiseSource(range(self.seed, self.seed + self.count))
-        x = noise.draw((model.channels, model.image_size, model.image_size), model.betas)
+        x = noise.draw((model.channels, model.image_size, model.image_size), torch.empty(0, device=model.device))
 
         def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
             return model.predict(x, level, model.condition([""]))

@@ -99,12 +99,12 @@ class PixelDiffusion(Pictures, nn.Module):
             and beta's (Nichol & Dhariwal 2021, equation 15).
         num_classes: of a class-conditional network; None is without.
 
+    Attributes:
+        alphas_cumprod: (T,) in float64, on the CPU.
+
     Raises:
         ValueError: a value that this class does not support.
     """
-
-    betas: Tensor
-    alphas_cumprod: Tensor
 
     def __init__(
         self,
@@ -128,11 +128,10 @@ class PixelDiffusion(Pictures, nn.Module):
         self.diffusion_model = instantiate_from_config(unet_config)
         self.register_state_dict_post_hook(_bare_keys)
         self.register_load_state_dict_pre_hook(_prefixed_keys)
-        # No weights, and so in no file; made even where the model is only outlined, on the meta device.
+        # Neither weights nor buffers, whose precision the weights' would round: numbers on the host, in float64.
         with torch.device("cpu"):
             betas = shift_log_snr(make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end), log_snr_shift)
-            self.register_buffer("betas", betas.float(), persistent=False)
-            self.register_buffer("alphas_cumprod", torch.cumprod(1 - betas, dim=0).float(), persistent=False)
+            self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
 
     @property
     def dtype(self) -> torch.dtype:
