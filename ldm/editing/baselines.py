@@ -66,7 +66,7 @@ def paint_by_word_task(
     """
     check_size(model, *task.canvas.size)
     canvas, request = task.canvas, task.request
-    x_source = canvas.x_source.to(model.device, model.dtype)
+    x_source = canvas.x_source.to(model.device)
     lpips = find_lpips(options, model.device)
     losses = Losses(clip, request.prompt, canvas.x_source, canvas.x_mask, options, strength, lpips)
     loss = losses.total([seeded(request.seed, 1)])
@@ -75,12 +75,11 @@ def paint_by_word_task(
         if on_step is not None:
             on_step(StepInfo(step, steps, CLEAN.t, x, x))
 
-    if loss is None:  # an empty prompt asks for nothing
-        x = model.vq.decode_quantized(model.vq.encode_unquantized(x_source))
-    else:
-        x = paint_by_word(model.vq, x_source, loss, steps, learning_rate, see)
-    x_reference = model.vq.decode_quantized(model.vq.encode_unquantized(x_source)).float().cpu()
-    result = _result(task, x.float().cpu(), (request.seed,), x_reference)
+    with torch.no_grad():
+        x_reference = model.vq(x_source.to(model.dtype))[0].float()
+    # An empty prompt asks for nothing.
+    x = x_reference if loss is None else paint_by_word(model.vq, x_source, loss, steps, learning_rate, see)
+    result = _result(task, x.cpu(), (request.seed,), x_reference.cpu())
     return ranked(result, clip, canvas.x_mask)
 
 

@@ -65,14 +65,18 @@ def paint_by_word(
         x_source: (1, 3, H, W) in [-1, 1]. loss: of the decoded picture, whose `x_in` and `x0` are the same.
         on_step: called after each step with its number and the picture before it.
     """
+    dtype = vq.quant_conv.weight.dtype
+
+    def decode(z: Tensor) -> Tensor:
+        return vq.decode_quantized(z.to(dtype)).to(x_source.dtype)
+
     with torch.no_grad():
-        z = vq.encode_unquantized(x_source)
-        low, high = (bound.view(1, -1, 1, 1) for bound in vq.quantize.span)
-        z = z.clamp(low, high)
-    z = nn.Parameter(z)
+        low, high = (bound.view(1, -1, 1, 1).to(x_source.dtype) for bound in vq.quantize.span)
+        z = vq.encode_unquantized(x_source.to(dtype)).to(x_source.dtype).clamp(low, high)
+    z = nn.Parameter(z)  # in the caller's precision, float32 as a rule: the optimiser's steps are small
     adam = torch.optim.Adam([z], learning_rate)
     for step in range(steps):
-        x = vq.decode_quantized(z)
+        x = decode(z)
         adam.zero_grad()
         total = loss(Guide(x, x, CLEAN, lambda x: x)).sum()
         if total.requires_grad:
@@ -83,4 +87,4 @@ def paint_by_word(
         if on_step is not None:
             on_step(step, x.detach())
     with torch.no_grad():
-        return vq.decode_quantized(z)
+        return decode(z)
