@@ -65,7 +65,7 @@ def methods(folder: Path) -> dict[str, Callable[[Path], object]]:
         "as released": lambda out: guided(out, model="pixels", released_blend=True),
         "local CLIP-guided": lambda out: guided(out, model="pixels", **local),
         "Blended Diffusion, latents": lambda out: guided(
-            out, model="scenes", timestep_respacing="50", skip_timesteps=5, clip_guidance_lambda=300
+            out, model="scenes", timestep_respacing="30", skip_timesteps=3, clip_guidance_lambda=300
         ),
         "GLIDE": lambda out: run_glide(GlideJob(**same, n_samples=COUNT, outdir=out)),
         "PaintByWord++": lambda out: run_paint_by_word(PaintByWordJob(**same, outdir=out)),
