@@ -1,8 +1,8 @@
 """Draw docs/baselines.jpg: one photograph, mask and prompt through every method that can run here, and what each costs.
 
-    python docs/baselines.py
+    OMP_NUM_THREADS=1 python docs/baselines.py
 
-The methods whose public files are not here are told of and left out.
+Seconds are of one core, also where the machine is busy. The methods whose public files are not here are told of and left out.
 """
 
 import time
@@ -87,14 +87,14 @@ if __name__ == "__main__":
     cells, captions = [near(picture)], ["input"]
     with TemporaryDirectory() as made:
         for number, (name, run) in enumerate(methods(Path(made)).items()):
-            outdir, start = Path(made) / str(number), time.perf_counter()
+            outdir, start = Path(made) / str(number), time.process_time()
             try:
                 with counted() as seen:
                     run(outdir)
             except UserError as error:
                 print(f"{name}: left out, {error}")
                 continue
-            seconds, found = time.perf_counter() - start, read_run(outdir)
+            seconds, found = time.process_time() - start, read_run(outdir)
             print(
                 f"{name}: {seconds:.0f} s, {seen[0] / len(found):.0f} evaluations a prediction, {found.record.scores}"
             )
