@@ -2,8 +2,7 @@
 
     OMP_NUM_THREADS=1 python docs/baselines.py
 
-Seconds are of one core, also where the machine is busy. The methods whose public files are not here are told of and left
-out.
+Seconds are of one core, also where the machine is busy. Methods whose public files are not here are left out.
 """
 
 import time
