@@ -210,6 +210,16 @@ def weights_hash(path: str | os.PathLike) -> str:
     return digest
 
 
+def files_hash(folder: Path, names: Iterable[str]) -> str:
+    """SHA-256 of files of a folder, given by their paths in it: of their names and of what `weights_hash` says of each.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    parts = [f"{name}\0{weights_hash(Path(folder) / name)}" for name in sorted(names)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 def _cache_dir() -> Path:
     """Where the hub's library keeps its own, too."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")

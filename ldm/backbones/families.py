@@ -12,6 +12,9 @@ from typing import Any
 from ldm.errors import UserError
 
 INDEX = "model_index.json"
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts that nothing here uses: they are not loaded."""
+
 _LIBRARIES = {"diffusers", "transformers", "stable_diffusion", "latent_consistency"}
 
 
@@ -153,12 +156,20 @@ def family_of(folder: Path, name: str) -> Family:
         what = f'its part "{foreign[0]}"' if foreign else "its pipeline"
         raise UserError(f'model "{name}" needs code of its own for {what}, which is never run: take another model')
     key = next((key for key, family in FAMILIES.items() if class_name in family.classes), None)
+    missing = [part for part, value in index.items() if _is_used(part, value) and not (folder / part).is_dir()]
+    if key is not None and missing:
+        raise UserError(f'model "{name}" is incomplete: {folder / missing[0]} is missing, get the model again')
     if key is None:
         known = ", ".join(family.about for family in FAMILIES.values() if family.classes)
         raise UserError(
             f'model "{name}" is a {class_name}, which paints no pictures from a prompt here; known: {known}'
         )
     return FAMILIES[_offspring(key, folder, name)]
+
+
+def _is_used(part: str, value: Any) -> bool:
+    """Whether an entry of an index is a part that is there and that is loaded."""
+    return isinstance(value, list) and None not in value and not part.startswith("_") and part not in UNUSED
 
 
 def _offspring(key: str, folder: Path, name: str) -> str:

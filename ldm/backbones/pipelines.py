@@ -219,11 +219,6 @@ class DiffusersBackbone:
     @torch.no_grad()
     def condition(self, prompts: Sequence[str], size: tuple[int, int], scale: float | None = None) -> PromptRows:
         """Prompts as conditioning, a row each, encoded by itself, so that it is the same in any company."""
-        encoders = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
-        moved = self.text_device == self.device
-        for encoder in encoders:
-            if encoder is not None and moved:
-                encoder.to(self.device)
         rows = []
         for prompt in prompts:
             row = self.encode_prompt(prompt, size, scale)

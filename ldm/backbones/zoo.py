@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ldm.backbones import diffusers_models, families
+from ldm.backbones import diffusers_models, families, hub
 from ldm.backbones.original_configs import without_training_keys
 from ldm.download import Remote, fetch
 from ldm.errors import UserError
@@ -131,7 +132,7 @@ class ModelFiles:
     """What one model consists of.
 
     name: to be shown. config, weights: absolute paths; of a model of diffusers the index of its folder (of a single
-        file the folder that its configs are read from, or else the file), and the folder or file.
+        file the folder that its configs are read from), and the folder or file.
     clip: ranks its predictions: a folder (Path), a name of open_clip's `architecture/pretrained` (str), or None.
     given: what to record of it, so that `resolve(*given)` gives it again: the name of a model of `MODELS`, however it
         was asked for, and otherwise the user's paths as they were given.
@@ -144,6 +145,27 @@ class ModelFiles:
     given: Given
     library: str = "ldm"
     """What reads it: ldm, or diffusers."""
+    loras: tuple[tuple[Path, float], ...] = ()
+    """Their files, each with its weight."""
+
+    def digest(self) -> str:
+        """SHA-256 of its weights; of a model of diffusers, of all that decides what it paints: see `files_hash`.
+
+        Seconds for gigabytes the first time.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        from ldm.checkpoint import files_hash, weights_hash
+
+        if self.library != "diffusers":
+            return weights_hash(self.weights)
+        folder = self.weights if self.weights.is_dir() else self.config
+        names = [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()]
+        used = [name for name in hub.wanted_files(names) if name.partition("/")[0] not in families.UNUSED]
+        parts = [files_hash(folder, used), *([] if self.weights.is_dir() else [weights_hash(self.weights)])]
+        parts += [f"{weights_hash(path)} {weight}" for path, weight in self.loras]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def section(self, name: str) -> Any:
         """A section of the config beside that of the model; {} where there is none.
@@ -192,7 +214,10 @@ def resolve(
     if files.library != "diffusers" and (lora or revision):
         what = "`lora`" if lora else "`revision`"
         raise UserError(f"{what} is for models of diffusers, and {files.name} is none")
-    return replace(files, given=files.given._replace(lora=tuple(lora))) if lora else files
+    if not lora:
+        return files
+    loras = tuple(map(diffusers_models.find_lora, lora))
+    return replace(files, given=files.given._replace(lora=tuple(lora)), loras=loras)
 
 
 def _resolve(model: str, config: str | Path | None, ckpt: str | Path | None, revision: str | None) -> ModelFiles:
@@ -204,8 +229,8 @@ def _resolve(model: str, config: str | Path | None, ckpt: str | Path | None, rev
         return _best_available()
     if model in MODELS:
         return _known(model)
-    if not os.path.isdir(Path(model).expanduser()) and diffusers_models.HUB_ID.fullmatch(model):
-        folder = diffusers_models.fetch(model, revision)
+    if not os.path.isdir(Path(model).expanduser()) and hub.HUB_ID.fullmatch(model):
+        folder = hub.fetch(model, revision)
         given = Given(model, revision=revision)
         return ModelFiles(model, folder / families.INDEX, folder, OPENAI_CLIP, given, "diffusers")
     return _own_name(_from_folder(model))
@@ -294,7 +319,8 @@ def _from_single_file(given: str, config: str | Path | None) -> ModelFiles:
     if folder is not None and not diffusers_models.is_pipeline(folder):
         raise UserError(f'`config` "{folder}" is no folder in the layout of diffusers: it lacks {families.INDEX}')
     own = Given(str(given), config=None if config is None else str(config))
-    return ModelFiles(path.stem, folder or path, path, OPENAI_CLIP, own, "diffusers")
+    folder = folder or diffusers_models.config_folder(path)
+    return ModelFiles(path.stem, folder, path, OPENAI_CLIP, own, "diffusers")
 
 
 def _first(folder: Path, patterns: tuple[str, ...]) -> Path | None:
@@ -315,11 +341,8 @@ def load(files: ModelFiles, device: torch.device, dtype: torch.dtype, low_memory
         UserError: the config or the weights cannot be read, or do not fit together.
     """
     if files.library == "diffusers":
-        config = files.config if files.weights.is_file() and files.config != files.weights else None
-        loras = files.given.lora
-        return diffusers_models.load_pipeline(
-            files.weights, files.name, device, dtype, config=config, loras=loras, low_memory=low_memory
-        )
+        options = {"config": files.config, "loras": files.loras, "low_memory": low_memory}
+        return diffusers_models.load_pipeline(files.weights, files.name, device, dtype, **options)
     return load_ours(files, device, dtype, low_memory)
 
 
@@ -346,7 +369,7 @@ def load_first_stage(files: ModelFiles, device: torch.device) -> Backbone:
         UserError: as `load`.
     """
     if files.library == "diffusers":
-        return diffusers_models.load_first_stage(files.weights, files.name, device)
+        return diffusers_models.load_first_stage(files.weights, files.name, device, files.config)
     import torch
 
     model: Any = load_ours(files, torch.device("cpu"), torch.float32)  # mapped from its file, and not read
@@ -361,16 +384,11 @@ def load_first_stage(files: ModelFiles, device: torch.device) -> Backbone:
 def outline(files: ModelFiles) -> Backbone:
     """The model without its weights, on the meta device: good for its sizes, its noise levels and its tokenizer.
 
-    A single file of diffusers tells them only once it is loaded, unless the folder of its configs is given.
-
     Raises:
         UserError: the config cannot be read, or names no such model.
     """
     if files.library == "diffusers":
-        folder = files.weights if files.weights.is_dir() else files.config
-        if folder.is_dir():
-            return diffusers_models.outline_pipeline(folder, files.name)
-        return diffusers_models.load_pipeline(files.weights, files.name, *_host())
+        return diffusers_models.outline_pipeline(files.weights, files.name, files.config)
     import torch
 
     from ldm.util import instantiate_from_config
@@ -380,12 +398,6 @@ def outline(files: ModelFiles) -> Backbone:
     # An outline has no values. Of these only their number matters.
     model.alphas_cumprod = torch.linspace(0.99, 0.01, len(model.alphas_cumprod))
     return model
-
-
-def _host() -> tuple[torch.device, torch.dtype]:
-    import torch
-
-    return torch.device("cpu"), torch.float32
 
 
 def read_config(path: Path) -> Mapping[str, Any]:

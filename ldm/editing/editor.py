@@ -23,7 +23,6 @@ from ldm.backbones import zoo
 from ldm.backbones.contract import Backbone
 from ldm.backbones.defaults import Defaults
 from ldm.backbones.words import check_words
-from ldm.checkpoint import weights_hash
 from ldm.editing.edit import Progress, check_size, edit_tasks, generate, sampling_schedule, size_of
 from ldm.editing.mask_check import MaskReport, check_mask
 from ldm.editing.ranking import CLIPRanker, find_ranker
@@ -133,11 +132,11 @@ class Editor:
         """Hash the weights in a thread, seconds for a large model, while the device works; for `identity`."""
         if self.files is None or self._weights_sha256 is not None:
             return
-        weights, digest = self.files.weights, Future[str]()
+        files, digest = self.files, Future[str]()
 
         def work() -> None:
             try:
-                digest.set_result(weights_hash(weights))
+                digest.set_result(files.digest())
             except BaseException as error:
                 digest.set_exception(error)
 

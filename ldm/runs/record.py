@@ -89,7 +89,7 @@ class RunRecord:
         device, precision: what was used, never "auto"; None in records of format 2.
         ranker: the name of the model that scored the predictions, None where there was none.
         config, weights: files of a model without a name, see `write_run`; None for the others.
-        weights_sha256: of the weights' content, see `ldm.checkpoint.weights_hash`.
+        weights_sha256: of the weights' content, see `ldm.backbones.zoo.ModelFiles.digest`.
         versions: of Python, this program, and the packages that decide what the pictures are.
         created: in UTC, ISO 8601.
         run_id: tells this run from all others, wherever its folder lies.

@@ -16,7 +16,6 @@ from PIL import Image
 
 from ldm.backbones import zoo
 from ldm.backbones.words import unknown_words
-from ldm.checkpoint import weights_hash
 from ldm.editing.edit import edit_tasks
 from ldm.editing.editor import Editor
 from ldm.editing.result import EditResult, EditTask
@@ -93,7 +92,7 @@ def row_digest(job: EditJob) -> str:
         content = [file_sha256(path) for path in (job.init_image, job.mask)]
     except OSError as error:
         raise UserError(f'"{error.filename}" cannot be read ({error.strerror}): check the path') from error
-    about = [settings, weights_hash(files.weights), content]
+    about = [settings, files.digest(), content]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
