@@ -306,3 +306,80 @@ def saved(name: str, **options: Any) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     PIPELINES[name](folder, **options).save_pretrained(folder / name, safe_serialization=True)
     return folder / name
+
+
+@functools.cache
+def lora(name: str, seed: int = 0) -> Path:
+    """A LoRA of rank 2 for the attention of a pipeline's network, whose factors are not small."""
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    folder = Path(tempfile.mkdtemp(prefix=f"lora-{name}-"))
+    pipe = PIPELINES[name](folder)
+    part = "unet" if hasattr(pipe, "unet") else "transformer"
+    network = getattr(pipe, part)
+    network.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        key: torch.randn(weight.shape, generator=generator) * 0.2
+        for key, weight in get_peft_model_state_dict(network).items()
+    }
+    adapter = {part: network.peft_config["default"]} if name == "sd" else {}
+    metadata = {f"{one}_lora_adapter_metadata": config.to_dict() for one, config in adapter.items()}
+    type(pipe).save_lora_weights(folder, **{f"{part}_lora_layers": weights}, **metadata)
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+@functools.cache
+def original_checkpoint() -> tuple[dict[str, torch.Tensor], Path]:
+    """A tiny Stable Diffusion in its makers' layout, and the same in diffusers'.
+
+    The widths are multiples of 32, as the makers' layout knows no other groups.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    from ldm.models.autoencoder import AutoencoderKL as OurAutoencoder
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from tests.convert import autoencoder_to_diffusers, randomise, unet_to_diffusers
+
+    folder = Path(tempfile.mkdtemp(prefix="original-"))
+    own_unet = UNetModel(
+        image_size=16,
+        in_channels=4,
+        out_channels=4,
+        model_channels=32,
+        num_res_blocks=1,
+        attention_resolutions=(2,),
+        channel_mult=(1, 2),
+        num_heads=4,
+        context_dim=32,
+        transformer_depth=1,
+    )
+    ddconfig = dict(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=4, double_z=True)
+    ddconfig |= dict(resolution=64, in_channels=3, out_ch=3, attn_resolutions=(), dropout=0.0)
+    own_vae = OurAutoencoder(ddconfig=ddconfig, embed_dim=4)
+    for module in (own_unet, own_vae):
+        randomise(module)
+    text = clip_text()
+    state = {f"model.diffusion_model.{key}": weight for key, weight in own_unet.state_dict().items()}
+    state |= {f"first_stage_model.{key}": weight for key, weight in own_vae.state_dict().items()}
+    inner = {key if key.startswith("text_model.") else f"text_model.{key}": w for key, w in text.state_dict().items()}
+    state |= {f"cond_stage_model.transformer.{key}": weight for key, weight in inner.items()}
+    their_unet = unet(block_out_channels=(32, 64), attention_head_dim=4, norm_num_groups=32)
+    their_unet.load_state_dict(unet_to_diffusers(own_unet.state_dict(), (1, 1)))
+    their_vae = vae(scaling_factor=0.18215)
+    their_vae = type(their_vae).from_config(
+        dict(their_vae.config) | {"block_out_channels": [32, 32, 32], "norm_num_groups": 32, "layers_per_block": 1}
+    )
+    their_vae.load_state_dict(autoencoder_to_diffusers(own_vae.state_dict(), 3))
+    pipe = StableDiffusionPipeline(
+        vae=their_vae,
+        text_encoder=text,
+        tokenizer=clip_tokenizer(folder / "words"),
+        unet=their_unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder / "original", safe_serialization=True)
+    return {key: weight.contiguous() for key, weight in state.items()}, folder / "original"

@@ -5,6 +5,7 @@ Nothing of diffusers is imported before a model of it is asked for.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import CRITICAL
 from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ def told_of_diffusers(name: str) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         if "no file named" in reason or "Could not find the necessary `safetensors` weights" in reason:
             reason = "it has no safetensors, or only some; pickles of diffusers are not read"
-        elif type(error).__name__ == "SafetensorError" or "corrupted" in reason or "Error no file" in reason:
+        elif type(error).__name__ == "SafetensorError" or "Unable to load weights" in reason:
             reason = f"a file of its weights is damaged or cut short, get it again ({reason[:120]})"
         raise UserError(f'model "{name}" cannot be loaded: {reason[:300]}') from error
 
@@ -59,7 +60,7 @@ def _quiet() -> Iterator[None]:
     both: tuple[Any, ...] = (diffusers_logging, transformers_logging)
     before = [(one.get_verbosity(), one.is_progress_bar_enabled()) for one in both]
     for one in both:
-        one.set_verbosity_error()
+        one.set_verbosity(CRITICAL)  # what is wrong is raised too
         one.disable_progress_bar()
     try:
         yield

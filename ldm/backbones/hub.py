@@ -3,6 +3,7 @@
 Imports nothing heavy, and nothing of diffusers.
 """
 
+import functools
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
+@functools.cache
 def fetch(name: str, revision: str | None = None, weights: bool = True, what: str | None = None) -> Path:
-    """The folder of a hub id in diffusers' layout, downloaded once.
+    """The folder of a hub id in diffusers' layout, downloaded once, and asked for once a process.
 
     Args:
         weights: or the configs and vocabularies alone.
@@ -43,6 +45,7 @@ def fetch(name: str, revision: str | None = None, weights: bool = True, what: st
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
 
 
+@functools.cache
 def fetch_lora(name: str) -> Path:
     """The only `.safetensors` of a hub id, or among several the one that diffusers writes; downloaded once.
 

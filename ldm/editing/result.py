@@ -19,6 +19,9 @@ from ldm.imaging.images import to_pil
 
 logger = logging.getLogger(__name__)
 
+_SOFT_STEPS = 4
+"""Fewer make of a soft mask little more than a hard one."""
+
 
 @dataclass(frozen=True)
 class EditTask:
@@ -42,9 +45,22 @@ class EditTask:
         if iterations is None:
             iterations, reason = auto_dilation(canvas.x_mask, factor)
             logger.info("mask_dilation_iterations auto: %s", reason)
+        _tell_of_few_steps(request, iterations)
         height, width = canvas.size
         filled = replace(request, mask_dilation_iterations=iterations, feather=canvas.feather, H=height, W=width)
         return cls(canvas, filled)
+
+
+def _tell_of_few_steps(request: EditRequest, iterations: int) -> None:
+    """Say what so few steps have no room for."""
+    if request.ddim_steps is None:
+        return
+    steps = request.ddim_steps - request.skip_steps
+    if steps <= iterations:
+        which = "1 step has" if steps == 1 else f"{steps} steps have"
+        logger.warning("%s room for %d of the %d masks of `mask_dilation_iterations`", which, steps, iterations + 1)
+    if request.soft_mask and steps < _SOFT_STEPS:
+        logger.warning("`soft_mask` has as many levels as steps, %d levels here: greys are rounded to them", steps)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
