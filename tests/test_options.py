@@ -40,6 +40,7 @@ VALUES = {
     "sampler": "dpmpp_2m",
     "H": 64,
     "W": 96,
+    "aspect": "mask",
     "force": True,
     "skip_steps": 4,
     "background_noise": "shared",

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ldm.backbones.pipelines import DiffusersBackbone
 
 
-
 def is_pipeline(folder: Path) -> bool:
     """Whether a folder has diffusers' layout."""
     return (folder / INDEX).is_file()

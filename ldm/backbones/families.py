@@ -102,8 +102,8 @@ FAMILIES = {
     ),
     "z-image": Family(
         "Z-Image",
-        *("ZImagePipeline", "ZImage", _Z, 1024, 50, 5.0, "ddim"),
-        source="diffusers' ZImagePipeline, whose guidance counts one less",
+        *("ZImagePipeline", "ZImage", _Z, 1024, 50, 6.0, "ddim"),
+        source="defaults of diffusers' ZImagePipeline, whose guidance of 5 counts one less",
     ),
     "z-image-turbo": Family(
         "Z-Image-Turbo",

@@ -1,4 +1,4 @@
-"""Checkpoints of Stable Diffusion and its kin in one file, as their makers publish them: which family, whose configs."""
+"""Checkpoints of Stable Diffusion and its kin in one file, as their makers publish them: family and configs."""
 
 import functools
 import tempfile

@@ -341,8 +341,15 @@ def load(files: ModelFiles, device: torch.device, dtype: torch.dtype, low_memory
         UserError: the config or the weights cannot be read, or do not fit together.
     """
     if files.library == "diffusers":
-        options = {"config": files.config, "loras": files.loras, "low_memory": low_memory}
-        return diffusers_models.load_pipeline(files.weights, files.name, device, dtype, **options)
+        return diffusers_models.load_pipeline(
+            files.weights,
+            files.name,
+            device,
+            dtype,
+            config=files.config,
+            loras=files.loras,
+            low_memory=low_memory,
+        )
     return load_ours(files, device, dtype, low_memory)
 
 

@@ -42,6 +42,7 @@ from ldm.imaging.canvas import Canvas
 from ldm.imaging.finish import Measures
 from ldm.imaging.images import ImageLike, as_picture
 from ldm.imaging.masks import mask_from, mask_levels
+from ldm.imaging.region import shaped_size
 from ldm.models.diffusion.sampling import StepInfo
 from ldm.options import takes
 from ldm.util import choose_device, choose_precision
@@ -182,13 +183,16 @@ class Editor:
         """
         asked = self._filled(request or EditRequest(""))
         task = self._task(image, mask, asked)
-        return check_mask(task, mask, asked, self.model.factor, sampling_schedule(self.model, asked))
+        return check_mask(task, mask, asked, self.model.factor, sampling_schedule(self.model, task.request))
 
     def _filled(self, request: Request) -> Request:
-        """A request with all that it leaves to the model; what that cannot do is refused."""
+        """A request with all that it leaves to the model but the size that it leaves to the mask; what the model
+        cannot do is refused."""
         height, width = size_of(request, self.model)
         check_size(self.model, height, width)
-        filled = replace(self.defaults.fill(request), H=height, W=width)
+        filled = self.defaults.fill(request)
+        if not _shaped_by_mask(request):
+            filled = replace(filled, H=height, W=width)
         sampling_schedule(self.model, filled)
         if filled.negative_prompt and (self.model.guidance != "free" or filled.scale == 1):
             logger.warning("negative_prompt is not read: nothing is guided by two prompts here")
@@ -205,10 +209,13 @@ class Editor:
         else:
             hard = mask_from(mask, own, request.invert_mask)
         assert request.context is not None  # `_filled` has filled it in
+        size = size_of(request, self.model)
+        if _shaped_by_mask(request):
+            size = shaped_size(hard, size, self.model.unit, request.context)
         canvas = Canvas.around(
             picture,
             hard,
-            size_of(request, self.model),
+            size,
             self.model.factor,
             request.region,
             request.context,
@@ -325,6 +332,12 @@ def check_kind(model: Any, files: zoo.ModelFiles) -> None:
             f'"{files.name}" is a {type(model).__name__}, not a model that this command can use: '
             "scripts/glide_inpaint.py and scripts/paint_by_word.py are for those of GLIDE and VQGAN"
         )
+
+
+def _shaped_by_mask(request: SamplingRequest) -> bool:
+    """Whether the working size is left to the mask."""
+    free = request.H is None and request.W is None
+    return free and isinstance(request, EditRequest) and request.aspect == "mask" and request.region == "auto"
 
 
 def _ranker_name(clip: Path | str | None) -> str:

@@ -109,6 +109,12 @@ class EditRequest(SamplingRequest):
     region: Literal["auto", "whole"] = option(
         "auto", "edit a window around the mask, or the whole image squashed to the working size", group="where"
     )
+    aspect: Literal["native", "mask"] = option(
+        "native",
+        "shape of the window, where neither `H` nor `W` is given: the model's own, or that of the mask's surroundings "
+        "at about the same area",
+        group="where",
+    )
     context: float | None = option(
         None,
         "how much of the window lies around the mask on each side, as a share of the mask's extent",
@@ -170,6 +176,7 @@ class EditRequest(SamplingRequest):
             "n_iter",
             "force",
             "region",
+            "aspect",
             "context",
             "feather",
             "invert_mask",

@@ -1,14 +1,14 @@
 """Which window of an image of any size is edited, the way to the model's size, and the way back.
 
-A network works at one size, a photograph has another. So a window of the photograph, of the model's aspect ratio, is
-resized to the model's size (`choose_window`, `cut`, `cut_mask`), and what the model makes of it is resized back
-(`resize_back`); `ldm.imaging.finish` composes it with the photograph.
+A network works at one size, a photograph has another. So a window of the photograph, of the model's aspect ratio or of
+the mask's (`shaped_size`), is resized to the model's size (`choose_window`, `cut`, `cut_mask`), and what the model
+makes of it is resized back (`resize_back`); `ldm.imaging.finish` composes it with the photograph.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
+from math import ceil, sqrt
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ _ENLARGEMENT = 4
 
 # The least context of a window, as a fraction of the mask's extent: room for the band of `ldm.imaging.finish`.
 _LEAST_CONTEXT = 1 / 16
+
+# A window is at most so many times as wide as high, or as high as wide: models have seen little that is longer.
+_LONGEST = 2.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,29 @@ def choose_window(
     height, width = (ceil(side * chosen) for side in size)
     top, left = map(_placed, spans, (height, width), image_size)
     return Window(left, top, width, height, image_size)
+
+
+def shaped_size(mask: Tensor | np.ndarray, native: tuple[int, int], unit: int, context: float = 0.5) -> tuple[int, int]:
+    """A size (H,W) of about the area of `native`, of the aspect ratio of the mask with its context, 1:2 to 2:1.
+
+    Args:
+        mask, context: as of `choose_window`, which takes the size.
+        native: (H,W), the model's own.
+        unit: what its sizes must be multiples of.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    mask = flat_mask(mask)
+    if not mask.any():
+        raise ValueError("the mask is empty: there is nothing to choose a size for")
+    height, width = (
+        min((span.stop - span.start) * (1 + 2 * max(context, _LEAST_CONTEXT)), side)
+        for span, side in zip(mask_box(mask), mask.shape, strict=True)
+    )
+    ratio, area = min(max(width / height, 1 / _LONGEST), _LONGEST), native[0] * native[1]
+    sides = sqrt(area / ratio), sqrt(area * ratio)
+    return unit * max(1, round(sides[0] / unit)), unit * max(1, round(sides[1] / unit))
 
 
 def cut(image: Image.Image, window: Window, size: tuple[int, int]) -> Image.Image:

@@ -170,8 +170,12 @@ class Worker:
         if isinstance(self.editor, UserError):
             for one in ready:
                 self.report(failure(one.row, self.editor))
-        else:
-            self._sample(self.editor, ready, waited / len(ready))
+            return
+        sizes: dict[tuple[int, int], list[_Ready]] = {}  # of one, unless they are left to the masks
+        for one in ready:
+            sizes.setdefault(one.task.canvas.size, []).append(one)
+        for group in sizes.values():
+            self._sample(self.editor, group, waited / len(ready))
 
     def _load(self, row: Row) -> Editor | UserError:
         """The model of a row, or what is wrong with it, which need be found only once."""
