@@ -79,6 +79,7 @@ def test_an_edit_is_that_of_their_inpainting(name: str, monkeypatch: pytest.Monk
         skip_steps=SKIPPED,
         background_noise="shared",
         mask_dilation_iterations=0,
+        fit_mask="off",
     )
 
     class_name, module = ORACLES[name]

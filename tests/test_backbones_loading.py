@@ -56,7 +56,7 @@ def refused(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mod
     assert edit(files, tmp_path / "out", model, *more) == 2
     *notices, line = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and not (tmp_path / "out").exists()
-    assert all(notice.startswith(("mask_dilation_iterations auto", "Fetching")) for notice in notices)
+    assert all(notice.startswith(("mask_dilation_iterations auto", "fit_mask auto", "Fetching")) for notice in notices)
     return line
 
 
@@ -256,6 +256,7 @@ def test_what_is_no_checkpoint(files: Path, tmp_path: Path, capsys: pytest.Captu
 
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
+NOWHERE, FILE = "http://127.0.0.1:9", "/{repo_id}/resolve/{revision}/{filename}"
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 
 
@@ -283,6 +284,8 @@ class Hub(BaseHTTPRequestHandler):
             content = tree if what == "tree" else {"id": f"{owner}/{name}", "sha": commit, "siblings": []}
             return self.answer(200, json.dumps(content).encode(), {})
         path = folder.joinpath(*parts[4:])
+        if not path.is_file():
+            return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         self.server.asked.append(path.name)
         content = path.read_bytes()
         return self.answer(200, content, {"X-Repo-Commit": commit, "ETag": f'"{abs(hash(content)):x}"'})
@@ -309,9 +312,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url + FILE)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     yield server
     server.shutdown()
@@ -351,7 +352,8 @@ def test_an_id_of_the_hub_is_downloaded_once_and_safely(
 
     for offline in (True, False):  # told to be, or the hub does not answer
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOWHERE)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", NOWHERE + FILE)
         hub.fetch.cache_clear()
         hub.fetch_lora.cache_clear()
         again = ["--from", str(tmp_path / "run/samples/results/0000.png"), "-o", str(tmp_path / f"again{offline}")]

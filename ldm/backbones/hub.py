@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 """A model of the hub, owner/name."""
 
+PROBE_SECONDS = 10
+"""How long the hub may take to answer."""
+
 _CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
@@ -83,16 +86,20 @@ def wanted_files(files: Sequence[str]) -> list[str]:
 
 def _files(name: str, revision: str | None) -> list[str] | None:
     """What a repository holds; None where the hub cannot be reached."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     try:
-        return HfApi().list_repo_files(name, revision=revision)
+        # Where there is no network the client asks for a list for half a minute; for this it asks once.
+        get_hf_file_metadata(hf_hub_url(name, INDEX, revision=revision), timeout=PROBE_SECONDS)
+    except EntryNotFoundError:
+        pass
     except (HfHubHTTPError, HFValidationError):
         raise
     except Exception as error:  # the client's network errors share no base class across its versions
         logger.debug("the hub cannot be reached: %s", error)
         return None
+    return HfApi().list_repo_files(name, revision=revision)
 
 
 def _cached(name: str, file: str, revision: str | None, what: str) -> Path:

@@ -79,6 +79,7 @@ def compare(editor: Editor, count: int, seed: int, ddim_steps: int, n_samples: i
                 request = EditRequest(
                     triple.prompt,
                     aspect=aspect,
+                    fit_mask="off",
                     seed=1000 * index,
                     n_samples=n_samples,
                     ddim_steps=ddim_steps,
