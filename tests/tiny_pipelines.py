@@ -24,6 +24,15 @@ from transformers import (
 WORDS = ("a", "red", "ball", "blue", "cube", "pink", "yarn", "of", "on", "the")
 
 
+_FOLDERS: list[tempfile.TemporaryDirectory] = []
+
+
+def new_folder(prefix: str) -> Path:
+    """A folder that goes with the process."""
+    _FOLDERS.append(tempfile.TemporaryDirectory(prefix=prefix))
+    return Path(_FOLDERS[-1].name)
+
+
 def seeded(make: Callable[[], Any]) -> Any:
     """What a function makes under a fixed seed, in eval mode, its weights such that no branch is at zero."""
     with torch.random.fork_rng(devices=[]):
@@ -303,7 +312,7 @@ PIPELINES: dict[str, Callable[[Path], Any]] = {"sd": sd, "sdxl": sdxl, "sd3": sd
 @functools.cache
 def saved(name: str, **options: Any) -> Path:
     """The folder of a pipeline, made once a process."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    folder = new_folder(f"{name}-")
     PIPELINES[name](folder, **options).save_pretrained(folder / name, safe_serialization=True)
     return folder / name
 
@@ -313,7 +322,7 @@ def lora(name: str, seed: int = 0) -> Path:
     """A LoRA of rank 2 for the attention of a pipeline's network, whose factors are not small."""
     from peft import LoraConfig, get_peft_model_state_dict
 
-    folder = Path(tempfile.mkdtemp(prefix=f"lora-{name}-"))
+    folder = new_folder(f"lora-{name}-")
     pipe = PIPELINES[name](folder)
     part = "unet" if hasattr(pipe, "unet") else "transformer"
     network = getattr(pipe, part)
@@ -341,7 +350,7 @@ def original_checkpoint() -> tuple[dict[str, torch.Tensor], Path]:
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
     from tests.convert import autoencoder_to_diffusers, randomise, unet_to_diffusers
 
-    folder = Path(tempfile.mkdtemp(prefix="original-"))
+    folder = new_folder("original-")
     own_unet = UNetModel(
         image_size=16,
         in_channels=4,
