@@ -63,9 +63,7 @@ class Classifier(Protocol):
 class ImageNetClassifier:
     """A network of 1000 classes; `net` takes (b, 3, size, size) as `prepare` makes it of pictures in [0, 1]."""
 
-    def __init__(
-        self, name: str, net: Any, size: int, prepare: Callable[[Tensor], Tensor], framing: str = "picture"
-    ):
+    def __init__(self, name: str, net: Any, size: int, prepare: Callable[[Tensor], Tensor], framing: str = "picture"):
         self.net, self.size, self.prepare, self.framing = net, size, prepare, framing
         self.name = f"{name}, top {TOP}, masked {framing}"
 

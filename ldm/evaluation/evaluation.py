@@ -156,7 +156,9 @@ class _Session:
         )
         done = sum(self.paintings.has(part, index) for index in range(count))
         with tqdm(total=count, initial=done, desc=part, unit="triple", disable=None) as bar:
-            for _ in paint_all(self.painter, self.paintings, jobs, self.job.workers):
+            for failure in paint_all(self.painter, self.paintings, jobs, self.job.workers):
+                if failure is not None:
+                    raise failure.error
                 bar.update()
         answers = [
             self._answer(part, index, triple, PREDICTIONS * n_iter)

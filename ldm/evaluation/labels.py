@@ -16,7 +16,7 @@ from ldm.data.scenes.captions import article
 from ldm.errors import UserError
 from ldm.evaluation.classifiers import class_names
 from ldm.evaluation.inputs import Label
-from ldm.evaluation.triples import looks
+from ldm.evaluation.triples import dealt_looks
 
 KINDS = ("imagenet", "scenes")
 NO_THINGS = {"colours", "colors", "materials", "backgrounds"}
@@ -64,5 +64,5 @@ def words_of(model: str) -> list[str] | None:
 
 def scenes_labels(seed: int) -> list[Label]:
     """Prompts of a shape, a material and a colour, for the judge of scenes."""
-    series = islice(looks(Generator().manual_seed(seed)), SCENES)
+    series = islice(dealt_looks(Generator().manual_seed(seed)), SCENES)
     return [Label(prompt, prompt, expected=expected) for prompt, expected in series]

@@ -104,8 +104,8 @@ def background_ssim(x: Tensor, x_source: Tensor, mask: Tensor) -> float | None:
         from torchmetrics.functional.image import structural_similarity_index_measure as ssim
     except ImportError as error:
         raise MissingExtra("torchmetrics", "evaluation", "SSIM") from error
-    pair = [(one.clamp(-1, 1) + 1) / 2 for one in (only_background(x, x_source, mask), x_source)]
-    _, full = ssim(*pair, data_range=1.0, return_full_image=True)
+    made, source = ((one.clamp(-1, 1) + 1) / 2 for one in (only_background(x, x_source, mask), x_source))
+    _, full = ssim(made, source, data_range=1.0, return_full_image=True)
     return float(full[outside].mean())
 
 

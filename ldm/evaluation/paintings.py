@@ -1,44 +1,53 @@
-"""What a model paints for the questions of an evaluation, on disk: it takes an hour, and judging it a minute.
+"""What is painted for the questions of an evaluation, on disk: it takes an hour, and judging it a minute.
 
 A run that was stopped resumes there, and another judge or ranker is asked about the same pictures.
 """
 
 import json
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ldm.backbones import zoo
 from ldm.editing.editor import Editor
-from ldm.editing.request import EditRequest
 from ldm.errors import UserError
+from ldm.evaluation.methods import METHODS, BlendedLatent, Choice, Edited, Method
 from ldm.evaluation.triples import Triple
 from ldm.files import atomic_file, write_error
-from ldm.imaging.images import load_image, save_png, to_pil, to_tensor
+from ldm.imaging.images import load_image, read_png_text, save_png, to_pil, to_tensor
 from ldm.util import choose_device, choose_precision
 
 SETTINGS = "settings.json"
 
 
+ABOUT = "about"
+"""Of a painting's PNG, the text chunk that says more of it."""
+
+
 @dataclass(frozen=True)
 class Painting:
-    """The predictions for one triple in the order of their seeds, each (H, W) as the model sees its window.
+    """The predictions for one question, each (H, W) as the method sees its window.
 
-    source: (1, 3, H, W) in [-1, 1]; mask: (1, 1, H, W) in [0, 1]; x: (n, 3, H, W) in [-1, 1].
+    source: (1, 3, H, W) in [-1, 1]; mask: (1, 1, H, W) in [0, 1]; x: (n, 3, H, W) in [-1, 1]. delivered: the same
+    predictions in the whole picture, as far as the window shows them; (0, 3, H, W) where that is not asked for.
+    about: what else is known of them, for JSON.
     """
 
     source: Tensor
     mask: Tensor
     x: Tensor
+    delivered: Tensor | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Paintings:
@@ -78,26 +87,50 @@ class Paintings:
 
     def save(self, part: str, index: int, painting: Painting) -> None:
         """Keep a painting as the triple `index` of a part, rounded to 8 bits."""
-        pictures = [painting.source, painting.mask.expand(-1, 3, -1, -1) * 2 - 1, *painting.x.split(1)]
-        save_png(to_pil(torch.cat([picture.float().cpu() for picture in pictures], dim=-1)), self._path(part, index))
+        delivered = () if painting.delivered is None else painting.delivered.split(1)
+        pictures = [painting.source, painting.mask.expand(-1, 3, -1, -1) * 2 - 1, *painting.x.split(1), *delivered]
+        about = {ABOUT: json.dumps(dict(painting.about))} if painting.about else None
+        strip = to_pil(torch.cat([picture.float().cpu() for picture in pictures], dim=-1))
+        save_png(strip, self._path(part, index), about)
 
-    def read(self, part: str, index: int, predictions: int) -> Painting:
+    def read(self, part: str, index: int, predictions: int, delivered: bool = False) -> Painting:
         """What was saved, its values rounded to the 256 codes of a picture.
+
+        Args:
+            delivered: whether the predictions stand there as delivered too.
 
         Raises:
             UserError: the file is damaged, or was painted with another number of predictions.
         """
         path = self._path(part, index)
         strip = to_tensor(load_image(path).rgb)
-        if strip.shape[-1] % (predictions + 2):
+        pictures = 2 + predictions * (1 + delivered)
+        if strip.shape[-1] % pictures:
             raise UserError(f'"{path}" does not hold {predictions} predictions: remove it')
-        source, mask, *x = strip.chunk(predictions + 2, dim=-1)
-        return Painting(source, (mask[:, :1] + 1) / 2, torch.cat(x))
+        source, mask, *x = strip.chunk(pictures, dim=-1)
+        text = read_png_text(path).get(ABOUT)
+        return Painting(
+            source,
+            (mask[:, :1] + 1) / 2,
+            torch.cat(x[:predictions]),
+            torch.cat(x[predictions:]) if delivered else None,
+            json.loads(text) if text else {},
+        )
+
+
+class Artist(Protocol):
+    """Who paints, in as many processes as are wanted."""
+
+    def load(self) -> Any:
+        """What one process needs to paint: a model."""
+
+    def paint(self, tool: Any, question: Any, **options: Any) -> Painting:
+        """The answer to one question, by what `load` gave."""
 
 
 @dataclass(frozen=True)
 class Painter:
-    """Edits triples; all are as `scripts/text_editing.py` has them."""
+    """Edits triples, unranked; all options are as `scripts/text_editing.py` has them."""
 
     model: str
     device: str
@@ -105,42 +138,86 @@ class Painter:
     context: float | None
     ddim_steps: int
 
-    def load(self) -> Editor:
+    def load(self) -> BlendedLatent:
         """The model, ready to edit."""
+        # What fitted masks change is measured by `ldm.evaluation.fitting`.
+        own = {"ddim_steps": self.ddim_steps, "region": self.region, "context": self.context, "fit_mask": "off"}
         files, device = zoo.resolve(self.model), choose_device(self.device)
-        return Editor(zoo.load_ours(files, device, choose_precision("auto", device)), None, files)
+        return BlendedLatent(Editor(zoo.load(files, device, choose_precision("auto", device)), None, files), own)
 
-    def paint(self, editor: Editor, triple: Triple, **options: Any) -> Painting:
+    def paint(self, tool: BlendedLatent, question: Triple, **options: Any) -> Painting:
         """options: those of `EditRequest`."""
-        own: dict[str, Any] = {"ddim_steps": self.ddim_steps, "region": self.region, "context": self.context}
-        own["force"] = True
-        own["fit_mask"] = "off"  # what it changes is measured by `ldm.evaluation.fitting`
-        request = EditRequest(triple.prompt, **own, **options)
         with silent():
-            mask = (triple.mask[0, 0] * 255).byte().numpy()
-            task = editor.prepare(to_pil(triple.x), mask, request)
-            (result,) = editor.run([task])
-        return Painting(task.canvas.x_source, task.canvas.x_mask, result.x)
+            mask = (question.mask[0, 0] * 255).byte().numpy()
+            result = tool.result(to_pil(question.x), mask, question.prompt, **options)
+        return Painting(result.task.canvas.x_source, result.task.canvas.x_mask, result.x)
 
 
-Job = tuple[str, int, Triple, dict[str, int]]
-"""A part of the evaluation, the number of the triple in it, the triple, and options of `EditRequest`."""
+@dataclass(frozen=True)
+class MethodPainter:
+    """Edits the inputs of a benchmark by a method of `METHODS`; ranks as the method does."""
+
+    method: str
+    choice: Choice
+
+    def load(self) -> Method:
+        """The method, ready to edit."""
+        with silent():
+            return METHODS[self.method].load(self.choice)
+
+    def paint(self, tool: Method, question: Any, **options: Any) -> Painting:
+        """question: an `Input`. options: n, seed."""
+        with silent():
+            start = time.perf_counter()
+            edited = tool.edit(question.image, question.mask, question.prompt, **options)
+            seconds = time.perf_counter() - start
+        return painting_of(edited, {"seconds": round(seconds, 3), "threads": torch.get_num_threads()})
 
 
-def paint_all(painter: Painter, paintings: Paintings, jobs: Iterable[Job], workers: int = 1) -> Iterator[None]:
-    """Paint and save; yields after each.
+def painting_of(edited: Edited, more: Mapping[str, Any]) -> Painting:
+    """What is kept of an edit; `more` is said of it too."""
+    frame = asdict(edited.frame)
+    about = {
+        "frame": frame,
+        "seeds": list(edited.seeds),
+        "distances": None if edited.distances is None else [round(one, 6) for one in edited.distances],
+        "evaluations": edited.evaluations,
+        "measures": [one.info() for one in edited.measures],
+    }
+    canvas = edited.canvas
+    return Painting(canvas.x_source, canvas.x_mask, edited.x, edited.delivered_window(), about | dict(more))
+
+
+Job = tuple[str, int, Any, Mapping[str, Any]]
+"""A part of the evaluation, the number of the question in it, the question, and options of the artist's `paint`."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A question that could not be painted."""
+
+    part: str
+    index: int
+    error: Exception
+
+    def __str__(self) -> str:
+        kind = "" if isinstance(self.error, UserError) else f"{type(self.error).__name__}: "
+        return f"{self.part} {self.index}: {kind}{self.error}"
+
+
+def paint_all(artist: Artist, paintings: Paintings, jobs: Iterable[Job], workers: int = 1) -> Iterator[Failure | None]:
+    """Paint and save; yields after each what went wrong with it, or None.
 
     workers: processes, each with a model of its own, that share this one's threads.
     """
     if workers == 1:
-        editor = None
-        for part, index, triple, options in jobs:
-            editor = editor or painter.load()
-            paintings.save(part, index, painter.paint(editor, triple, **options))
-            yield
+        tool = None
+        for job in jobs:
+            tool = tool or artist.load()
+            yield _paint(artist, paintings, tool, job)
         return
     jobs, context, threads = iter(jobs), get_context("spawn"), max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, context, _start, (painter, paintings, threads)) as pool:
+    with ProcessPoolExecutor(workers, context, _start, (artist, paintings, threads)) as pool:
         running: set[Future] = set()
         while True:
             # A few at a time: a triple holds a whole photograph.
@@ -149,22 +226,34 @@ def paint_all(painter: Painter, paintings: Paintings, jobs: Iterable[Job], worke
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                future.result()
-                yield
+                yield future.result()
 
 
-_AT_WORK: list[tuple[Painter, Paintings, Editor]] = []
+def _paint(artist: Artist, paintings: Paintings, tool: Any, job: Job) -> Failure | None:
+    part, index, question, options = job
+    try:
+        paintings.save(part, index, artist.paint(tool, question, **options))
+    except Exception as error:
+        return Failure(part, index, error)
+    return None
+
+
+_AT_WORK: list[tuple[Artist, Paintings, Any]] = []
 """In a process of `paint_all`, its tools."""
 
 
-def _start(painter: Painter, paintings: Paintings, threads: int) -> None:
+def _start(artist: Artist, paintings: Paintings, threads: int) -> None:
     torch.set_num_threads(threads)
-    _AT_WORK.append((painter, paintings, painter.load()))
+    _AT_WORK.append((artist, paintings, artist.load()))
 
 
-def _work(job: Job) -> None:
-    (painter, paintings, editor), (part, index, triple, options) = _AT_WORK[0], job
-    paintings.save(part, index, painter.paint(editor, triple, **options))
+def _work(job: Job) -> Failure | None:
+    artist, paintings, tool = _AT_WORK[0]
+    failure = _paint(artist, paintings, tool, job)
+    # An error of a library may not come through the pipe between two processes.
+    if failure is None or isinstance(failure.error, UserError):
+        return failure
+    return Failure(failure.part, failure.index, UserError(f"{type(failure.error).__name__}: {failure.error}"))
 
 
 @contextmanager

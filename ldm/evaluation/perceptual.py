@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.errors import MissingExtra, UserError
 
@@ -69,9 +69,7 @@ class Perceptual:
 
     def _distance(self, f: Sequence[Tensor], g: Sequence[Tensor]) -> Tensor:
         layers = enumerate(zip(f, g, strict=True))
-        return torch.stack(
-            [self.net.weighted(i, (a - b).square()).mean((1, 2, 3)) for i, (a, b) in layers]
-        ).sum(0)
+        return torch.stack([self.net.weighted(i, (a - b).square()).mean((1, 2, 3)) for i, (a, b) in layers]).sum(0)
 
 
 def unit(h: Tensor) -> Tensor:
@@ -94,7 +92,7 @@ class _Lpips:
         return self.module.lins[layer](squares)
 
 
-def _load_lpips(backbone: str) -> nn.Module:
+def _load_lpips(backbone: str) -> Any:
     try:
         import lpips
     except ImportError as error:
@@ -110,16 +108,16 @@ def _load_lpips(backbone: str) -> nn.Module:
         ) from error
 
 
-class _Lite(nn.Module):
+class _Lite:
     """EfficientNet-Lite0, of which `ldm.evaluation.classifiers` is the classifier; see `Features`."""
 
     def __init__(self, net: Any = None):
-        super().__init__()
-        self.net = net or load_lite("efficientnet-lite0")
+        self.net: Any = net or load_lite("efficientnet-lite0")
 
     def features(self, x: Tensor) -> list[Tensor]:
         """See `Features`."""
-        net, found = self.net, []
+        net = self.net
+        found: list[Tensor] = []
         h = net._swish(net._bn0(net._conv_stem(x.float())))
         for block, after in zip(net._blocks, [*net._blocks[1:], None], strict=True):
             h = block(h)
@@ -137,7 +135,7 @@ def _halves(block: Any) -> bool:
     return max(stride) > 1 if isinstance(stride, list | tuple) else stride > 1
 
 
-def load_lite(name: str) -> nn.Module:
+def load_lite(name: str) -> Any:
     """`efficientnet-lite0` or `-lite2` in eval mode, on ImageNet, as two packages carry it (Apache-2.0).
 
     Raises:

@@ -50,7 +50,7 @@ def object_triples(seed: int, size: int | None = None) -> Iterator[Triple]:
             masks at the same places.
     """
     generator = Generator().manual_seed(seed)
-    photos, looks, masks = _photos(generator), looks(generator), _deal(generator, MASKS)
+    photos, looks, masks = _photos(generator), dealt_looks(generator), _deal(generator, MASKS)
     for photo in photos:
         prompt, expected = next(looks)
         mask = draw_mask(generator, size or photo.side, next(masks))
@@ -60,7 +60,7 @@ def object_triples(seed: int, size: int | None = None) -> Iterator[Triple]:
 def scribble_triples(seed: int) -> Iterator[Triple]:
     """Objects from flat blobs of their colour in whole photographs, inside a mask a little wider than the blob."""
     generator = Generator().manual_seed(seed)
-    looks = looks(generator)
+    looks = dealt_looks(generator)
     for photo in _photos(generator):
         prompt, expected = next(looks)
         x, blob = photo.with_mask(draw_mask(generator, photo.side, "blob"))
@@ -88,7 +88,7 @@ def replacement_triples(seed: int) -> Iterator[Triple]:
     """Objects in the place of others: a rendered one stands before a square part of a photograph, the mask is around
     it, and the prompt names another. Masks follow its outline, or are a box or an ellipse about it."""
     generator = Generator().manual_seed(seed)
-    looks, masks = looks(generator), _deal(generator, ("outline", "ellipse", "box"))
+    looks, masks = dealt_looks(generator), _deal(generator, ("outline", "ellipse", "box"))
     for photo in _photos(generator):
         (_, old), (prompt, expected) = next(looks), next(looks)
         before = photo.part(SIZE).add(1).div(2).transpose(0, 1).contiguous()  # (3, 1, H, W), as `paint` takes it
@@ -150,7 +150,7 @@ def _deal(generator: Generator, items: Sequence[T]) -> Iterator[T]:
             yield items[index]
 
 
-def looks(generator: Generator) -> Iterator[tuple[str, dict[str, str]]]:
+def dealt_looks(generator: Generator) -> Iterator[tuple[str, dict[str, str]]]:
     """Prompts of a shape, a material and a colour, all dealt equally often, and what each names."""
     shapes, materials, colors = (_deal(generator, list(table)) for table in (SHAPES, MATERIALS, COLORS))
     for shape in shapes:
