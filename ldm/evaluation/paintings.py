@@ -21,7 +21,8 @@ from torch import Tensor
 from ldm.backbones import zoo
 from ldm.editing.editor import Editor
 from ldm.errors import UserError
-from ldm.evaluation.methods import METHODS, BlendedLatent, Choice, Edited, Method
+from ldm.evaluation.jobs import MethodChoice
+from ldm.evaluation.methods import METHODS, BlendedLatent, Edited, Method
 from ldm.evaluation.triples import Triple
 from ldm.files import atomic_file, write_error
 from ldm.imaging.images import load_image, read_png_text, save_png, to_pil, to_tensor
@@ -158,7 +159,7 @@ class MethodPainter:
     """Edits the inputs of a benchmark by a method of `METHODS`; ranks as the method does."""
 
     method: str
-    choice: Choice
+    choice: MethodChoice
 
     def load(self) -> Method:
         """The method, ready to edit."""

@@ -18,10 +18,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import MissingExtra, UserError
-
-LITE = "efficientnet-lite0"
-LPIPS_BACKBONES = ("alex", "vgg", "squeeze")
-BACKBONES = (LITE, *LPIPS_BACKBONES)
+from ldm.evaluation.jobs import BACKBONES, LITE
 
 _LITE_STRIDES = (2, 4, 8, 16)  # layers that are looked at: the last block before each halving
 

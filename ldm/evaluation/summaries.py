@@ -10,8 +10,8 @@ Answer = Mapping[str, Any]
 """What was measured of one input; see `ldm.evaluation.evaluate.look`."""
 
 FIFTHS = 5
-MEAN = ("precision", "best", "diversity", "clip", "seam", "source_seam")
-MEAN += tuple(f"{key}{suffix}" for key in ("psnr", "ssim", "lpips") for suffix in ("", "_delivered"))
+BACKGROUND = tuple(f"{key}{suffix}" for key in ("psnr", "ssim", "lpips") for suffix in ("", "_delivered"))
+MEAN = ("precision", "best", "diversity", "clip", "seam", "source_seam", *BACKGROUND)
 
 
 def summary(answers: Sequence[Answer]) -> dict[str, Estimate]:

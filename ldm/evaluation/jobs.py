@@ -1,0 +1,92 @@
+"""What the commands of the evaluation can be told. Imports nothing heavy: the command lines are made of it."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from ldm.options import option, options, subset
+
+ClassifierName = Literal[
+    "auto", "efficientnet-lite0", "efficientnet-lite2", "efficientnet_b0", "efficientnet_b7", "scenes"
+]
+BackboneName = Literal["efficientnet-lite0", "alex", "vgg", "squeeze"]
+BACKBONES: tuple[str, ...] = get_args(BackboneName)
+CLASSIFIERS: tuple[str, ...] = get_args(ClassifierName)[1:]
+LITE = "efficientnet-lite0"
+
+
+@options
+class MethodChoice:
+    """The model of the methods that share ours, and how it is asked: as `scripts/text_editing.py` has it."""
+
+    model: str = option("scenes", "which model: scenes, text2img-large, or a folder", group="methods")
+    ddim_steps: int = option(50, "denoising steps", group="methods", low=1, high=1000)
+    region: Literal["auto", "whole"] = option(
+        "auto", "edit a window around the mask, or the whole image squashed to the working size", group="methods"
+    )
+    context: float | None = option(
+        None, "how much of the window lies around the mask on each side", group="methods", low=0, shown="the model's"
+    )
+    device: str = option("auto", "where the models run: cuda, cuda:1, mps, cpu", group="methods")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "precision of the networks", group="methods"
+    )
+
+
+@options
+class EvaluationJob(MethodChoice):
+    """Methods to compare on a benchmark, who looks at them, and where it is written."""
+
+    methods: str = option(
+        "all",
+        "which, comma-separated, such as blended_latent,pasted",
+        group="methods",
+        shown="all whose weights are here",
+    )
+    benchmark: Path | None = option(
+        None, "a file of make_benchmark.py", group="inputs", shown="50 inputs, made in `outdir`"
+    )
+    labels: Literal["auto", "imagenet", "scenes"] = option(
+        "auto", "what the default benchmark asks for; auto is what the model was trained on", group="inputs"
+    )
+    count: int | None = option(None, "the first so many inputs", group="inputs", low=1, shown="all")
+    n_samples: int = option(8, "predictions of each input", group="inputs", low=1, high=1024)
+    seed: int = option(0, "of the default benchmark and of the predictions", group="inputs", low=0, high=2**31)
+    classifier: ClassifierName = option(
+        "auto", "who says what is right", group="measures", shown="auto, by what the inputs ask for"
+    )
+    framing: Literal["picture", "square"] = option(
+        "picture",
+        "an ImageNet classifier sees the masked picture, as in the paper, or the square around the mask",
+        group="measures",
+    )
+    lpips: BackboneName = option("efficientnet-lite0", "backbone of perceptual distances", group="measures")
+    cost: bool = option(True, "measure time, memory and size, each method alone", group="measures")
+    workers: int = option(1, "processes that paint", low=1, high=64)
+    outdir: Path = option(Path("outputs/evaluate"), "where results go", group="what comes out", short="-o")
+
+    @property
+    def choice(self) -> MethodChoice:
+        """What methods are told."""
+        return MethodChoice(**subset(MethodChoice, vars(self)))
+
+
+QUICK = {"count": 4, "n_samples": 2, "ddim_steps": 10}
+"""An evaluation of two minutes."""
+
+
+@options
+class BenchmarkJob:
+    """A benchmark to make."""
+
+    folder: Path | None = option(
+        None, "photographs", group="inputs", shown="four that scikit-image carries, of no model's training"
+    )
+    count: int = option(50, "how many inputs; the paper has 50", group="inputs", low=1)
+    seed: int = option(0, "of rectangles and labels", group="inputs", low=0, high=2**31)
+    labels: Literal["imagenet", "scenes"] = option(
+        "imagenet", "classes of ImageNet, or what the judge of scenes tells apart", group="inputs"
+    )
+    model: str | None = option(
+        None, "ask only for labels that this model knows, such as scenes", group="inputs", shown="all labels"
+    )
+    outdir: Path = option(Path("outputs/benchmark"), "where it is written", group="what comes out", short="-o")
