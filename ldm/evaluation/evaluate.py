@@ -53,15 +53,16 @@ DEFAULT_COUNT = 50
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out: the tables, and what could not be painted."""
+    """What came out: the tables, what stands in them, what was measured of each input, what could not be painted."""
 
     markdown: str
     results: tables.Results
+    answers: Mapping[str, Mapping[int, Answer]]
     failures: Sequence[Failure]
 
 
 @dataclass(frozen=True)
-class _Eyes:
+class Eyes:
     """Who looks at the pictures."""
 
     classifier: Classifier
@@ -80,9 +81,9 @@ def evaluate_methods(job: EvaluationJob) -> Outcome:
     chosen, missing = choose_methods(job.methods, job.choice)
     for name, why in missing.items():
         logger.warning("%s is left out: %s", name, why)
-    path = job.benchmark or default_benchmark(job)
+    path = job.benchmark or default_benchmark(job.outdir, job.model, job.labels, job.seed)
     inputs = read_benchmark(path)[: job.count]
-    eyes = _eyes(job, inputs)
+    eyes = eyes_for(job, inputs)
     shared = {"benchmark_sha256": file_sha256(path), "n_samples": job.n_samples, "seed": job.seed}
     places = {
         name: Paintings(job.outdir / "paintings" / name, {**settings, **shared}) for name, settings in chosen.items()
@@ -102,25 +103,23 @@ def evaluate_methods(job: EvaluationJob) -> Outcome:
     text = tables.markdown(results, limit, notes) + fifths_table(answers)
     _write(job, text, results, limit, shared, chosen, missing, failures)
     save_png(contact_sheet(places, inputs, answers, job.n_samples), job.outdir / "contact_sheet.png")
-    return Outcome(text, results, failures)
+    return Outcome(text, results, answers, failures)
 
 
-def default_benchmark(job: EvaluationJob) -> Path:
-    """The file of the default benchmark, made in `outdir` where it is not there."""
-    kind = job.labels
+def default_benchmark(outdir: Path, model: str, kind: str = "auto", seed: int = 0) -> Path:
+    """The file of the default benchmark, made in `outdir` where it is not there; kind: of labels, or "auto"."""
     if kind == "auto":
-        kind = "scenes" if zoo.resolve(job.choice.model).name == "scenes" else "imagenet"
-    outdir = job.outdir / "benchmark"
-    asked = labels(kind, job.choice.model, job.seed)
-    return make_benchmark(None, outdir, DEFAULT_COUNT, job.seed, asked)
+        kind = "scenes" if zoo.resolve(model).name == "scenes" else "imagenet"
+    return make_benchmark(None, outdir / "benchmark", DEFAULT_COUNT, seed, labels(kind, model, seed))
 
 
-def _eyes(job: EvaluationJob, inputs: Sequence[Input]) -> _Eyes:
+def eyes_for(job: EvaluationJob, inputs: Sequence[Input]) -> Eyes:
+    """Who looks at the predictions for some inputs."""
     name = job.classifier
     if name == "auto":
         name = "scenes" if all(one.expected for one in inputs) else "efficientnet-lite2"
-    ranker = find_ranker(zoo.resolve(job.choice.model).clip, choose_device(job.choice.device))
-    return _Eyes(load_classifier(name, job.framing), Perceptual(job.lpips), ranker)
+    ranker = find_ranker(zoo.resolve(job.model).clip, choose_device(job.device))
+    return Eyes(load_classifier(name, job.framing), Perceptual(job.lpips), ranker)
 
 
 def _paint(job: EvaluationJob, name: str, place: Paintings, inputs: Sequence[Input]) -> list[Failure]:
@@ -145,7 +144,7 @@ def _look(
     job: EvaluationJob,
     places: Mapping[str, Paintings],
     inputs: Sequence[Input],
-    eyes: _Eyes,
+    eyes: Eyes,
     shared: Mapping[str, Any],
     chosen: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[int, Answer]]:
@@ -168,7 +167,7 @@ def _look(
 
 
 @torch.no_grad()
-def look(painting: Painting, one: Input, eyes: _Eyes) -> dict[str, Any]:
+def look(painting: Painting, one: Input, eyes: Eyes) -> dict[str, Any]:
     """The measures of one input's predictions: `right` of each, best first, and means over them."""
     about, mask, x, source = painting.about, (painting.mask > 0.5).float(), painting.x, painting.source
     assert painting.delivered is not None
@@ -204,13 +203,13 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def _notes(
-    job: EvaluationJob, inputs: Sequence[Input], eyes: _Eyes, missing: Mapping[str, str], failures: Sequence[Failure]
+    job: EvaluationJob, inputs: Sequence[Input], eyes: Eyes, missing: Mapping[str, str], failures: Sequence[Failure]
 ) -> list[str]:
     notes = [
-        f"{len(inputs)} inputs, {job.n_samples} predictions each, {job.choice.ddim_steps} steps; in brackets 95 % "
+        f"{len(inputs)} inputs, {job.n_samples} predictions each, {job.ddim_steps} steps; in brackets 95 % "
         "intervals by the bootstrap over inputs.",
         f"classifier: {eyes.classifier.name}; distances: {eyes.perceptual.name}; "
-        f"CLIP score: {'the ranker of ' + job.choice.model if eyes.ranker else 'not measured, no CLIP here'}.",
+        f"CLIP score: {'the ranker of ' + job.model if eyes.ranker else 'not measured, no CLIP here'}.",
         "Diversity counts inputs with two correct predictions or more. As painted: the method's own picture of its "
         "window; as delivered: composed with the photograph, whose pixels are exact beyond the band at the border.",
     ]

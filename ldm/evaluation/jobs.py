@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, get_args
 
-from ldm.options import option, options, subset
+from ldm.options import option, options, required, subset
 
 ClassifierName = Literal[
     "auto", "efficientnet-lite0", "efficientnet-lite2", "efficientnet_b0", "efficientnet_b7", "scenes"
@@ -90,3 +90,26 @@ class BenchmarkJob:
         None, "ask only for labels that this model knows, such as scenes", group="inputs", shown="all labels"
     )
     outdir: Path = option(Path("outputs/benchmark"), "where it is written", group="what comes out", short="-o")
+
+
+@options
+class ExperimentJob(MethodChoice):
+    """An experiment, and where it is written. Numbers that are not given are the experiment's own."""
+
+    experiment: str = required("which experiment; `list` tells what there is", group="what", kw_only=True)
+    count: int | None = option(None, "inputs", group="inputs", low=1, shown="the experiment's")
+    n_samples: int | None = option(None, "predictions of each", group="inputs", low=1, shown="the experiment's")
+    seed: int = option(0, "of inputs and predictions", group="inputs", low=0, high=2**31)
+    methods: str = option("blended_latent", "of the experiments that compare methods", group="methods")
+    classifier: ClassifierName = option(
+        "auto", "who says what is right", group="measures", shown="auto, by what the inputs ask for"
+    )
+    workers: int = option(1, "processes that paint, where methods are compared", low=1, high=64)
+    outdir: Path | None = option(
+        None, "where results go", group="what comes out", short="-o", shown="outputs/experiments/NAME"
+    )
+
+    @property
+    def choice(self) -> MethodChoice:
+        """What methods are told."""
+        return MethodChoice(**subset(MethodChoice, vars(self)))

@@ -125,10 +125,12 @@ class BlendedLatent:
         canvas, spent = result.task.canvas, self.counted.evaluations - before
         return Edited(canvas, result.x, images, measures, result.seeds, result.distances, spent)
 
-    def result(self, photo: ImageLike, mask: ImageLike, prompt: str, **options: Any) -> EditResult:
-        """The edit as the method itself has it."""
+    def result(
+        self, photo: ImageLike, mask: ImageLike, prompt: str, keep_steps: bool = False, **options: Any
+    ) -> EditResult:
+        """The edit as the method itself has it. keep_steps: with the estimates of z0 at all steps."""
         request = EditRequest(prompt, **{**self.options, **options})
-        (result,) = self.editor.run([self.editor.prepare(photo, mask, request)])
+        (result,) = self.editor.run([self.editor.prepare(photo, mask, request)], keep_steps=keep_steps)
         return result
 
 

@@ -260,10 +260,12 @@ def _work(job: Job) -> Failure | None:
 @contextmanager
 def silent() -> Iterator[None]:
     """Without what one edit tells its user: here there are hundreds."""
-    editing = logging.getLogger("ldm.editing")
-    level = editing.level
-    editing.setLevel(logging.WARNING)
+    told = [logging.getLogger(name) for name in ("ldm.editing", "ldm.backbones.words")]
+    levels = [logger.level for logger in told]
+    for logger in told:
+        logger.setLevel(logging.ERROR if logger.name == "ldm.backbones.words" else logging.WARNING)
     try:
         yield
     finally:
-        editing.setLevel(level)
+        for logger, level in zip(told, levels, strict=True):
+            logger.setLevel(level)

@@ -96,13 +96,18 @@ def cases(count: int, seed: int) -> Iterator[Case]:
         yield Case(file, pixels, (mask * 255).to(torch.uint8).numpy(), triple.prompt, seed + i)
 
 
+LAMBDAS = {f"weights, lambda {weight:g}": {"background_weight": weight} for weight in (1.0, 10.0, 1000.0)}
+LAMBDAS["weights, no foreground"] = {"background_weight": 1e9}
+"""Figure 20: the paper's lambda is 100. Adam does not see the scale of a loss: beside 1e9 the foreground is nothing."""
+
+
 def compare(
-    editor: Editor, count: int, seed: int, ddim_steps: int, outdir: Path, **options: Any
+    editor: Editor, count: int, seed: int, ddim_steps: int, outdir: Path, lambdas: bool = False, **options: Any
 ) -> dict[str, list[Outcome]]:
     """Edit each case once, restore it in every way, and write comparison.json, comparison.md and comparison.png.
 
-    The picture is of the case whose border runs through the strongest texture. The options are those of
-    `ReconstructionOptions` but for the kind.
+    The picture is of the case whose border runs through the strongest texture. lambdas: restore by `LAMBDAS` too. The
+    options are those of `ReconstructionOptions` but for the kind.
 
     Returns:
         The outcomes of each kind, in the order of the cases.
@@ -111,7 +116,8 @@ def compare(
         UserError: the folder cannot be written.
     """
     kinds = [kind for kind in RECONSTRUCTIONS if kind != "poisson" or _has_opencv()]
-    outcomes: dict[str, list[Outcome]] = {kind: [] for kind in kinds}
+    ways = {kind: ReconstructionOptions.way(kind) for kind in kinds} | (LAMBDAS if lambdas else {})
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in ways}
     edits: list[dict[str, Any]] = []
     hardest: tuple[Case, EditResult, dict[str, Restored]] | None = None
     roughest = -math.inf
@@ -119,15 +125,15 @@ def compare(
     for case in tqdm(cases(count, seed), total=count, desc="comparing", unit="edit", disable=None):
         request = EditRequest(case.prompt, seed=case.seed, n_samples=1, ddim_steps=ddim_steps, force=True)
         (edited,) = editor.run([editor.prepare(case.image, case.mask, request)])
-        restored = {kind: editor.reconstruct(edited, 0, **ReconstructionOptions.way(kind), **options) for kind in kinds}
-        for kind in kinds:
-            outcomes[kind].append(Outcome.of(kind, restored[kind]))
+        restored = {name: editor.reconstruct(edited, 0, **options | way) for name, way in ways.items()}
+        for name in ways:
+            outcomes[name].append(Outcome.of(name, restored[name]))
         edits.append({"photo": case.photo, "prompt": case.prompt, "seed": case.seed})
         roughness = edited.measures[0].source_seam
         if roughness > roughest:
             hardest, roughest = (case, edited, restored), roughness
     with atomic_file(outdir / "comparison.json") as file:
-        rows = [edit | {kind: asdict(outcomes[kind][i]) for kind in kinds} for i, edit in enumerate(edits)]
+        rows = [edit | {name: asdict(outcomes[name][i]) for name in ways} for i, edit in enumerate(edits)]
         file.write((json.dumps(rows, indent=1, default=str) + "\n").encode())
     with atomic_file(outdir / "comparison.md") as file:
         file.write(table(outcomes).encode())

@@ -1,10 +1,13 @@
 """What was measured of many inputs, summed up: means with intervals, and precision by fifths of the ranking."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ldm.evaluation import tables
 from ldm.evaluation.measures import Estimate, difference, estimate
+from ldm.files import atomic_file
 
 Answer = Mapping[str, Any]
 """What was measured of one input; see `ldm.evaluation.evaluate.look`."""
@@ -47,3 +50,26 @@ def fifths_table(answers: Mapping[str, Mapping[int, Answer]]) -> str:
     lines += [[name, *(tables.shown(one, share) for one in (*each, gap))] for name, (each, gap) in known.items()]
     rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"\nFigure 22: precision by fifths of the ranking\n\n{rows}"
+
+
+def plot_fifths(answers: Mapping[str, Mapping[int, Answer]], path: Path) -> None:
+    """Precision over the fifths of the ranking, a line with its interval for each method."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from matplotlib.figure import Figure
+
+    figure = Figure((6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    places = list(range(1, FIFTHS + 1))
+    for name, of in answers.items():
+        found = fifths(list(of.values()))
+        if found is None:
+            continue
+        known = [[100 * (value or 0) for value in (one.value, one.low, one.high)] for one in found[0]]
+        middle, low, high = ([one[i] for one in known] for i in range(3))
+        axes.plot(places, middle, marker="o", label=name)
+        axes.fill_between(places, low, high, alpha=0.2)
+    axes.set(xlabel="fifth of the ranking, best first", ylabel="precision, %", ylim=(0, 100), xticks=places)
+    if axes.has_data():
+        axes.legend()
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)

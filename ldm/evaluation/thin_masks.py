@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from ldm.backbones.contract import Backbone
 from ldm.backbones.defaults import Defaults
 from ldm.data.scenes.colors import COLORS
 from ldm.data.scenes.draw import integer, uniform
@@ -27,7 +28,6 @@ from ldm.evaluation.triples import held_out_windows
 from ldm.files import atomic_file
 from ldm.imaging.canvas import Canvas
 from ldm.imaging.images import make_grid, save_png, to_pil
-from ldm.models.diffusion.ddpm import LatentDiffusion
 
 KINDS = ("line", "curve", "ring")
 WIDEST = 12
@@ -89,7 +89,7 @@ def colour_way(x: Tensor, x_source: Tensor, mask: Tensor, rgb: Sequence[float]) 
 
 
 def compare(
-    model: LatentDiffusion,
+    model: Backbone,
     count: int,
     seed: int,
     ddim_steps: int,
@@ -106,7 +106,7 @@ def compare(
         UserError: the folder cannot be written.
     """
     defaults = defaults or Defaults()
-    generator, size = Generator().manual_seed(seed), model.image_size * model.factor
+    generator, size = Generator().manual_seed(seed), model.native_size[0]
     photos = held_out_windows(count, seed, size).split(1)
     masks, about = [], []
     for i in range(count):
