@@ -48,7 +48,7 @@ setup(
     packages=[*find_packages(include=["ldm", "ldm.*"]), *BESIDE],
     package_dir=BESIDE,
     package_data={
-        "ldm": ["py.typed"],
+        "ldm": ["py.typed", "evaluation/study.html"],
         "ldm.studio": ["page/*", "page/js/*"],
         "ldm._bundled.models": ["*/scenes/**"],  # downloaded models lie in the same folder
         "ldm._bundled.configs": ["**/*.yaml"],

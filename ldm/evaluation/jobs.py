@@ -113,3 +113,21 @@ class ExperimentJob(MethodChoice):
     def choice(self) -> MethodChoice:
         """What methods are told."""
         return MethodChoice(**subset(MethodChoice, vars(self)))
+
+
+@options
+class StudyJob:
+    """A user study to make of an evaluation."""
+
+    evaluation: Path = option(Path("outputs/evaluate"), "the folder of evaluate.py", group="what to rate")
+    benchmark: Path | None = option(
+        None, "the file of its inputs", group="what to rate", shown="that of the evaluation's folder"
+    )
+    ours: str = option("blended_latent", "the method that is compared", group="what to rate")
+    against: str | None = option(
+        None, "other methods, comma-separated", group="what to rate", shown="all that the evaluation has"
+    )
+    count: int | None = option(None, "pairs of each method, the first", group="what to rate", low=1, shown="all")
+    raters: int = option(5, "pages: each is rated by one person", group="who rates", low=1, high=1000)
+    seed: int = option(0, "of orders and sides", group="who rates", low=0, high=2**31)
+    outdir: Path = option(Path("outputs/user_study"), "where pages go", group="what comes out", short="-o")

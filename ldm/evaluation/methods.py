@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm.backbones import zoo
 from ldm.backbones.contract import Backbone
+from ldm.checkpoint import weights_hash
 from ldm.editing.editor import Editor
 from ldm.editing.request import EditRequest
 from ldm.editing.result import EditResult
@@ -179,7 +180,7 @@ def count_parameters(backbone: Any) -> int:
 
 def _latent_settings(choice: MethodChoice) -> dict[str, Any]:
     files, device = zoo.resolve(choice.model), choose_device(choice.device)
-    weights: dict[str, Any] = {"model": files.name, "model_sha256": file_sha256(files.weights)}
+    weights: dict[str, Any] = {"model": files.name, "model_sha256": weights_hash(files.weights)}
     if isinstance(files.clip, Path):
         weights["clip_sha256"] = file_sha256(files.clip / "open_clip_model.safetensors")
     how = {name: value for name, value in asdict(choice).items() if name not in ("model", "device", "precision")}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.backbones import zoo
@@ -41,7 +42,7 @@ class Painting:
 
     source: (1, 3, H, W) in [-1, 1]; mask: (1, 1, H, W) in [0, 1]; x: (n, 3, H, W) in [-1, 1]. delivered: the same
     predictions in the whole picture, as far as the window shows them; (0, 3, H, W) where that is not asked for.
-    about: what else is known of them, for JSON.
+    about: what else is known of them, for JSON. best: the first prediction in the whole picture, for people.
     """
 
     source: Tensor
@@ -49,6 +50,12 @@ class Painting:
     x: Tensor
     delivered: Tensor | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    best: Image.Image | None = None
+
+
+def best_file(folder: Path, part: str, index: int) -> Path:
+    """Where `Paintings` of a folder keep the best prediction of a question, in the whole picture."""
+    return folder / "best" / f"{part}-{index:04d}.png"
 
 
 class Paintings:
@@ -91,6 +98,10 @@ class Paintings:
         delivered = () if painting.delivered is None else painting.delivered.split(1)
         pictures = [painting.source, painting.mask.expand(-1, 3, -1, -1) * 2 - 1, *painting.x.split(1), *delivered]
         about = {ABOUT: json.dumps(dict(painting.about))} if painting.about else None
+        if painting.best is not None:
+            path = best_file(self.folder, part, index)
+            path.parent.mkdir(exist_ok=True)
+            save_png(painting.best, path)
         strip = to_pil(torch.cat([picture.float().cpu() for picture in pictures], dim=-1))
         save_png(strip, self._path(part, index), about)
 
@@ -186,7 +197,8 @@ def painting_of(edited: Edited, more: Mapping[str, Any]) -> Painting:
         "measures": [one.info() for one in edited.measures],
     }
     canvas = edited.canvas
-    return Painting(canvas.x_source, canvas.x_mask, edited.x, edited.delivered_window(), about | dict(more))
+    best = edited.delivered[0]
+    return Painting(canvas.x_source, canvas.x_mask, edited.x, edited.delivered_window(), about | dict(more), best)
 
 
 Job = tuple[str, int, Any, Mapping[str, Any]]
