@@ -80,9 +80,12 @@ def make_benchmark(folder: Path | None, outdir: Path, count: int, seed: int, lab
     generator = Generator().manual_seed(seed)
     photos, asked = _deal(generator, sources), _deal(generator, labels)
     lines, masks = [], []
+    sizes: dict[Path, tuple[int, int]] = {}
     for index in range(count):
         photo, label = next(photos), next(asked)
-        width, height = load_image(photo).rgb.size
+        if photo not in sizes:
+            sizes[photo] = load_image(photo).rgb.size
+        width, height = sizes[photo]
         masks.append(rectangle(generator, height, width))
         image = Path("images") / photo.name if folder is None else Path(os.path.relpath(photo, outdir))
         row: dict[str, Any] = {"name": f"{index:04d}", "image": image.as_posix(), "mask": f"masks/{index:04d}.png"}
