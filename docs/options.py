@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ldm.evaluation.jobs import BenchmarkJob, EvaluationJob, ExperimentJob, StudyJob
 from ldm.files import atomic_file
 from ldm.options import markdown_rows
 from ldm.runs.baseline_jobs import BlendedDiffusionJob, GlideJob, PaintByWordJob
@@ -31,6 +32,11 @@ BASELINES_MORE = """
 What the predecessor and the baselines are is in [baselines.md](baselines.md). `--gpu_id` is taken by all three."""
 
 
+EVALUATE_MORE = """
+`--quick` means 4 inputs, 2 predictions and 10 steps, where they are not given: two minutes
+([evaluation.md](evaluation.md))."""
+
+
 def section(title: str, cls: type, without: tuple[str, ...] = (), more: str = "") -> str:
     """A table under its title."""
     return "\n".join([f"\n## {title}\n", *markdown_rows(cls, without), *([more] if more else [])]) + "\n"
@@ -46,5 +52,9 @@ if __name__ == "__main__":
     page += section("`scripts/blended_diffusion.py`, `bld-blended-diffusion`", BlendedDiffusionJob, more=BASELINES_MORE)
     page += section("`scripts/glide_inpaint.py`, `bld-glide`", GlideJob)
     page += section("`scripts/paint_by_word.py`, `bld-paint-by-word`", PaintByWordJob)
+    page += section("`scripts/evaluate.py`", EvaluationJob, more=EVALUATE_MORE)
+    page += section("`scripts/experiments.py`", ExperimentJob, ("experiment",))
+    page += section("`scripts/make_benchmark.py`", BenchmarkJob, ("folder",))
+    page += section("`scripts/user_study.py make`", StudyJob)
     with atomic_file(Path(__file__).with_suffix(".md")) as file:
         file.write(page.encode())

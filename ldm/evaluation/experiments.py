@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.evaluation import fitting, reconstructions, sensitivity, session, settings_grid, thin_masks, unfolding
+from ldm.evaluation import reconstructions, sensitivity, session, settings_grid, thin_masks, unfolding
 from ldm.evaluation.evaluate import evaluate_methods
 from ldm.evaluation.jobs import EvaluationJob, ExperimentJob
 from ldm.evaluation.report import require_plot
-from ldm.evaluation.solvers import SolverComparison, compare_solvers
 from ldm.evaluation.summaries import fifths_table, plot_fifths
 from ldm.evaluation.trial import Trial
 from ldm.runs.folder import check_writable
@@ -52,21 +51,6 @@ def _ranking(trial: Trial) -> str:
     return fifths_table(outcome.answers).lstrip()
 
 
-def _fitting(trial: Trial) -> str:
-    job = trial.job
-    report = fitting.compare(
-        trial.editor(), trial.count, 24, 20, job.seed, job.ddim_steps, trial.n_samples, trial.outdir
-    )
-    return fitting.table(report)
-
-
-def _solvers(trial: Trial) -> str:
-    job = trial.job
-    return compare_solvers(
-        SolverComparison(trial.outdir, model=job.model, n_triples=trial.count, seed=job.seed, device=job.device)
-    )
-
-
 EXPERIMENTS = {
     "reconstruction": Experiment("figures 4 and 20: ways to restore the background, and lambda", _reconstruction, 20),
     "shrinking": Experiment("figures 6 and 7: thin masks with and without progressive shrinking", _shrinking, 30),
@@ -75,8 +59,6 @@ EXPERIMENTS = {
     "session": Experiment("figure 17: edits of edits, with the exact background and without", session.run, 5),
     "estimates": Experiment("figure 15: what each step takes the picture for", unfolding.run, 12),
     "steps_guidance": Experiment("precision and CLIP score by steps and guidance", settings_grid.run, 8, 2),
-    "fitting": Experiment("fitted masks against masks as given (docs/fitting.md)", _fitting, 80, 2),
-    "solvers": Experiment("how solvers converge (docs/solvers.md)", _solvers, 16),
 }
 """Name -> the experiment."""
 

@@ -60,7 +60,7 @@ class EvaluationJob(MethodChoice):
         group="measures",
     )
     lpips: BackboneName = option("efficientnet-lite0", "backbone of perceptual distances", group="measures")
-    cost: bool = option(True, "measure time, memory and size, each method alone", group="measures")
+    cost: bool = option(True, "measure time, memory and size, each method alone", group="measures", shown="on")
     workers: int = option(1, "processes that paint", low=1, high=64)
     outdir: Path = option(Path("outputs/evaluate"), "where results go", group="what comes out", short="-o")
 

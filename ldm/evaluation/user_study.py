@@ -173,7 +173,7 @@ class Verdict:
 
 
 def majority(votes: Sequence[str]) -> str:
-    """"ours", "theirs" or "equal": what more raters say than say anything else; "equal" where there is no such."""
+    """What more raters say than say anything else, "ours", "theirs" or "equal"; "equal" where there is no such."""
     counts = Counter(votes)
     most = max(counts.values())
     first = [vote for vote, count in counts.items() if count == most]
