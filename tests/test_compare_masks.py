@@ -55,3 +55,9 @@ def test_the_models_own_defaults_are_used(tmp_path):
         for defaults in (None, Defaults(), Defaults(scale=1.0), Defaults(background_noise="one"))
     ]
     assert ways[0] == ways[1] and ways[2] != ways[0] and ways[3] != ways[0]
+
+
+def test_the_table_has_what_shrinking_brings_with_its_interval():
+    ways = [(way, "with") for way in (0.9, 0.8, 0.2)] + [(way, "without") for way in (0.9, 0.1, 0.2)]
+    lines = table([Answer("area", way, "line", 3, "red", far) for far, way in ways]).splitlines()
+    assert lines[-1] == "| area | +33 [+0, +100] points |"

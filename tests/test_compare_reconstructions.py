@@ -41,3 +41,10 @@ def test_the_table_has_medians():
     made = [Outcome("pixel", float("inf"), 30.0, band, 1.0, 3.0, 0, 0.1) for band in (10.0, 20.0, 60.0)]
     lines = table({"pixel": made}).splitlines()
     assert lines[2] == "| pixel | inf | 20.0 | 1.0 | 30.0 | 0.1 |" and "3.0" in lines[3]
+
+
+def test_the_table_has_what_decoder_weights_bring_with_its_interval():
+    ours = [Outcome("optimization", 40.0 + i, 30.0, 38.0, 1.0, 3.0, 0, 9.0) for i in range(3)]
+    paste = [Outcome("pixel", float("inf"), 30.0, 36.0, 4.0, 3.0, 0, 0.1) for _ in range(3)]
+    lines = table({"optimization": ours, "pixel": paste}).splitlines()
+    assert lines[-1] == "| pixel | -59.0 [-60.0, -58.0] | +2.0 [+2.0, +2.0] | -3.0 [-3.0, -3.0] |"

@@ -295,6 +295,20 @@ def test_an_input_that_fails_is_left_out_and_told(job, tmp_path, caplog):
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["failures"]
 
 
+def test_a_method_that_cannot_be_loaded_leaves_the_others_to_work(job, monkeypatch, caplog):
+    def broken(_):
+        raise RuntimeError("half a file")
+
+    monkeypatch.setitem(METHODS, "glide", Known("a baseline", lambda _: {}, broken))
+    outcome = evaluate_methods(job(methods="glide,blended_latent", count=2))
+    assert [failure.part for failure in outcome.failures] == ["glide"] * 2
+    assert outcome.results["glide"]["precision"].value is None and outcome.results["glide"]["psnr"].count == 0
+    assert outcome.results["blended_latent"]["precision"].count == 2
+    assert [record.message for record in caplog.records if "half a file" in record.message] == [
+        "left out: glide 0: RuntimeError: half a file"
+    ]
+
+
 def test_what_a_method_costs(model, tmp_path):
     (one,) = read_benchmark(make_benchmark(None, tmp_path, 1, 0, [BALL]))
     choice = MethodChoice(model=str(model), device="cpu", precision="float32", ddim_steps=2)

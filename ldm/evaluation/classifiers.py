@@ -1,8 +1,9 @@
 """Who says whether a prediction shows what its prompt names: ImageNet classifiers, and the judge of scenes.
 
 An ImageNet classifier sees the prediction black outside the mask, and is content where one of the input's classes is
-among its first five (appendix C.1 of the paper). `picture` shows it the whole picture, as the paper does; `square` the
-square around the mask, so that a small mask is not judged by forty pixels.
+among its first five (appendix C.1 of the paper). `square` shows it the square around the mask; `picture` all of the
+picture, as the paper does: there a small mask is judged by forty pixels, and of real things half are not known
+(docs/evaluation.md).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from ldm.evaluation.judging import load_judge, verdicts
 from ldm.evaluation.perceptual import load_lite
 from ldm.evaluation.report import is_right
 
-FRAMINGS = ("picture", "square")
+FRAMINGS = ("square", "picture")
 MARGIN = 0.1
 """Black room around the mask of `square`, as a share of its longer side."""
 
@@ -63,7 +64,7 @@ class Classifier(Protocol):
 class ImageNetClassifier:
     """A network of 1000 classes; `net` takes (b, 3, size, size) as `prepare` makes it of pictures in [0, 1]."""
 
-    def __init__(self, name: str, net: Any, size: int, prepare: Callable[[Tensor], Tensor], framing: str = "picture"):
+    def __init__(self, name: str, net: Any, size: int, prepare: Callable[[Tensor], Tensor], framing: str = "square"):
         self.net, self.size, self.prepare, self.framing = net, size, prepare, framing
         self.name = f"{name}, top {TOP}, masked {framing}"
 
@@ -161,7 +162,7 @@ CLASSIFIERS: Mapping[str, Callable[[str], Classifier]] = {
 """Name -> the classifier for a framing. The first two are carried by packages, the next two are torchvision's."""
 
 
-def load_classifier(name: str, framing: str = "picture") -> Classifier:
+def load_classifier(name: str, framing: str = "square") -> Classifier:
     """The classifier of that name.
 
     Raises:

@@ -129,14 +129,15 @@ def _paint(job: EvaluationJob, name: str, place: Paintings, inputs: Sequence[Inp
         for index, one in enumerate(inputs)
         if not place.has(name, index)
     ]
-    failures = []
+    failures: list[Failure] = []
     done = len(inputs) - len(todo)
     with tqdm(total=len(inputs), initial=done, desc=name, unit="input", disable=None) as bar:
         for failure in paint_all(MethodPainter(name, job.choice), place, todo, job.workers):
             bar.update()
             if failure is not None:
+                if str(failure.error) not in {str(before.error) for before in failures}:
+                    logger.warning("left out: %s", failure)
                 failures.append(failure)
-                logger.warning("left out: %s", failure)
     return failures
 
 

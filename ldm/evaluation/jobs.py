@@ -54,9 +54,9 @@ class EvaluationJob(MethodChoice):
     classifier: ClassifierName = option(
         "auto", "who says what is right", group="measures", shown="auto, by what the inputs ask for"
     )
-    framing: Literal["picture", "square"] = option(
-        "picture",
-        "an ImageNet classifier sees the masked picture, as in the paper, or the square around the mask",
+    framing: Literal["square", "picture"] = option(
+        "square",
+        "an ImageNet classifier sees the square around the mask, or all of the masked picture, as in the paper",
         group="measures",
     )
     lpips: BackboneName = option("efficientnet-lite0", "backbone of perceptual distances", group="measures")

@@ -226,7 +226,7 @@ def paint_all(artist: Artist, paintings: Paintings, jobs: Iterable[Job], workers
     if workers == 1:
         tool = None
         for job in jobs:
-            tool = tool or artist.load()
+            tool = tool or _load(artist)
             yield _paint(artist, paintings, tool, job)
         return
     jobs, context, threads = iter(jobs), get_context("spawn"), max(1, torch.get_num_threads() // workers)
@@ -242,8 +242,18 @@ def paint_all(artist: Artist, paintings: Paintings, jobs: Iterable[Job], workers
                 yield future.result()
 
 
+def _load(artist: Artist) -> Any:
+    """The artist's tool, or the error that it gave: each question is told to have failed by it."""
+    try:
+        return artist.load()
+    except Exception as error:
+        return error
+
+
 def _paint(artist: Artist, paintings: Paintings, tool: Any, job: Job) -> Failure | None:
     part, index, question, options = job
+    if isinstance(tool, Exception):
+        return Failure(part, index, tool)
     try:
         paintings.save(part, index, artist.paint(tool, question, **options))
     except Exception as error:
@@ -257,7 +267,7 @@ _AT_WORK: list[tuple[Artist, Paintings, Any]] = []
 
 def _start(artist: Artist, paintings: Paintings, threads: int) -> None:
     torch.set_num_threads(threads)
-    _AT_WORK.append((artist, paintings, artist.load()))
+    _AT_WORK.append((artist, paintings, _load(artist)))
 
 
 def _work(job: Job) -> Failure | None:

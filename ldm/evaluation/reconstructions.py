@@ -22,6 +22,7 @@ from ldm.editing.editor import Editor, Restored
 from ldm.editing.reconstruct import RECONSTRUCTIONS
 from ldm.editing.request import EditRequest, ReconstructionOptions
 from ldm.editing.result import EditResult
+from ldm.evaluation.measures import EXACT, difference
 from ldm.evaluation.triples import draw_mask, object_triples
 from ldm.files import atomic_file
 from ldm.imaging.images import make_grid, save_png, to_pil
@@ -151,7 +152,35 @@ def table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
         lines.append((kind, *(_shown(statistics.median(getattr(one, column) for one in made)) for column in columns)))
     source = statistics.median(one.source_seam for one in next(iter(outcomes.values())))
     lines.append(("the input itself", "", "", _shown(source), "", ""))
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return text + _gains(outcomes)
+
+
+GAINS = {"background_psnr": "background, dB", "band_psnr": "band, dB", "seam": "seam, levels"}
+
+
+def _gains(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
+    """By how much decoder weights are better than each other way: the mean over the edits, and its interval."""
+    ours = outcomes.get("optimization")
+    if ours is None or len(outcomes) == 1:
+        return ""
+    rows = [["decoder weights less", *GAINS.values()], ["---", *["---:"] * len(GAINS)]]
+    for kind, made in outcomes.items():
+        if kind == "optimization":
+            continue
+        gaps = [difference(_finite(ours, key), _finite(made, key)) for key in GAINS]
+        rows.append(
+            [
+                kind,
+                *("–" if one.value is None else f"{one.value:+.1f} [{one.low:+.1f}, {one.high:+.1f}]" for one in gaps),
+            ]
+        )
+    return "\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def _finite(made: Sequence[Outcome], key: str) -> list[float | None]:
+    values = [getattr(one, key) for one in made]
+    return [None if value is None else min(value, EXACT) for value in values]
 
 
 def sheet(case: Case, edited: EditResult, restored: dict[str, Restored]) -> Image.Image:
