@@ -206,7 +206,7 @@ def test_the_ceiling_is_of_real_things_of_the_masks_size(tmp_path):
             seen.append(pixels)
             return torch.eye(1000)[[THINGS[len(seen) - 1].classes[0]]]
 
-    classifier = ImageNetClassifier("stub", Net(), 64, lambda x: x)
+    classifier = ImageNetClassifier("stub", Net(), 64, lambda x: x, "picture")
     assert ceiling(classifier, several) == [True] * 5
     assert all(0.02 < (pixels > 0).float().mean() < 0.4 for pixels in seen)  # the rest is black
     assert ceiling(Stub("picture"), several) is None

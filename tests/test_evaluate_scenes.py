@@ -151,7 +151,7 @@ def test_a_scribble_is_a_flat_blob_of_the_prompts_colour_inside_its_mask():
 
 def test_edits_are_made_at_the_place_that_was_asked_for(job, monkeypatch):
     tasks, edit = [], Editor.run
-    monkeypatch.setattr(Editor, "run", lambda self, some: tasks.extend(some) or edit(self, some))
+    monkeypatch.setattr(Editor, "run", lambda self, some, **more: tasks.extend(some) or edit(self, some, **more))
     for region in ("auto", "whole"):
         outdir = job("edits").outdir / region
         run_evaluation(job("edits", n_triples=1, region=region, context=0.1, outdir=outdir))

@@ -89,15 +89,25 @@ class Known:
 class Counted:
     """A backbone that counts what its network is asked, picture by picture; else the backbone it is made of."""
 
-    def __init__(self, backbone: Backbone):
-        self.backbone, self.evaluations = backbone, 0
+    def __init__(self, backbone: Backbone, tally: list[int] | None = None):
+        self.backbone = backbone
+        self.tally: list[int] = [] if tally is None else tally
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backbone, name)
 
+    @property
+    def evaluations(self) -> int:
+        """So far."""
+        return sum(self.tally)
+
+    def given(self, x: Tensor, mask: Tensor) -> "Counted":
+        """As of the backbone, counted together with it."""
+        return Counted(self.backbone.given(x, mask), self.tally)
+
     def predict(self, z: Tensor, level: Any, conditioning: Any) -> Any:
         """As of the backbone."""
-        self.evaluations += len(z)
+        self.tally.append(len(z))
         return self.backbone.predict(z, level, conditioning)
 
 
