@@ -159,7 +159,7 @@ def _look(
         known = {index: line for index, line in kept.of(name).items() if line["settings"] == of}
         there = [index for index in range(len(inputs)) if place.has(name, index)]
         for index in tqdm([one for one in there if one not in known], desc=f"{name}: looking", disable=None):
-            painting = place.read(name, index, job.n_samples, delivered=True)
+            painting = place.read(name, index, delivered=True)
             line = {"part": name, "index": index, "settings": of, **look(painting, inputs[index], eyes)}
             kept.add(line)
             known[index] = line

@@ -132,9 +132,7 @@ class BlendedLatent:
         """See `Method`; `options` of this edit go before those of all."""
         before = self.counted.evaluations
         result = self.result(photo, mask, prompt, n_samples=n, seed=seed, **options)
-        images, measures = zip(*result.finished, strict=True)
-        canvas, spent = result.task.canvas, self.counted.evaluations - before
-        return Edited(canvas, result.x, images, measures, result.seeds, result.distances, spent)
+        return edited_of(result, result.task.canvas, self.counted.evaluations - before)
 
     def result(
         self, photo: ImageLike, mask: ImageLike, prompt: str, keep_steps: bool = False, **options: Any
@@ -182,17 +180,28 @@ class Pasted:
         return Edited(canvas, x, images, measures, seeds, distances, self.counted.evaluations - before)
 
 
+def edited_of(result: EditResult, canvas: Canvas, evaluations: int) -> Edited:
+    """An edit's result; canvas: with the mask that was asked for, where a method paints beyond it."""
+    images, measures = zip(*result.finished, strict=True)
+    return Edited(canvas, result.x, images, measures, result.seeds, result.distances, evaluations)
+
+
 def count_parameters(backbone: Any) -> int:
     """Of all networks of a backbone; 0 where it does not tell."""
     parameters = getattr(backbone, "parameters", None)
     return sum(parameter.numel() for parameter in parameters()) if callable(parameters) else 0
 
 
+def clip_sha256(files: zoo.ModelFiles) -> dict[str, str]:
+    """Of a model's own ranker, for a method's settings; nothing where it is another's."""
+    if not isinstance(files.clip, Path):
+        return {}
+    return {"clip_sha256": file_sha256(files.clip / "open_clip_model.safetensors")}
+
+
 def _latent_settings(choice: MethodChoice) -> dict[str, Any]:
     files, device = zoo.resolve(choice.model), choose_device(choice.device)
-    weights: dict[str, Any] = {"model": files.name, "model_sha256": weights_hash(files.weights)}
-    if isinstance(files.clip, Path):
-        weights["clip_sha256"] = file_sha256(files.clip / "open_clip_model.safetensors")
+    weights = {"model": files.name, "model_sha256": weights_hash(files.weights), **clip_sha256(files)}
     how = {name: value for name, value in asdict(choice).items() if name not in ("model", "device", "precision")}
     return weights | how | {"precision": str(choose_precision(choice.precision, device)).removeprefix("torch.")}
 

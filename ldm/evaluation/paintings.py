@@ -105,10 +105,11 @@ class Paintings:
         strip = to_pil(torch.cat([picture.float().cpu() for picture in pictures], dim=-1))
         save_png(strip, self._path(part, index), about)
 
-    def read(self, part: str, index: int, predictions: int, delivered: bool = False) -> Painting:
+    def read(self, part: str, index: int, predictions: int | None = None, delivered: bool = False) -> Painting:
         """What was saved, its values rounded to the 256 codes of a picture.
 
         Args:
+            predictions: how many there are; None is as many as have seeds in `about`.
             delivered: whether the predictions stand there as delivered too.
 
         Raises:
@@ -116,17 +117,19 @@ class Paintings:
         """
         path = self._path(part, index)
         strip = to_tensor(load_image(path).rgb)
+        text = read_png_text(path).get(ABOUT)
+        about = json.loads(text) if text else {}
+        predictions = len(about["seeds"]) if predictions is None else predictions
         pictures = 2 + predictions * (1 + delivered)
         if strip.shape[-1] % pictures:
             raise UserError(f'"{path}" does not hold {predictions} predictions: remove it')
         source, mask, *x = strip.chunk(pictures, dim=-1)
-        text = read_png_text(path).get(ABOUT)
         return Painting(
             source,
             (mask[:, :1] + 1) / 2,
             torch.cat(x[:predictions]),
             torch.cat(x[predictions:]) if delivered else None,
-            json.loads(text) if text else {},
+            about,
         )
 
 

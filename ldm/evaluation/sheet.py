@@ -37,13 +37,14 @@ def contact_sheet(
                 row += [blank] * shown
                 said += [f"{name}: failed", *[""] * (shown - 1)]
                 continue
-            painting = place.read(name, index, n_samples, delivered=True)
+            painting = place.read(name, index, delivered=True)
             assert painting.delivered is not None
             marked = _marked(painting) if marked is blank else marked
-            right = answers[name][index]["right"] or [None] * n_samples
+            right = answers[name][index]["right"] or [None] * len(painting.x)
+            room = [blank] * (shown - len(painting.x[:shown]))  # of a method that gives fewer
             words = {True: "right", False: "wrong", None: ""}
-            row += [_cell(to_pil(picture)) for picture in painting.delivered[:shown].split(1)]
-            said += [f"{name}: {words[right[0]]}", *(words[one] for one in right[1:shown])]
+            row += [_cell(to_pil(picture)) for picture in painting.delivered[:shown].split(1)] + room
+            said += [f"{name}: {words[right[0]]}", *(words[one] for one in right[1:shown]), *[""] * len(room)]
         cells += [marked, *row]
         captions += [one.prompt, *said]
     return make_grid(cells, 1 + shown * len(places), captions)
