@@ -23,7 +23,8 @@ from ldm.evaluation.jobs import CLASSIFIERS as NAMES
 from ldm.evaluation.jobs import EvaluationJob, MethodChoice
 from ldm.evaluation.labels import imagenet_labels, scenes_labels
 from ldm.evaluation.measures import Estimate, estimate
-from ldm.evaluation.methods import METHODS, BlendedLatent, Known, Pasted, choose_methods
+from ldm.evaluation.methods import BlendedLatent, Known, Pasted
+from ldm.evaluation.registry import METHODS, choose_methods
 from ldm.evaluation.summaries import fifths, fifths_table, summary
 from ldm.imaging.images import load_image, to_tensor
 from ldm.runs.batch.rows import good, read_rows

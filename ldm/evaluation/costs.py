@@ -14,8 +14,8 @@ import torch
 from ldm.evaluation.inputs import Input
 from ldm.evaluation.jobs import MethodChoice
 from ldm.evaluation.measures import Estimate
-from ldm.evaluation.methods import METHODS
 from ldm.evaluation.paintings import silent
+from ldm.evaluation.registry import METHODS
 from ldm.files import atomic_file
 from ldm.util import choose_device, peak_memory
 

@@ -36,9 +36,9 @@ from ldm.evaluation.measures import (
     estimate,
     only_background,
 )
-from ldm.evaluation.methods import choose_methods
 from ldm.evaluation.paintings import Failure, MethodPainter, Painting, Paintings, paint_all
 from ldm.evaluation.perceptual import Perceptual
+from ldm.evaluation.registry import choose_methods
 from ldm.evaluation.sheet import contact_sheet
 from ldm.evaluation.summaries import Answer, fifths_table, summary
 from ldm.files import atomic_file, file_sha256

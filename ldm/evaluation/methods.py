@@ -19,7 +19,6 @@ from ldm.checkpoint import weights_hash
 from ldm.editing.editor import Editor
 from ldm.editing.request import EditRequest
 from ldm.editing.result import EditResult
-from ldm.errors import UserError
 from ldm.evaluation.classifiers import Frame
 from ldm.evaluation.jobs import MethodChoice
 from ldm.files import file_sha256
@@ -214,36 +213,8 @@ def _latent(kind: Callable[[Editor, Mapping[str, Any]], Method]) -> Callable[[Me
     return load
 
 
-METHODS: dict[str, Known] = {
+OURS: dict[str, Known] = {
     "blended_latent": Known("Blended Latent Diffusion, this project's", _latent_settings, _latent(BlendedLatent)),
     "pasted": Known("text-to-image by the same model, pasted without looking", _latent_settings, _latent(Pasted)),
 }
-"""Name -> the method. A baseline is one more row."""
-
-
-def choose_methods(names: str, choice: MethodChoice) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
-    """The methods of a comma-separated list with their settings, and why some are left out.
-
-    `all` leaves out those whose weights are not here; a method asked for by name is needed.
-
-    Raises:
-        UserError: a name that is no method's, weights that are not here, or none that is left.
-    """
-    listed = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    everything = listed == ["all"]
-    chosen: dict[str, Mapping[str, Any]] = {}
-    missing: dict[str, str] = {}
-    for name in METHODS if everything else listed:
-        if name not in METHODS:
-            raise UserError(f'`methods` names "{name}": give some of {", ".join(METHODS)}, or all')
-        try:
-            chosen[name] = METHODS[name].find(choice)
-        except UserError as error:
-            if not everything:
-                raise
-            missing[name] = str(error)
-    if missing and not chosen:
-        raise UserError(next(iter(missing.values())))
-    if not chosen:
-        raise UserError(f'`methods` is "{names}": give some of {", ".join(METHODS)}, or all')
-    return chosen, missing
+"""Methods that share the model of this project."""

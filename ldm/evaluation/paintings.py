@@ -23,7 +23,8 @@ from ldm.backbones import zoo
 from ldm.editing.editor import Editor
 from ldm.errors import UserError
 from ldm.evaluation.jobs import MethodChoice
-from ldm.evaluation.methods import METHODS, BlendedLatent, Edited, Method
+from ldm.evaluation.methods import BlendedLatent, Edited, Method
+from ldm.evaluation.registry import METHODS
 from ldm.evaluation.triples import Triple
 from ldm.files import atomic_file, write_error
 from ldm.imaging.images import load_image, read_png_text, save_png, to_pil, to_tensor
