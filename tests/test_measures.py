@@ -124,6 +124,7 @@ def test_differences_are_of_pairs():
     assert (gap.value, gap.low, gap.high, gap.count) == (1.0, 1.0, 1.0, 2)
 
 
+@pytest.mark.filterwarnings("ignore:The parameter", "ignore:Arguments other")
 def test_lpips_is_that_of_the_package():
     lpips = pytest.importorskip("lpips")
     with torch.random.fork_rng():
