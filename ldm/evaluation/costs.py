@@ -67,7 +67,7 @@ def measure_cost(name: str, choice: MethodChoice, one: Input, n: int) -> dict[st
 
 
 def _restoring(method: BlendedLatent, one: Input) -> float:
-    """Seconds to fit the decoder to one prediction; the paper counts it apart, as it is done to the chosen one alone."""
+    """Seconds to fit the decoder to one prediction; the paper counts it apart: only the chosen one is restored."""
     result = method.result(one.image, one.mask, one.prompt, n_samples=1, seed=0)
     start = time.perf_counter()
     method.editor.reconstruct(result, 0)
