@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.evaluation.baselines import BASELINES
 from ldm.evaluation.jobs import MethodChoice
 from ldm.evaluation.methods import OURS, Known
 
-METHODS: dict[str, Known] = {**OURS}
+METHODS: dict[str, Known] = {**OURS, **BASELINES}
 """Name -> the method. Another one is one more row."""
 
 
