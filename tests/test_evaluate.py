@@ -315,7 +315,9 @@ def test_what_a_method_costs(model, tmp_path):
     choice = MethodChoice(model=str(model), device="cpu", precision="float32", ddim_steps=2)
     measured = measure_cost("blended_latent", choice, one, 3)
     assert measured["evaluations"] == 4 and measured["parameters"] > 1e5
-    assert all(measured[key] > 0 for key in ("seconds_one", "seconds_batch", "seconds_restored"))
+    assert all(
+        measured[key] > 0 for key in ("seconds_one", "seconds_batch", "cpu_one", "cpu_batch", "seconds_restored")
+    )
 
 
 def answer(right: list[bool], **more) -> dict:

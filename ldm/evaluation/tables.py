@@ -43,6 +43,8 @@ MEASURES = (
     Measure("lpips_delivered", "LPIPS outside the mask, as delivered", BACKGROUND, "", 3, 1, "low"),
     Measure("seconds_one", "seconds, one prediction", TIME, "s", 2, 1, "low"),
     Measure("seconds_batch", "seconds, the batch", TIME, "s", 1, 1, "low"),
+    Measure("cpu_one", "processor seconds, one prediction", TIME, "s", 2, 1, "low"),
+    Measure("cpu_batch", "processor seconds, the batch", TIME, "s", 1, 1, "low"),
     Measure("seconds_restored", "seconds, the background of one restored", TIME, "s", 1, 1, "low"),
     Measure("evaluations", "network evaluations a prediction", TIME, "", 0, 1, "low"),
     Measure("parameters", "parameters of the networks", SIZE, "M", 1, 1e-6),
