@@ -354,6 +354,7 @@ def test_cells():
 )
 def test_bad_options_are_one_line(options, said, capsys, tmp_path, model):
     choice = [] if options[0] == "--model" else ["--model", str(model)]
+    choice += [] if options[0] == "--methods" else ["--methods", "blended_latent"]
     assert run(main, [*choice, *options, "-o", str(tmp_path / "out"), "--device", "cpu"]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") <= 2

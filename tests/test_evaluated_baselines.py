@@ -78,6 +78,13 @@ def test_baselines_whose_weights_are_not_here_say_so(monkeypatch, tmp_path):
             METHODS[name].find(MethodChoice(model="text2img-large", device="cpu"))
 
 
+def test_steps_are_those_of_the_public_program_beside_our_default():
+    for steps, respacing, skipped in ((50, "100", 25), (10, "20", 5), (1000, "1000", 250)):
+        told = baselines.guidance("blended_diffusion", MethodChoice(ddim_steps=steps))
+        assert (told.timestep_respacing, told.skip_timesteps) == (respacing, skipped)
+    assert baselines.guidance("local_clip_guided", MethodChoice()).background_preservation_loss
+
+
 def test_the_small_pixel_model_stands_beside_scenes():
     assert baselines.pixel_model(MethodChoice(model="scenes")) == "pixels"
     assert baselines.pixel_model(MethodChoice(model="text2img-large")) == "blended-diffusion-256"
