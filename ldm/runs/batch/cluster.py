@@ -55,21 +55,25 @@ def _connect(address: str) -> Any:
         import ray
     except ImportError:
         raise MissingExtra("ray", "cluster", "`engine=ray`") from None
-    try:
-        if address == "local":
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise UserError(
-            f'no Ray cluster at `address={address}` ({text}): start one by "ray start --head", or use `engine=local`'
-        ) from error
-    return ray
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        quiet["include_dashboard"] = False
+    for last in (False, False, True):
+        try:
+            ray.init(address=address, **quiet)
+            return ray
+        except Exception as error:
+            text = " ".join(str(error).split())
+            ray.shutdown()
+            if "timed out during startup" in text and not last:  # Ray gives a busy machine half a minute
+                continue
+            mend = 'start one by "ray start --head", or use `engine=local`'
+            raise UserError(f"no Ray cluster at `address={address}` ({text}): {mend}") from error
+    raise AssertionError("the last attempt returns or raises")
 
 
 class Actor:
-    """A worker in a process of Ray's. Its methods run in threads beside that of the worker."""
+    """A worker that is asked to make chunks: each method runs in a thread of its own, beside that of the worker."""
 
     def __init__(self, device: str, batch_size: int, site: Site, folder: str | None):
         logging.getLogger("ldm").setLevel(logging.WARNING)
@@ -82,8 +86,7 @@ class Actor:
         self.chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         self.rows: dict[str, Future[Outcome]] = {}
         self.profile: Future[Profile] = Future()
-        arguments = (device, batch_size, replace(site, node=_node_name(site.node)))
-        threading.Thread(target=self._work, args=arguments, daemon=True).start()
+        threading.Thread(target=self._work, args=(device, batch_size, site), daemon=True).start()
 
     def ready(self) -> str | None:
         """What is wrong with this machine; None for nothing."""
@@ -183,7 +186,7 @@ class _Crew:
         # Threads for what is in hand, and for `ready` and `finish`.
         options |= {"max_restarts": 0, "max_concurrency": DEPTH + 2}
         device = "cuda:0" if self.gpu else "cpu"
-        remote = self.ray.remote(_Threaded).options(**options)
+        remote = self.ray.remote(RayActor).options(**options)
         threads = 0 if self.gpu else self.job.cpus or 1
         actor = remote.remote(device, self.job.batch_size, self.site, os.getcwd(), threads)
         number = next(self.numbers)
@@ -248,10 +251,10 @@ class _Crew:
             self.ray.kill(hand.actor)
 
 
-class _Threaded(Actor):
-    """An actor with so many threads for the operations of its networks; 0 leaves that to torch."""
+class RayActor(Actor):
+    """An actor in a process of Ray's, with so many threads for the operations of its networks; 0 leaves that to torch."""
 
     def __init__(self, device: str, batch_size: int, site: Site, folder: str | None, threads: int):
         if threads:
             torch.set_num_threads(threads)
-        super().__init__(device, batch_size, site, folder)
+        super().__init__(device, batch_size, replace(site, node=_node_name(site.node)), folder)

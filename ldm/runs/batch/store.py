@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 MARKER = ".row.json"
 BEAT, STALE = 10.0, 45.0  # seconds between signs of life of a batch behind a URL; without one for so long it is dead
+SETTLED = 1.0  # seconds after which of two batches that begin at once each can see which of them the store has kept
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ class _Lease:
                         "choose another `outdir`"
                     )
         self._write()
-        time.sleep(1)
+        time.sleep(SETTLED)
         if not self._mine():
             raise UserError(
                 f'another batch has just begun in "{self.remote.url}": wait for its end or choose another `outdir`'
