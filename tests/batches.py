@@ -36,7 +36,13 @@ def rows(count: int, base: str = "") -> list[dict]:
     """Rows that differ in their seed alone, named by their number."""
     names = ("abc"[i % 3] for i in range(count))
     return [
-        {"image": f"{base}{n}.png", "mask": f"{base}{n}_mask.png", "prompt": "a red ball", "seed": 7 * i, "name": f"r{i}"}
+        {
+            "image": f"{base}{n}.png",
+            "mask": f"{base}{n}_mask.png",
+            "prompt": "a red ball",
+            "seed": 7 * i,
+            "name": f"r{i}",
+        }
         for i, n in enumerate(names)
     ]
 

@@ -17,8 +17,8 @@ from ldm.runs.batch import remote, store
 from ldm.runs.batch.remote import InputCache, Remote, is_url, patiently
 from ldm.runs.batch.rows import Row, read_rows
 from scripts import batch_editing
-from tests.batches import OPTIONS, command, finish, lines, make_inputs, object_store, pixels, rows, run_ids
-from tests.batches import start, wait_for, write_rows
+from tests import batches
+from tests.batches import OPTIONS, command, finish, lines, make_inputs, pixels, rows, run_ids, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def test_killed_at_random_times_over_an_object_store_that_fails_it_ends_as_if_it
     count = 40
     here = command(write_rows(folder / "here.jsonl", rows(count)), tmp_path / "here", folder / "model")
     assert finish([*here, "--devices", "cpu"])[0] == 0
-    with object_store(tmp_path / "server.log") as (environment, server):
+    with batches.object_store(tmp_path / "server.log") as (environment, server):
         files = s3fs.S3FileSystem(
             key="nobody",
             secret="nothing",
@@ -247,14 +247,14 @@ def test_killed_at_random_times_over_an_object_store_that_fails_it_ends_as_if_it
         def ids() -> dict[str, str]:
             done = [path for path in files.find("bucket/run") if path.endswith("/.row.json")]
             names = [path.split("/")[2] for path in done]
-            return {
-                name: json.loads(files.cat_file(f"bucket/run/{name}/samples/run.json"))["run_id"] for name in names
-            }
+            return {name: json.loads(files.cat_file(f"bucket/run/{name}/samples/run.json"))["run_id"] for name in names}
 
         for _ in range(5):
-            process = start(argv, tmp_path / "log", **environment)
+            process = batches.start(argv, tmp_path / "log", **environment)
             before = len(made)
-            wait_for(lambda process=process, before=before: process.poll() is not None or len(ids()) > before, 180)
+            batches.wait_for(
+                lambda process=process, before=before: process.poll() is not None or len(ids()) > before, 180
+            )
             try:
                 process.wait(draw.uniform(0, 3))
             except Exception:

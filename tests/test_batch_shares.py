@@ -15,8 +15,8 @@ from ldm.runs.batch import site
 from ldm.runs.batch.outcome import Outcome
 from ldm.runs.batch.rows import Selection, share_of
 from scripts import batch_editing
-from tests.batches import OPTIONS, command, finish, lines, make_inputs, pixels, rows, run_ids, start, wait_for
-from tests.batches import write_rows
+from tests import batches
+from tests.batches import OPTIONS, command, finish, lines, make_inputs, pixels, rows, run_ids, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +134,11 @@ def test_eight_shares_at_once_two_of_them_killed_and_started_again(folder, tmp_p
 
     def share(number: int):
         argv = [*command(source, out, folder / "model"), "--devices", "cpu", "--shard", f"{number}/8"]
-        return start(argv, tmp_path / f"log-{number}")
+        return batches.start(argv, tmp_path / f"log-{number}")
 
     begun = time.monotonic()
     processes = {number: share(number) for number in range(1, 9)}
-    wait_for(lambda: len(run_ids(out)) > 10)
+    batches.wait_for(lambda: len(run_ids(out)) > 10)
     made = run_ids(out)
     for number in (3, 6):
         processes[number].send_signal(signal.SIGKILL)

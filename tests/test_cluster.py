@@ -1,4 +1,4 @@
-"""Batches on a Ray cluster, every address of which is 127.0.0.1: one node in the quick test, several in the slow ones."""
+"""Batches on a Ray cluster, every address of which is 127.0.0.1."""
 
 import os
 import random
@@ -13,10 +13,6 @@ from pathlib import Path
 
 import pytest
 
-# Read by Ray when it is imported: with it, all processes listen on 127.0.0.1 alone.
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-os.environ.update(LOOPBACK)
-
 from ldm.runs.batch.cluster import Actor
 from ldm.runs.batch.dispatch import DEPTH, Dispatch
 from ldm.runs.batch.outcome import Outcome
@@ -25,6 +21,9 @@ from ldm.runs.batch.site import Site
 from ldm.runs.jobs import EditJob
 from tests.batches import command, finish, lines, make_inputs, pixels, rows, run_ids, start, wait_for, write_rows
 
+# Read by Ray when it is imported, which is later: with it, all processes listen on 127.0.0.1 alone.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ.update(LOOPBACK)
 MEMORY = 80 * 2**20  # bytes of Ray's object store on each node
 
 

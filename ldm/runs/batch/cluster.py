@@ -252,7 +252,7 @@ class _Crew:
 
 
 class RayActor(Actor):
-    """An actor in a process of Ray's, with so many threads for the operations of its networks; 0 leaves that to torch."""
+    """An actor in a process of Ray's, with so many threads for its networks; 0 leaves that to torch."""
 
     def __init__(self, device: str, batch_size: int, site: Site, folder: str | None, threads: int):
         if threads:

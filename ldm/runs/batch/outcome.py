@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Outcome:
 
     def line(self) -> bytes:
         """A line of the summary: JSON in UTF-8."""
-        text = json.dumps(asdict(self), ensure_ascii=False, default=str)
+        text = json.dumps(vars(self), ensure_ascii=False, default=str)
         return text.encode("utf-8", "replace") + b"\n"
 
     @classmethod

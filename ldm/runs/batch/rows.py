@@ -50,7 +50,7 @@ class Row:
     @property
     def predictions(self) -> int:
         """How many it asks for."""
-        return len(self.job.request.seeds)
+        return len(self.job.seeds)
 
     @property
     def model(self) -> tuple[Any, ...]:
@@ -225,7 +225,7 @@ class Rows:
         """The row of a record; None for another shard's."""
         share, shares = self.selection.shard
         own: Record = {} if isinstance(given, UserError) else given
-        name = f"{number:04d}"  # of a bad row
+        name, ours = f"{number:04d}", False  # of a bad row
         try:
             if isinstance(given, UserError):
                 raise given
@@ -235,6 +235,7 @@ class Rows:
             identity = _name(own, str(self.defaults.get("prompt", "") if prompt is None else prompt))
             if shares > 1 and share_of(identity, shares) != share:
                 return None
+            ours = True
             first, times = names.note(identity, number)
             if times > 1:
                 if called not in (None, ""):
@@ -246,7 +247,7 @@ class Rows:
             job = EditJob(**options | {"outdir": self.outdir / identity, "overwrite": True})
             return Row(number, identity, job, urls)
         except UserError as error:
-            if shares > 1 and share_of(name, shares) != share:
+            if shares > 1 and not ours and share_of(name, shares) != share:
                 return None
             return BadRow(number, name, own, str(error))
 
