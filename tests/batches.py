@@ -91,7 +91,7 @@ def lines(path: Path) -> list[dict]:
     return sorted(map(json.loads, path.read_text().splitlines()), key=lambda line: line["row"])
 
 
-def wait_for(condition, seconds: float = 120) -> None:
+def wait_for(condition, seconds: float = 600) -> None:
     """Until a condition holds, or the test fails."""
     end = time.monotonic() + seconds
     while not condition():

@@ -420,6 +420,21 @@ def test_ctrl_c_keeps_what_is_done_and_is_exit_code_130(folder, tmp_path, monkey
     assert leftovers(tmp_path) == [] and "2 done" in (tmp_path / "index.html").read_text()
 
 
+def test_a_schedulers_sigterm_keeps_what_is_done_and_is_exit_code_143(folder, tmp_path, monkeypatch):
+    source, edit_tasks, calls = write_jsonl(folder, edit_rows(4)), work.edit_tasks, []
+
+    def ended(*args, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return edit_tasks(*args, **more)
+
+    monkeypatch.setattr(work, "edit_tasks", ended)
+    assert batch(folder, source, tmp_path, "--batch_size", 2) == 143
+    assert [line["status"] for line in summary(tmp_path)] == ["done"] and leftovers(tmp_path) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_two_batches_do_not_share_an_output_folder(folder, tmp_path, monkeypatch, capsys):
     from filelock import FileLock
 

@@ -166,12 +166,23 @@ def test_a_batch_from_and_to_urls_is_that_of_this_machine(folder, memory, tmp_pa
                                     *OPTIONS, "--devices", "cpu"]) == 0  # fmt: skip
     assert "0 made, 0 failed, 3 were there already" in capsys.readouterr().out, "a bucket that was copied to disk"
 
-    # Another picture under the same name: that row alone.
+    # Another picture under the same name: that row alone; a file of the user's in its folder stays.
+    memory.pipe_file("/out/run/r1/notes.txt", b"mine")
+    memory.pipe_file("/out/run/r1/samples/results/0009.png", b"of a run of ten")
     memory.pipe_file("/in/b.png", (folder / "c.png").read_bytes())
     assert batch("memory://in/edits.jsonl", "memory://out/run", folder / "model") == 1
     assert "1 made" in capsys.readouterr().out
     again = run_ids(brought(memory, "/out/run", tmp_path / "changed"))
     assert {name for name in again if again[name] != first[name]} == {"r1"}
+    assert memory.exists("/out/run/r1/notes.txt") and not memory.exists("/out/run/r1/samples/results/0009.png")
+
+
+def test_a_page_of_the_users_in_a_bucket_stays(folder, memory, capsys):
+    put_inputs(memory, folder)
+    memory.pipe_file("/in/edits.jsonl", json.dumps(rows(1)[0]).encode())
+    memory.pipe_file("/out/index.html", b"mine")
+    assert batch("memory://in/edits.jsonl", "memory://out", folder / "model") == 2
+    assert "so it stays" in capsys.readouterr().err and memory.cat_file("/out/index.html") == b"mine"
 
 
 def test_a_row_whose_put_fails_is_not_done(folder, memory, tmp_path, monkeypatch):

@@ -232,7 +232,7 @@ def test_nodes_workers_and_the_driver_die_and_every_row_is_made_once(folder, tmp
     count = 200
     source, out = write_rows(folder / "edits.jsonl", rows(count)), tmp_path / "out"
     here = command(source, tmp_path / "here", folder / "model", "--devices", "cpu")
-    assert finish(here, 900)[0] == 0
+    assert finish(here, 1800)[0] == 0
     draw, killed = random.Random(0), 0
     watch = Watch(out)
     watch.start()
@@ -243,9 +243,9 @@ def test_nodes_workers_and_the_driver_die_and_every_row_is_made_once(folder, tmp
         wait_for(lambda: len(watch.made) > 5)
         assert listening() == set()
         add_node(made)  # late
-        while killed < 10 and len(watch.made) < count - 40:
+        while killed < 10 and driver.poll() is None:
             before = len(watch.made)
-            wait_for(lambda before=before: len(watch.made) > before + 2)
+            wait_for(lambda driver=driver, before=before: len(watch.made) > before + 2 or driver.poll() is not None)
             time.sleep(draw.uniform(0, 2))
             if workers := workers_of(made):
                 with suppress(ProcessLookupError):
@@ -257,18 +257,18 @@ def test_nodes_workers_and_the_driver_die_and_every_row_is_made_once(folder, tmp
                 driver.kill()
                 driver.wait()
                 driver = start(argv, tmp_path / "log", **LOOPBACK)
-        code = driver.wait(900)
+        code = driver.wait(1800)
         metrics = (tmp_path / "batch.prom").read_text()
         told = lines(out / "summary.jsonl")
         aside = [line for line in told if line["set_aside"]]
         if aside:  # the same row was hit twice: as it should be, until it is asked for
             assert code == 1
-            code, _ = finish([*argv, "--retry-failed"], 300, **LOOPBACK)
+            code, _ = finish([*argv, "--retry-failed"], 900, **LOOPBACK)
     watch.end()
     log = (tmp_path / "log").read_text()
     print(f"{killed} workers killed, {len(aside)} rows set aside for it, {log.count('is lost')} losses told")
     assert code == 0 and "Traceback" not in log, log
-    assert killed >= 8 and "the machine is gone" in log
+    assert killed == 10 and "the machine is gone" in log
     assert watch.twice == set() and watch.made.items() <= run_ids(out).items()
     told = lines(out / "summary.jsonl")
     assert [line["row"] for line in told] == [*range(1, count + 1)] and {line["status"] for line in told} == {"done"}

@@ -160,7 +160,11 @@ class ReconstructionJob(ModelChoice, ReconstructionOptions):
         return ReconstructionOptions(**subset(ReconstructionOptions, vars(self)))
 
 
-Place = Annotated[str, BeforeValidator(os.fspath)]
+def _place(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Place = Annotated[str, BeforeValidator(_place)]
 """A path, or a URL that fsspec knows."""
 
 

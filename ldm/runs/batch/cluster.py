@@ -10,6 +10,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -30,6 +31,7 @@ from ldm.runs.jobs import BatchJob
 logger = logging.getLogger(__name__)
 
 _LOOK = 1.0  # seconds between looks at who has died and who could be hired
+_PATIENCE = 60.0  # seconds without any worker after which it is said that one is waited for
 _STILLBORN = 8  # workers in a row that may die without having made anything
 _GPU_WORKER_CPUS = 1  # beside its GPU
 
@@ -157,13 +159,16 @@ class _Crew:
         self.numbers = count(1)
         self.stillborn = 0
         self.profile = Profile()
-        self.gpu = job.cpus is None and bool(ray.cluster_resources().get("GPU"))
-        self.told = False
+        self.gpu = job.cpus is None and (job.address != "local" or torch.cuda.is_available())
+        self.asked = time.monotonic()  # when a worker was asked for that has no place yet
 
     def run(self) -> Profile:
         """Until everything has been done."""
         while not self.dispatch.over:
             self._hire()
+            if not self.calls:  # nobody, or all are idle while what is left is another's
+                time.sleep(_LOOK)
+                continue
             ready, _ = self.ray.wait([*self.calls], num_returns=min(len(self.calls), 64), timeout=0.02)
             if not ready:
                 ready, _ = self.ray.wait([*self.calls], num_returns=1, timeout=_LOOK)
@@ -176,6 +181,12 @@ class _Crew:
 
     def _hire(self) -> None:
         """Ask for another worker, where there is work for it; one at a time, which an autoscaler sees and obeys."""
+        if time.monotonic() - self.asked > _PATIENCE and not any(hand.placed for hand in self.hands.values()):
+            what = (
+                "GPU (`cpus` asks for workers without)" if self.gpu else f"machine with {self.job.cpus or 1} free CPUs"
+            )
+            logger.warning("the cluster has no %s yet: waiting for one", what)
+            self.asked = time.monotonic()
         many = self.job.workers is not None and len(self.hands) >= self.job.workers
         if many or not all(hand.placed for hand in self.hands.values()) or not self.dispatch.waiting:
             return
@@ -190,7 +201,7 @@ class _Crew:
         threads = 0 if self.gpu else self.job.cpus or 1
         actor = remote.remote(device, self.job.batch_size, self.site, os.getcwd(), threads)
         number = next(self.numbers)
-        self.hands[number] = _Hand(actor)
+        self.hands[number], self.asked = _Hand(actor), time.monotonic()
         self.calls[actor.ready.remote()] = number, "ready"
 
     def _give(self, number: int) -> None:

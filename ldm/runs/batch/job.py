@@ -37,7 +37,7 @@ from ldm.runs.batch.remote import as_local, is_url, stem_of
 from ldm.runs.batch.report import Summary, check_report
 from ldm.runs.batch.rows import BadRow, Chunk, Row, Rows, Selection, good, plan, windows
 from ldm.runs.batch.site import Files, Site
-from ldm.runs.batch.store import LocalStore
+from ldm.runs.batch.store import LocalStore, Store
 from ldm.runs.batch.work import Profile, Worker, outline_editor, prepare_row
 from ldm.runs.batch.workers import run_workers
 from ldm.runs.jobs import BatchJob, EditJob, ModelChoice
@@ -97,8 +97,8 @@ def run_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchResult:
     shared = bool(share) or job.engine == "ray" or is_url(as_local(job.outdir))
     site = Site(job.outdir, job.cache, shared, socket.gethostname())
     with _sigterm_as_exit(), site.opened() as files, files.store.held(share):
+        check_desk(job, share, files.store)
         summary = Summary(files.store, stem_of(job.rows), share)
-        check_source(job, share, files.store.desk)
         if not share and isinstance(files.store, LocalStore):
             _clear(files.store.desk)
         batch = _Batch(job, files, rows, summary)
@@ -165,17 +165,21 @@ def share_name(selection: Selection) -> str:
     return f"-{share}-of-{shares}" if shares > 1 else ""
 
 
-def check_source(job: BatchJob, share: str, desk: Path | None = None) -> None:
-    """Refuse to replace files of the user's; see `check_report`.
+def check_source(job: BatchJob, share: str) -> None:
+    """Refuse, before anything is read, to replace files of the user's; see `check_report`."""
+    if not is_url(as_local(job.outdir)):
+        check_report(Path(as_local(job.outdir)), _source(job), share)
 
-    Args:
-        desk: of an output folder behind a URL.
-    """
-    source = Path(as_local(job.rows)) if not is_url(as_local(job.rows)) else Path()
-    if desk is not None:
-        check_report(desk, source, share)
-    elif not is_url(as_local(job.outdir)):
-        check_report(Path(as_local(job.outdir)), source, share)
+
+def check_desk(job: BatchJob, share: str, store: Store) -> None:
+    """The same for an output folder behind a URL, whose summary and page this brings to the desk."""
+    for name in (summary_name(share), PAGE):
+        store.fetch(name)
+    check_report(store.desk, _source(job), share)
+
+
+def _source(job: BatchJob) -> Path:
+    return Path() if is_url(as_local(job.rows)) else Path(as_local(job.rows))
 
 
 def folder_of(job: BatchJob) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from ldm.errors import UserError
-from ldm.runs.batch.job import check_source, folder_of
+from ldm.runs.batch.job import check_desk, check_source, folder_of
 from ldm.runs.batch.outcome import Outcome, read_lines
 from ldm.runs.batch.page import PAGE
 from ldm.runs.batch.remote import stem_of
@@ -52,7 +52,7 @@ def merge_batch(job: BatchJob, options: Mapping[str, Any]) -> MergeResult:
         if not names:
             raise UserError(f'"{job.outdir}" has no summary of a share: make them by `shard=1/8` to `shard=8/8`')
         stack.enter_context(files.store.held(""))
-        check_source(job, "", files.store.desk)
+        check_desk(job, "", files.store)
         notes = _Notes(files, names, stack)
         summary = Summary(files.store, stem_of(job.rows))
         for row in rows:

@@ -96,10 +96,10 @@ class Remote:
             patiently(self.fs.rm_file, self._at(below))
 
     def files(self, below: str = "") -> list[str]:
-        """The paths of all files below a folder, as `read` takes them."""
+        """The paths of all files below a folder, seen from there."""
+        folder = self._at(below)
         with suppress(FileNotFoundError):
-            found = patiently(self.fs.find, self._at(below))
-            return [str(path)[len(self.path) :].lstrip("/") for path in found]
+            return [str(path)[len(folder) :].lstrip("/") for path in patiently(self.fs.find, folder)]
         return []
 
     def names(self) -> list[str]:

@@ -80,7 +80,6 @@ class Summary:
         self.set_aside: dict[str, Outcome] = {}
         self.changed: set[int] = set()
         self.due = self.published = 0.0
-        store.fetch(self.path.name)
         self._mend()
         for place, outcome in read_lines(self.path):
             self._note(outcome, place, _EARLIER)

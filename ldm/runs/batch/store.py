@@ -27,6 +27,7 @@ from ldm.errors import UserError
 from ldm.files import atomic_file, write_error
 from ldm.runs.batch.remote import Remote, as_local, is_url
 from ldm.runs.folder import check_writable
+from ldm.runs.ownership import RUN
 from ldm.runs.places import LOCK, locked
 
 logger = logging.getLogger(__name__)
@@ -202,11 +203,12 @@ class RemoteStore:
         folder = self.folder(name)
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK]
         pairs = [(path, f"{name}/{path.relative_to(folder).as_posix()}") for path in paths]
-        stale = {f"{name}/{below}" for below in self.remote.files(name)} - {below for _, below in pairs}
-        if f"{name}/{MARKER}" in stale:
+        there = {f"{name}/{below}" for below in self.remote.files(name)}
+        if f"{name}/{MARKER}" in there:
             self.remote.remove(f"{name}/{MARKER}")  # first: until the new one is there, the row is not done
-        for below in stale:
-            self.remote.remove(below)
+        for below in there - {below for _, below in pairs}:
+            if RUN.fullmatch(below.removeprefix(f"{name}/samples/")):  # of the run before, and no file of the user's
+                self.remote.remove(below)
         self.remote.upload(pairs)
         self.remote.write(f"{name}/{MARKER}", marker.to_json())
         shutil.rmtree(folder, ignore_errors=True)
