@@ -143,10 +143,11 @@ def _node_name(host: str | None) -> str:
 
 @dataclass
 class _Hand:
-    """An actor, and whether Ray has found a place for it."""
+    """An actor, whether Ray has found a place for it, and whether it can no longer be reached."""
 
     actor: Any
     placed: bool = False
+    doubted: bool = False
 
 
 class _Crew:
@@ -205,51 +206,62 @@ class _Crew:
         self.calls[actor.ready.remote()] = number, "ready"
 
     def _give(self, number: int) -> None:
+        if number in self.hands and self.hands[number].doubted:
+            return
         while number in self.hands and (chunk := self.dispatch.next(number)) is not None:
             self.calls[self.hands[number].actor.make.remote(chunk)] = number, "make"
 
     def _hear(self, reference: Any) -> None:
         """What a call came to."""
         number, method = self.calls.pop(reference)
+        errors = self.ray.exceptions
         try:
             value = self.ray.get(reference)
-        except self.ray.exceptions.RayActorError as error:
+        except errors.ActorUnavailableError as error:
+            self._doubt(number, method, error)
+            return
+        except errors.RayActorError as error:
             self._lost(number, error)
             return
-        except self.ray.exceptions.RayTaskError as error:
+        except errors.RayTaskError as error:
             cause = getattr(error, "cause", None) or error
             raise UserError(f"{cause}") from error if not isinstance(cause, UserError) else None
         if method == "make":
             self.stillborn = 0
             for outcome in value:
                 self.dispatch.done(number, outcome)
+        elif method == "doubt":  # it is there, but its calls have failed
+            self._lost(number, None)
         elif value is not None:
             raise UserError(value)
         elif number in self.hands:
             self.hands[number].placed = True
         self._give(number)
 
-    def _lost(self, number: int, error: Exception) -> None:
-        if self.hands.pop(number, None) is None:
+    def _doubt(self, number: int, method: str, error: Exception) -> None:
+        """A worker cannot be reached: whether its machine is gone, or its process was killed, Ray will find out."""
+        if method == "doubt":
+            self._lost(number, error)
+        elif number in self.hands and not self.hands[number].doubted:
+            self.hands[number].doubted = True
+            self.calls[self.hands[number].actor.ready.remote()] = number, "doubt"
+
+    def _lost(self, number: int, error: Exception | None) -> None:
+        """A worker is gone, or as good as that."""
+        hand = self.hands.pop(number, None)
+        if hand is None:
             return  # another of its calls has told
-        text = " ".join(str(error).split())
-        gone = bool(re.search(r"node (was|has|is)? ?(terminated|died|dead|removed|preempted)|preempt", text, re.I))
-        gone = gone or self._node_of(text) in self._dead_nodes()
+        with suppress(Exception):
+            self.ray.kill(hand.actor)  # if it is only cut off, it must not come back
+        text = str(error)
+        killed = "worker process has died" in text and not re.search(r"\bnode\b[^.]*\b(died|dead|terminated)\b", text)
         self.stillborn += 1
-        what = "the machine is gone" if gone else "its process was killed"
+        what = "its process was killed" if killed else "its machine is gone"
         logger.warning("worker %d is lost (%s): its rows go elsewhere", number, what)
-        self.dispatch.lost(number, what, blame=not gone)
+        self.dispatch.lost(number, what, blame=killed)
         for other in [*self.hands]:
             if self.hands[other].placed:
                 self._give(other)
-
-    def _dead_nodes(self) -> set[str]:
-        return {node["NodeID"] for node in self.ray.nodes() if not node["Alive"]}
-
-    @staticmethod
-    def _node_of(text: str) -> str | None:
-        match = re.search(r"node_id: ([0-9a-f]+)|NodeID: ([0-9a-f]+)", text)
-        return (match[1] or match[2]) if match else None
 
     def _dismiss(self) -> None:
         """End the workers; those that have no place yet are not waited for."""

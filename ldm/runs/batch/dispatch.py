@@ -16,6 +16,8 @@ from ldm.runs.batch.work import failure
 DEPTH = 4
 """Chunks that a worker has in hand: one being read, one being sampled, one being written, and one on its way."""
 
+_MOVES = 6  # machines that may go with a row in hand before it is a suspect
+
 
 class Dispatch:
     """Hands out chunks.
@@ -29,6 +31,7 @@ class Dispatch:
         self.back: deque[Chunk] = deque()  # of workers that are gone through no fault of theirs
         self.suspects: deque[Row] = deque()
         self.deaths: dict[str, int] = {}
+        self.moves: dict[str, int] = {}
         self.hands: dict[Hashable, list[dict[str, Row]]] = {}
         self.head: Chunk | None = None
 
@@ -65,7 +68,9 @@ class Dispatch:
             reason: of its death. blame: a row of it may be the cause; not where its machine went, for example.
         """
         for chunk in self.hands.pop(worker, []):
-            if not blame:
+            for name in chunk:
+                self.moves[name] = self.moves.get(name, 0) + 1
+            if not blame and all(self.moves[name] <= _MOVES for name in chunk):
                 self.back.append(tuple(chunk.values()))
                 continue
             for name, row in chunk.items():
