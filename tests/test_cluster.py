@@ -96,7 +96,7 @@ def test_rows_of_a_machine_that_is_gone_are_no_suspects():
         assert dispatch.next(chr(ord(worker) + 1)) == first
     assert dispatch.next("d") is not None, "and others beside them"
     dispatch.lost("d", "the machine is gone", blame=False)
-    for _ in range(5):
+    for _ in range(3):
         assert len(dispatch.next("e")) == len(dispatch.next("e")) == 2
         dispatch.lost("e", "the machine is gone", blame=False)
     assert told == [] and len(dispatch.next("e")) == 1, "seven machines are too many for chance"
