@@ -93,7 +93,7 @@ def test_shares_make_all_rows_once_and_merge_puts_them_together(folder, tmp_path
     assert "8 rows: 7 done, 1 failed" in (out / "index.html").read_text()
     first = run_ids(out)
     assert batch(source, out, model) == 1 and run_ids(out) == first, "all rows are done for who makes all, too"
-    (out / "summary-2-of-2.jsonl").unlink()  # a share's machine was lost: markers know better
+    (out / f"summary-{3 - share_of('lost', 2)}-of-2.jsonl").unlink()  # a share's machine was lost: markers know better
     assert batch(source, out, model, "--merge") == 1
     assert "7 done, 1 failed" in capsys.readouterr().out
 
@@ -137,18 +137,18 @@ def test_eight_shares_at_once_two_of_them_killed_and_started_again(folder, tmp_p
         return batches.start(argv, tmp_path / f"log-{number}")
 
     begun = time.monotonic()
-    processes = {number: share(number) for number in range(1, 9)}
+    twice = [share(5), share(5)]  # the same one, at the same moment
+    processes = {number: share(number) for number in range(1, 9) if number != 5}
     batches.wait_for(lambda: len(run_ids(out)) > 10)
     made = run_ids(out)
     for number in (3, 6):
         processes[number].send_signal(signal.SIGKILL)
         processes[number].wait()
-    twice = share(5)  # already at work
-    assert twice.wait(200) == 2
     time.sleep(random.Random(0).uniform(0, 2))
     for number in (3, 6):
         processes[number] = share(number)
-    assert [process.wait(400) for process in processes.values()] == [0] * 8
+    assert [process.wait(600) for process in processes.values()] == [0] * 7
+    assert sorted(process.wait(600) for process in twice) == [0, 2], "one of them was refused"
     print(f"eight shares on this machine: {time.monotonic() - begun:.0f} s")
     code, said = finish([*command(source, out, folder / "model"), "--merge"])
     assert code == 0 and "120 done, 0 failed, told by 8 shares" in said

@@ -33,7 +33,7 @@ _STYLE = """
   --back: #121417; --bad: #ff8a80; --accent: #8ab4f8; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-header, main { max-width: 76rem; margin: 0 auto; padding: 1rem; }
+header, main { max-width: 80rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.35rem; margin: .5rem 0 0; overflow-wrap: anywhere; }
 header p { margin: .25rem 0 1rem; color: var(--soft); }
 form { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center; }
@@ -46,7 +46,7 @@ h2 { font-size: 1rem; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
 h2 small { font-weight: 400; color: var(--soft); margin-right: .5rem; }
 ul { list-style: none; margin: .6rem 0; padding: 0; display: grid; gap: .7rem;
   grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); max-width: 66rem; }
-ul.strip { grid-template-columns: repeat(auto-fill, 12rem); max-width: none; }
+ul.strip { grid-template-columns: repeat(auto-fill, 12rem); max-width: none; gap: .4rem; }
 li a { display: block; color: var(--soft); text-decoration: none; font-size: .82rem; }
 nav a { color: var(--accent); margin-right: .5rem; }
 nav { margin-bottom: .6rem; }
