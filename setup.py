@@ -35,6 +35,8 @@ EXTRAS = {
         "torchmetrics",
         "matplotlib",
     ],
+    "remote": ["fsspec", "s3fs"],  # batch_editing.py with s3://; gs:// needs gcsfs, az:// adlfs
+    "cluster": ["ray", "pyarrow"],  # batch_editing.py --engine ray; rows of a Parquet
 }
 
 BESIDE = {"ldm.commands": "scripts", "ldm._bundled.models": "models", "ldm._bundled.configs": "configs"}
@@ -92,6 +94,7 @@ setup(
         "dev": [
             *("pytest", "pytest-xdist", "ruff", "mypy", "httpx", "playwright"),
             "setuptools>=70.1",  # a test builds the wheel with it
+            "moto[server]",  # an object store for tests
             *(package for extra in EXTRAS.values() for package in extra),
         ],
     },

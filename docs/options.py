@@ -25,7 +25,8 @@ such as `--soft_mask` is turned off again by `--no-soft_mask`, which is of use w
 
 BATCH_MORE = """
 and all options of `text_editing.py` but `--outdir`, `--overwrite` and `--device`, as defaults of the rows: a row may
-give its own. `--check` looks at all rows and their files, and runs no model."""
+give its own. `--check` looks at all rows and their files, and runs no model; `--merge` puts the summaries of the shares
+of `--shard` together ([cluster.md](cluster.md))."""
 
 
 BASELINES_MORE = """

@@ -19,12 +19,14 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--check", "--dry_run", action="store_true", help="look at all rows and their files, and do not run the model"
     )
+    parser.add_argument("--merge", action="store_true", help="make no rows: put the summaries of the shares together")
     add_options(parser, EditJob, without=("outdir", "overwrite", "device"))
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
     """Make the rows, or check them; print what came of them."""
+    argv = ["--retry_failed" if word == "--retry-failed" else word for word in argv]  # as other tools spell it
     given = vars(build_parser().parse_args(argv))
     job, options = BatchJob(**subset(BatchJob, given)), subset(EditJob, given)
     options.pop("outdir", None)
@@ -36,6 +38,12 @@ def main(argv: Sequence[str]) -> None:
         check = check_batch(job, options)
         print(*map(as_flags, check.errors), check.summary(), sep="\n")
         failed = bool(check.errors)
+    elif given["merge"]:
+        from ldm.runs.batch.merge import merge_batch
+
+        merged = merge_batch(job, options)
+        print(merged.summary())
+        failed = merged.failed + merged.missing > 0
     else:
         result = run_batch(job, options)
         print(result.summary())

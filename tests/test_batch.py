@@ -18,9 +18,11 @@ from PIL import Image
 
 from ldm.cli import run
 from ldm.editing import edit
-from ldm.runs.batch import report, work, workers
-from ldm.runs.batch.report import Outcome, Summary
+from ldm.runs.batch import page, report, work, workers
+from ldm.runs.batch.outcome import Outcome
+from ldm.runs.batch.report import Summary
 from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
+from ldm.runs.batch.store import LocalStore
 from scripts import batch_editing, reconstruct, text_editing
 from tests.tiny import save_tiny_model
 
@@ -81,15 +83,18 @@ def when_made(out: Path) -> dict[str, int]:
     return {path.parts[-3]: path.stat().st_mtime_ns for path in out.glob("*/samples/run.json")}
 
 
+OURS = (".lock", ".run.lock", ".thumbnails.json", ".thumbnails.webp", ".row.json")
+
+
 def leftovers(out: Path) -> list[Path]:
-    return [path for path in out.rglob(".*") if path.name not in (".lock", ".run.lock", ".thumbnails.json")]
+    return [path for path in out.rglob(".*") if path.name not in OURS]
 
 
 # ---- rows
 
 
 def options_of(source: Path, **defaults) -> list[Row | BadRow]:
-    return read_rows(source, Path("out"), defaults)
+    return list(read_rows(source, Path("out"), defaults))
 
 
 def test_a_rows_own_options_win_over_the_command_line(tmp_path):
@@ -103,7 +108,7 @@ def test_a_rows_own_options_win_over_the_command_line(tmp_path):
     assert (two.H, two.W) == (96, None), "null is the default"
     assert one.mask == tmp_path / "a_mask.png", "relative to the file that names it"
     assert two.init_image == Path("all.png"), "relative to where the command is given"
-    assert rows[0].name.startswith("0001-a-red-ball-0") and rows[1].job.outdir == Path("out/two")
+    assert re.fullmatch("a-red-ball-0-[0-9a-f]{12}", rows[0].name) and rows[1].job.outdir == Path("out/two")
 
 
 def test_a_row_that_says_which_model_leaves_nothing_of_the_command_lines(tmp_path):
@@ -312,13 +317,16 @@ def test_started_again_only_what_is_missing_or_changed_is_made(folder, tmp_path,
     assert summary(out) == before, "timings too"
 
     (home / "b.png").write_bytes((home / "c.png").read_bytes())  # another picture under the same name
-    rows[2]["scale"] = 3
     os.utime(home / "a.png")  # touched, but the same
-    assert batch(folder, write_jsonl(home, [*rows, {**rows[0], "name": "new"}]), out) == 0
+    # Others before it leave a row what it is; one that says something else is another row.
+    rows = [{**rows[0], "name": "new"}, *rows[:2], {**rows[2], "scale": 3}, rows[3]]
+    assert batch(folder, write_jsonl(home, rows), out) == 0
     again = when_made(out)
-    changed = {name.partition("-")[0] for name in again if again[name] != first.get(name)}
-    assert changed == {"0002", "0003", "new"}
-    assert len(summary(out)) == 5
+    changed = {name.rpartition("-")[0] for name in again if again[name] != first.get(name)}
+    assert changed == {"a-red-ball-1", "a-red-ball-2", ""} and len(again) == 6, "the old third row's run stays"
+    assert [line["row"] for line in summary(out)] == [1, 2, 3, 4, 5]
+    assert batch(folder, write_jsonl(home, rows), out, "--scale", 3) == 0
+    assert len(when_made(out)) == 6, "another option of the command line's makes rows again in their place"
 
 
 def test_a_torn_summary_is_mended(folder, tmp_path):
@@ -412,6 +420,21 @@ def test_ctrl_c_keeps_what_is_done_and_is_exit_code_130(folder, tmp_path, monkey
     assert leftovers(tmp_path) == [] and "2 done" in (tmp_path / "index.html").read_text()
 
 
+def test_a_schedulers_sigterm_keeps_what_is_done_and_is_exit_code_143(folder, tmp_path, monkeypatch):
+    source, edit_tasks, calls = write_jsonl(folder, edit_rows(4)), work.edit_tasks, []
+
+    def ended(*args, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return edit_tasks(*args, **more)
+
+    monkeypatch.setattr(work, "edit_tasks", ended)
+    assert batch(folder, source, tmp_path, "--batch_size", 2) == 143
+    assert [line["status"] for line in summary(tmp_path)] == ["done"] and leftovers(tmp_path) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_two_batches_do_not_share_an_output_folder(folder, tmp_path, monkeypatch, capsys):
     from filelock import FileLock
 
@@ -439,23 +462,24 @@ def forked(monkeypatch):
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: context)
 
 
-def test_a_worker_that_is_killed_takes_only_its_rows_with_it(folder, tmp_path, monkeypatch, forked):
+def test_a_row_that_kills_two_workers_is_set_aside_and_the_rest_is_made(folder, tmp_path, monkeypatch, forked):
     read_row = work._read_row
 
-    def deadly(outline, row):
+    def deadly(files, outline, row):
         if row.number == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return read_row(outline, row)
+        return read_row(files, outline, row)
 
     monkeypatch.setattr(work, "_read_row", deadly)
     source = write_jsonl(folder, edit_rows(8))
     assert batch(folder, source, tmp_path, "--batch_size", 2, "--devices", "cpu,cpu") == 1
     lines = {line["row"]: line for line in summary(tmp_path)}
-    assert len(lines) == 8 and "killed" in lines[2]["error"]
-    lost = {row for row, line in lines.items() if line["status"] == "failed"}
-    assert 2 in lost and len(lost) <= 3, "those it had in hand"
+    assert [row for row, line in lines.items() if line["status"] == "failed"] == [2] and len(lines) == 8
+    assert "killed two workers" in lines[2]["error"] and lines[2]["set_aside"]
     monkeypatch.undo()
-    assert batch(folder, source, tmp_path, "--batch_size", 2) == 0 and len(when_made(tmp_path)) == 8
+    assert batch(folder, source, tmp_path, "--batch_size", 2) == 1 and len(when_made(tmp_path)) == 7, "not unasked"
+    assert batch(folder, source, tmp_path, "--batch_size", 2, "--retry-failed") == 0
+    assert len(when_made(tmp_path)) == 8 and {line["status"] for line in summary(tmp_path)} == {"done"}
 
 
 def test_a_full_disk_stops_all_workers(folder, tmp_path, monkeypatch, forked, capfd):
@@ -547,13 +571,13 @@ def test_the_page_is_not_written_for_every_row(tmp_path, monkeypatch):
     clock, pages = [0.0], []
     monkeypatch.setattr(report.time, "monotonic", lambda: clock[0])
 
-    def write(summary, outcomes):
-        pages.append(len(outcomes))
-        clock[0] += 0.01 * len(outcomes)
-        return ()
+    def write(summary, changed):
+        pages.append(summary.count("done"))
+        clock[0] += 0.01 * pages[-1]
+        return []
 
-    monkeypatch.setattr(report, "_page", write)
-    summary = Summary(tmp_path, "title", 1000)
+    monkeypatch.setattr(report.page, "write", write)
+    summary = Summary(LocalStore(tmp_path), "title")
     for row in range(1, 1001):
         clock[0] += 1
         summary.add(Outcome(row, f"{row}", "done"))
@@ -623,13 +647,13 @@ def test_a_file_of_the_users_in_a_rows_folder_fails_that_row_alone(folder, tmp_p
 
 
 def test_the_files_of_an_earlier_batch_are_replaced(folder, tmp_path):
-    source = write_jsonl(folder, edit_rows(1))
-    assert batch(folder, source, tmp_path) == 0
-    page = tmp_path / "index.html"
-    page.write_text(page.read_text().replace(report._GENERATOR, ""))  # as before it was named
-    (tmp_path / "summary.jsonl").write_text('{"row": 1, "name": "0001-a-r')  # killed while it noted the first row
-    assert batch(folder, write_jsonl(folder, edit_rows(1, scale=3)), tmp_path) == 0
-    assert report._GENERATOR in page.read_text() and summary(tmp_path)[0]["status"] == "done"
+    rows = [{**row, "name": "one"} for row in edit_rows(1)]
+    assert batch(folder, write_jsonl(folder, rows), tmp_path) == 0
+    index = tmp_path / "index.html"
+    index.write_text(index.read_text().replace(page._GENERATOR, ""))  # as before it was named
+    (tmp_path / "summary.jsonl").write_text('{"row": 1, "name": "one')  # killed while it noted the first row
+    assert batch(folder, write_jsonl(folder, [{**rows[0], "scale": 3}]), tmp_path) == 0
+    assert page._GENERATOR in index.read_text() and summary(tmp_path)[0]["status"] == "done"
     (run_folder,) = tmp_path.glob("*/samples*")
     assert run_folder.name == "samples", "a changed row replaces its run"
 

@@ -3,6 +3,7 @@
 Imports nothing heavy: the command lines are made of these declarations.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -159,22 +160,73 @@ class ReconstructionJob(ModelChoice, ReconstructionOptions):
         return ReconstructionOptions(**subset(ReconstructionOptions, vars(self)))
 
 
+def _place(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Place = Annotated[str, BeforeValidator(_place)]
+"""A path, or a URL that fsspec knows."""
+
+
 @options
 class BatchJob:
     """Rows in, a run folder for each out."""
 
-    rows: Path = required(
-        "edits.jsonl or edits.csv with image, mask, prompt and what else a row needs; or a folder of photo.jpg and "
-        "photo_mask.png, or of images/ and masks/, with prompts in photo.txt",
+    rows: Place = required(
+        "edits.jsonl, edits.csv or edits.parquet with image, mask, prompt and what else a row needs; or a folder of "
+        "photo.jpg and photo_mask.png, or of images/ and masks/, with prompts in photo.txt",
         group="rows",
+        metavar="PATH",
     )
-    outdir: Path = option(Path("outputs/batch"), "where each row gets a folder of its own", group="rows", short="-o")
+    outdir: Place = option(
+        "outputs/batch",
+        "where each row gets a folder of its own; a URL such as s3://bucket/run too",
+        group="rows",
+        short="-o",
+        metavar="PATH",
+    )
+    where: tuple[str, ...] = option(
+        (),
+        "only rows with this text in a column, such as 'split=test'; of several, all must fit",
+        group="rows",
+        shown="all rows",
+        metavar="COLUMN=TEXT",
+    )
+    limit: int | None = option(None, "only the first rows, so many", group="rows", low=1, shown="all rows")
+    shard: str | None = option(
+        None,
+        "only a share of the rows: 3/8 is the third of eight, which together make all",
+        group="rows",
+        shown="of a Slurm job array its task's; else all rows",
+        metavar="I/N",
+    )
+    retry_failed: bool = option(False, "make also rows that were set aside, having killed two workers", group="rows")
     batch_size: int = option(
         8, "predictions sampled at a time, of whichever rows; halved where memory does not suffice", group="rows", low=1
     )
     devices: str = option(
         "auto",
         "devices, a worker for each, such as cpu or cuda:0,cuda:1",
-        group="rows",
+        group="engine",
         shown="auto: every CUDA device",
+    )
+    engine: Literal["local", "ray"] = option(
+        "local", "this machine's devices, or those of a Ray cluster", group="engine"
+    )
+    address: str = option("auto", "of the Ray cluster: auto, host:port, ray://host:port, or local", group="engine")
+    workers: int | None = option(
+        None, "most workers in the Ray cluster", group="engine", low=1, shown="as many as it has place for"
+    )
+    cpus: int | None = option(
+        None,
+        "CPUs for each worker in the Ray cluster, which then uses no GPU",
+        group="engine",
+        low=1,
+        shown="a GPU each",
+    )
+    cache: float = option(
+        4.0, "gigabytes of images and masks from URLs that each worker keeps on its disk", group="engine", low=0
+    )
+    metrics: Path | None = option(
+        None, "a file of counters for Prometheus, written again every few seconds", group="engine"
     )

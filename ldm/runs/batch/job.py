@@ -1,8 +1,8 @@
 """A batch from its rows to their run folders: what `scripts/batch_editing.py` does.
 
 outdir/
-  summary.jsonl  index.html       what has become of each row, kept as it goes
-  <name of the row>/              a run folder as of `scripts/text_editing.py`
+  summary.jsonl  index.html       what has become of each row, kept as it goes; of a share summary-3-of-8.jsonl alone
+  <name of the row>/              a run folder as of `scripts/text_editing.py`, and its marker, see `store`
 
 A row is done when its run folder is whole and made of the same row; nothing else is remembered, so a batch may be
 killed at any moment and started again.
@@ -11,51 +11,57 @@ killed at any moment and started again.
 import logging
 import re
 import shutil
+import signal
+import socket
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from filelock import Timeout
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ldm.backbones import zoo
 from ldm.editing.editor import Editor
 from ldm.errors import UserError
-from ldm.files import write_error
 from ldm.options import subset
-from ldm.runs.batch.report import PAGE, Outcome, Summary, check_report, read_summary
-from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
-from ldm.runs.batch.work import Profile, Worker, outline_editor, prepare_row, row_digest
+from ldm.runs.batch.outcome import Outcome, summary_name
+from ldm.runs.batch.page import PAGE
+from ldm.runs.batch.progress import Progress
+from ldm.runs.batch.remote import as_local, is_url, stem_of
+from ldm.runs.batch.report import Summary, check_report
+from ldm.runs.batch.rows import BadRow, Chunk, Row, Rows, Selection, good, plan, windows
+from ldm.runs.batch.site import Files, Site
+from ldm.runs.batch.store import LocalStore, Store
+from ldm.runs.batch.work import Profile, Worker, outline_editor, prepare_row
 from ldm.runs.batch.workers import run_workers
-from ldm.runs.folder import Run, check_writable, read_run
 from ldm.runs.jobs import BatchJob, EditJob, ModelChoice
-from ldm.runs.places import locked
-from ldm.runs.record import prompt_slug
 
 logger = logging.getLogger(__name__)
 
-_READERS = 4  # threads that look at files before the work
+_READERS = 8  # threads that look at files before the work
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """How many rows were made now, were there already, and have failed; the page; and where the time went."""
+    """How many rows were made now, were there already, and have failed; where it is told; and where the time went."""
 
     made: int
     found: int
     failed: int
-    page: Path
+    page: str
     profile: Profile
 
     def summary(self) -> str:
         """What to print at the end."""
         found = f", {self.found} were there already" if self.found else ""
-        return f"rows: {self.made} made, {self.failed} failed{found}\n{self.profile.summary()}\npage: {self.page}"
+        kind = "page" if self.page.endswith(PAGE) else "summary"
+        return f"rows: {self.made} made, {self.failed} failed{found}\n{self.profile.summary()}\n{kind}: {self.page}"
 
 
 @dataclass(frozen=True)
@@ -84,23 +90,31 @@ def run_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchResult:
             by another batch, or the disk is full. What is done stays.
     """
     devices = choose_devices(job.devices)
-    check_report(job.outdir, job.rows)
-    rows = _read(job, options)
-    with _held(job.outdir):
-        found = find_done(rows)
-        todo = [row for row in good(rows) if row.number not in found]
-        _clear(job.outdir, todo)
-        bad = [_bad(row) for row in rows if isinstance(row, BadRow)]
-        summary = Summary(job.outdir, job.rows.name, len(rows), [*_known(job.outdir, rows, found), *bad])
-        try:
-            profile = _make(job, devices, todo, summary)
-        except BaseException:
-            with suppress(UserError):  # on a full disk the page cannot be written either
-                summary.write_page()
-            raise
-        summary.write_page()
-    failed = summary.count("failed")
-    return BatchResult(summary.count("done") - len(found), len(found), failed, job.outdir / PAGE, profile)
+    selection = Selection.of(job.shard, job.where, job.limit)
+    share = share_name(selection)
+    check_source(job, share)
+    rows, waiting = _begin(job, options, selection)
+    shared = bool(share) or job.engine == "ray" or is_url(as_local(job.outdir))
+    site = Site(job.outdir, job.cache, shared, socket.gethostname())
+    with _sigterm_as_exit(), site.opened() as files, files.store.held(share):
+        check_desk(job, share, files.store)
+        summary = Summary(files.store, stem_of(job.rows), share)
+        if not share and isinstance(files.store, LocalStore):
+            _clear(files.store.desk)
+        batch = _Batch(job, files, rows, summary)
+        with Progress(lambda: rows.total, job.metrics) as progress:
+            batch.progress = progress
+            try:
+                profile = batch.make(devices, chain([waiting], windows(rows.rest)))
+            except BaseException:
+                with suppress(UserError):  # on a full disk the page cannot be written either
+                    summary.total = max(rows.total, rows.wanted)
+                    summary.finish(everything=False)
+                raise
+        summary.total = rows.wanted if selection.everything else summary.count("done") + summary.count("failed")
+        summary.finish(selection.everything or bool(share and not selection.where and selection.limit is None))
+    told = files.store.outdir.rstrip("/") + "/" + (summary_name(share) if share else PAGE)
+    return BatchResult(progress.made, progress.found, progress.failed, told, profile)
 
 
 def check_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchCheck:
@@ -112,18 +126,23 @@ def check_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchCheck:
     Raises:
         UserError: the rows cannot be read.
     """
-    rows = _read(job, options)
-    found = find_done(rows)
-    todo = [row for row in good(rows) if row.number not in found]
-    outlines = {model: outline_editor(row) for model, row in {row.model: row for row in todo}.items()}
-    with ThreadPoolExecutor(_READERS) as pool:
-        looks = pool.map(lambda row: _look(outlines[row.model], row), todo)
-        errors = {row.number: error for row, error in zip(todo, looks, strict=True)}
-    fine = [row for row in todo if errors[row.number] is None]
-    batches = sum(-(-sum(row.predictions for row in chunk) // job.batch_size) for chunk in plan(fine, job.batch_size))
-    errors |= {row.number: row.error for row in rows if isinstance(row, BadRow)}
-    lines = [f"row {number}: {error}" for number, error in sorted(errors.items()) if error is not None]
-    return BatchCheck(len(rows), lines, len(found), batches)
+    rows, waiting = _begin(job, options, Selection.of(job.shard, job.where, job.limit))
+    errors: list[str] = []
+    found = batches = 0
+    with Site(job.outdir, job.cache).opened() as files, ThreadPoolExecutor(_READERS) as pool:
+        for window in chain([waiting], windows(rows.rest)):
+            known = list(pool.map(files.known, good(window)))
+            todo = [row for row, marker in zip(good(window), known, strict=True) if marker is None]
+            found += len(known) - len(todo)
+            outlines = {model: outline_editor(row) for model, row in {row.model: row for row in todo}.items()}
+            looks = pool.map(lambda row, outlines=outlines: _look(files, outlines[row.model], row), todo)
+            wrong = {row.number: error for row, error in zip(todo, looks, strict=True)}
+            fine = [row for row in todo if wrong[row.number] is None]
+            chunks = plan(fine, job.batch_size)
+            batches += sum(-(-sum(row.predictions for row in chunk) // job.batch_size) for chunk in chunks)
+            wrong |= {row.number: row.error for row in window if isinstance(row, BadRow)}
+            errors += [f"row {number}: {error}" for number, error in sorted(wrong.items()) if error is not None]
+    return BatchCheck(rows.wanted, errors, found, batches)
 
 
 def choose_devices(names: str) -> list[str]:
@@ -140,87 +159,115 @@ def choose_devices(names: str) -> list[str]:
     return devices
 
 
-def find_done(rows: Sequence[Row | BadRow]) -> dict[int, Run]:
-    """The runs of the rows that have been made already, by the rows' numbers."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        runs = pool.map(_run_of, good(rows))
-        return {row.number: run for row, run in zip(good(rows), runs, strict=True) if run is not None}
+def share_name(selection: Selection) -> str:
+    """What the files of a share of the rows have in their names; nothing for all rows."""
+    share, shares = selection.shard
+    return f"-{share}-of-{shares}" if shares > 1 else ""
 
 
-def _run_of(row: Row) -> Run | None:
-    """The run of a row, where it is whole and of the same options and files."""
-    grid = row.job.outdir / f"{prompt_slug(row.job.prompt)}.png"
-    if not (grid.is_file() and row.job.outdir.joinpath("samples", "run.json").is_file()):
-        return None
-    try:
-        run = read_run(row.job.outdir)
-        return run if run.record.options.get("row") == row_digest(row.job) else None
-    except UserError:  # no run, or its row cannot be read any more: the worker tells why
-        return None
+def check_source(job: BatchJob, share: str) -> None:
+    """Refuse, before anything is read, to replace files of the user's; see `check_report`."""
+    if not is_url(as_local(job.outdir)):
+        check_report(Path(as_local(job.outdir)), _source(job), share)
 
 
-def _read(job: BatchJob, options: Mapping[str, Any]) -> list[Row | BadRow]:
-    EditJob(**{"prompt": "", "init_image": job.rows, "mask": job.rows, **options})  # the command line's own mistakes
-    rows = read_rows(job.rows, job.outdir, options)
+def check_desk(job: BatchJob, share: str, store: Store) -> None:
+    """The same for an output folder behind a URL, whose summary and page this brings to the desk."""
+    for name in (summary_name(share), PAGE):
+        store.fetch(name)
+    check_report(store.desk, _source(job), share)
+
+
+def _source(job: BatchJob) -> Path:
+    return Path() if is_url(as_local(job.rows)) else Path(as_local(job.rows))
+
+
+def folder_of(job: BatchJob) -> Path:
+    """The output folder; of one behind a URL, workers give each row a folder of their own."""
+    outdir = as_local(job.outdir)
+    return Path() if is_url(outdir) else Path(outdir)
+
+
+class _Rest(Rows):
+    """Rows of which the first have been taken already."""
+
+    rest: Iterator[Row | BadRow]
+
+
+def _begin(job: BatchJob, options: Mapping[str, Any], selection: Selection) -> tuple[_Rest, list[Row | BadRow]]:
+    """The rows, and the first window of them: the command line's own mistakes are found before anything is written."""
+    EditJob(**{"prompt": "", "init_image": Path("image"), "mask": Path("mask"), **options})
+    rows = _Rest(job.rows, folder_of(job), options, selection)
+    rows.rest = iter(rows)
+    first = next(windows(rows.rest), [])
     asked = ModelChoice(**subset(ModelChoice, options))
     if any(
-        (row.job.model, row.job.config, row.job.ckpt) == (asked.model, asked.config, asked.ckpt) for row in good(rows)
+        (row.job.model, row.job.config, row.job.ckpt) == (asked.model, asked.config, asked.ckpt) for row in good(first)
     ):
         zoo.resolve(**asked.named)  # the command line's own mistake, and no row's
     logging.getLogger("ldm").setLevel(logging.WARNING)  # what is said of an edit alone would be said for each row
-    return rows
+    return rows, first
 
 
-@contextmanager
-def _held(outdir: Path) -> Iterator[None]:
-    """The output folder, for this process alone; the lock goes with the process, however that ends."""
-    check_writable(outdir)
-    try:
-        outdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(outdir, error) from error
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(outdir / ".lock", timeout=0))
-        except Timeout as error:
-            raise UserError(
-                f'another batch is at work in "{outdir}": wait for its end or choose another `outdir`'
-            ) from error
-        yield
+class _Batch:
+    """The rows that are being made."""
+
+    progress: Progress
+
+    def __init__(self, job: BatchJob, files: Files, rows: Rows, summary: Summary):
+        self.job, self.files, self.rows, self.summary = job, files, rows, summary
+
+    def make(self, devices: Sequence[str], waiting: Iterator[list[Row | BadRow]]) -> Profile:
+        """Make rows by one worker here or by several elsewhere."""
+        chunks = self._chunks(waiting)
+        if (first := next(chunks, None)) is None:  # then no engine need be started
+            return Profile()
+        chunks = chain([first], chunks)
+        site = self.files.site
+        if self.job.engine == "ray":
+            from ldm.runs.batch.cluster import run_cluster
+
+            return run_cluster(self.job, site, chunks, self._report)
+        if len(devices) == 1 and self.job.shard is None:
+            return Worker(devices[0], self.job.batch_size, self.files, self._report).run(chunks)
+        return run_workers(devices, self.job.batch_size, site, chunks, self._report)
+
+    def _chunks(self, waiting: Iterator[list[Row | BadRow]]) -> Iterator[Chunk]:
+        """What there is to make, a window of rows at a time; what there is not is told by the way."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            for window in waiting:
+                markers = pool.map(self.files.known, good(window))
+                known = {row.number: marker for row, marker in zip(good(window), markers, strict=True)}
+                todo: list[Row] = []
+                for row in window:
+                    if isinstance(row, BadRow):
+                        self._report(_bad(row))
+                    elif (marker := known[row.number]) and (outcome := self.files.outcome(row, marker)):
+                        self._report(outcome, made=False)
+                    elif row.name in self.summary.set_aside and not self.job.retry_failed:
+                        self._report(_set_aside(row))
+                    else:
+                        todo.append(row)
+                if isinstance(self.files.store, LocalStore):
+                    for row in todo:
+                        _clear(row.job.outdir)
+                yield from plan(todo, self.job.batch_size)
+
+    def _report(self, outcome: Outcome, made: bool = True) -> None:
+        self.progress.note(outcome, made)
+        self.summary.total = max(self.rows.total, self.rows.wanted)
+        self.summary.add(outcome)
 
 
-def _clear(outdir: Path, rows: Sequence[Row]) -> None:
+def _clear(folder: Path) -> None:
     """Remove what a killed batch was writing."""
-    for folder in (outdir, *(row.job.outdir for row in rows)):
-        for path in folder.glob(".*") if folder.is_dir() else ():
-            if not path.name.startswith(".samples.new-") and not re.fullmatch(r"\.[0-9a-f]{12}\.part", path.name):
-                continue
-            if path.is_dir():  # a run, or `check_writable`'s probe
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _known(outdir: Path, rows: Sequence[Row | BadRow], found: Mapping[int, Run]) -> Iterator[Outcome]:
-    """The outcomes of the rows that are done: as they were noted, or where the note was lost, from the runs."""
-    noted = {(one.name, one.digest): one for one in read_summary(outdir) if one.status == "done"}
-    for row in good(rows):
-        if row.number not in found:
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        if not path.name.startswith(".samples.new-") and not re.fullmatch(r"\.[0-9a-f]{12}\.part", path.name):
             continue
-        record = found[row.number].record
-        values = {
-            "prompt": record.prompt,
-            "image": str(row.job.init_image),
-            "mask": str(row.job.mask),
-            "seeds": record.seeds,
-            "scores": record.scores,
-            "measures": record.measures,
-            "digest": record.options["row"],
-        }
-        note = noted.get((row.name, values["digest"]))
-        if note is not None:
-            values |= {"unknown_words": note.unknown_words, "seconds": note.seconds, "device": note.device}
-        yield Outcome(row.number, row.name, "done", **values)
+        if path.is_dir():  # a run, or `check_writable`'s probe
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _bad(row: BadRow) -> Outcome:
@@ -231,28 +278,38 @@ def _bad(row: BadRow) -> Outcome:
     return Outcome(row.number, row.name, "failed", **texts, error=row.error)
 
 
-def _make(job: BatchJob, devices: Sequence[str], todo: Sequence[Row], summary: Summary) -> Profile:
-    """Make rows by one worker here or by several elsewhere."""
-    chunks = plan(todo, job.batch_size)
-    if not chunks:
-        return Profile()
-    devices = devices[: len(chunks)]
-    log = logging_redirect_tqdm([logging.getLogger("ldm")])
-    with log, tqdm(total=len(todo), desc="rows", unit="row", disable=None) as bar:
-
-        def report(outcome: Outcome) -> None:
-            summary.add(outcome)
-            bar.update()
-
-        if len(devices) == 1:
-            return Worker(devices[0], job.batch_size, report).run(chunks)
-        return run_workers(devices, job.batch_size, chunks, report)
+def _set_aside(row: Row) -> Outcome:
+    error = "it has killed two workers, and was not tried again: `retry_failed` does"
+    logger.error("row %d: %s", row.number, error)
+    about = (row.job.prompt, row.given("init_image"), row.given("mask"))
+    return Outcome(row.number, row.name, "failed", *about, error=error, set_aside=True)
 
 
-def _look(outline: Editor | UserError, row: Row) -> str | None:
+def _look(files: Files, outline: Editor | UserError, row: Row) -> str | None:
     """What is wrong with a row; None for nothing."""
     try:
-        prepare_row(outline, row)
+        local = files.take(row)
+        try:
+            prepare_row(outline, local)
+        finally:
+            files.give_back(row)
     except UserError as error:
         return str(error)
     return None
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """A schedulers' SIGTERM ends the batch as Ctrl-C does: what has been sampled is written, and the folder is free."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

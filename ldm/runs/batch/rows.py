@@ -1,37 +1,37 @@
-"""The rows of a batch: from a JSONL, a CSV or a folder of pictures to jobs, and which of them are sampled together.
+"""The rows of a batch: from records to jobs, which of them are wanted, and which are sampled together.
 
 A row is an image, a mask, a prompt, a name if it likes, and any option of an edit by its name, see `COLUMNS`.
 What a row does not say, the command line says. Relative paths are relative to the file that names them.
+
+A row's name is its identity: what it is called, else what it says. So it stays the same when other rows come and go.
 """
 
-import csv
-import difflib
-import json
-import logging
+import hashlib
 import os
 import re
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ldm.backbones import zoo
 from ldm.errors import UserError
-from ldm.options import declared
+from ldm.runs.batch.records import COLUMNS, SHORT, Manifest, Record, known_columns
+from ldm.runs.batch.remote import as_local, is_url, stem_of
 from ldm.runs.jobs import EditJob
 from ldm.runs.record import prompt_slug
 
-logger = logging.getLogger(__name__)
+__all__ = ["COLUMNS", "BadRow", "Chunk", "Row", "Rows", "Selection", "good", "plan", "read_rows", "share_of", "windows"]
 
-_SHORT = {"image": "init_image"}
-_PATHS = ("init_image", "mask", "config", "ckpt")
+_INPUTS = ("init_image", "mask")
+_PATHS = (*_INPUTS, "config", "ckpt")
 _MODEL = ("model", "config", "ckpt", "revision", "lora")
-_NOT_A_ROWS = ("outdir", "overwrite", "device")
-COLUMNS = ("name", *_SHORT, *(name for name in declared(EditJob) if name not in _NOT_A_ROWS))
-"""What a row may hold."""
+_SLUG, _DIGITS = 64, 12  # of the name of a row without one: letters of its prompt, digits of its hash
+
+WINDOW = 1024
+"""Rows that are looked at, and planned, at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,18 @@ class Row:
     """A row that is to be made.
 
     number: its place among the rows, from 1. name: of its output folder, which is the job's `outdir`.
+    urls: the inputs that are behind URLs, by option; the job has their file names until a worker fetches them.
     """
 
     number: int
     name: str
     job: EditJob
+    urls: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def predictions(self) -> int:
         """How many it asks for."""
-        return len(self.job.request.seeds)
+        return len(self.job.seeds)
 
     @property
     def model(self) -> tuple[Any, ...]:
@@ -59,6 +61,15 @@ class Row:
     def settings(self) -> tuple:
         """What rows that are sampled together have in common."""
         return *self.model, self.job.request.batch_key, self.job.save_video
+
+    def given(self, option: str) -> str:
+        """The image or mask as the row has it, a path or a URL."""
+        return self.urls.get(option) or str(getattr(self.job, option))
+
+    def with_files(self, outdir: Path, inputs: Mapping[str, Path]) -> "Row":
+        """The row with its folder, and its fetched inputs, where they are on this machine."""
+        changes: dict[str, Any] = {"outdir": outdir, **inputs}
+        return replace(self, job=replace(self.job, **changes))
 
 
 @dataclass(frozen=True)
@@ -75,48 +86,184 @@ Chunk = tuple[Row, ...]
 """Rows that are sampled together."""
 
 
-def read_rows(source: Path, outdir: Path, defaults: Mapping[str, Any]) -> list[Row | BadRow]:
-    """The rows of a file or folder, in its order; a bad one is a `BadRow` and does not spoil the rest.
+@dataclass(frozen=True)
+class Selection:
+    """Which rows are wanted.
 
-    source: one of
-        `edits.jsonl`: an object per line; null is the default.
-        `edits.csv`: the names of the columns first; an empty cell is the default.
-        a folder with `photo.jpg` and `photo_mask.png`, or with `images/photo.jpg` and `masks/photo.png`; the prompt
-        is the text of `photo.txt` beside the image, if there is one.
+    shard: (i, n), from 1: the rows whose name's hash falls to the i-th of n. where: columns and the texts that they
+    must have. limit: of the rows that fit, the first so many.
+    """
 
-    Args:
-        outdir: each row has a folder of its own below it: its `name` (of a folder's row, the stem), else its number
-            and prompt.
-        defaults: the options of the command line.
+    shard: tuple[int, int] = (1, 1)
+    where: tuple[tuple[str, str], ...] = ()
+    limit: int | None = None
+
+    @classmethod
+    def of(cls, shard: str | None, where: Sequence[str], limit: int | None) -> "Selection":
+        """What the options say; the share of a Slurm array's task where `shard` does not.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        pairs = []
+        for text in where:
+            column, equal, value = text.partition("=")
+            if not (column.strip() and equal):
+                raise UserError(f'`where` is "{text}": give a column and its text, such as split=test')
+            pairs.append((column.strip(), value.strip()))
+        return cls(_shard(shard) if shard is not None else _slurm_shard(), tuple(pairs), limit)
+
+    @property
+    def everything(self) -> bool:
+        """Whether no row is left out."""
+        return self == Selection()
+
+    def fits(self, record: Record) -> bool:
+        """Whether a record has the texts that are asked for."""
+        return all(column in record and as_text(record[column]) == text for column, text in self.where)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f'`shard` is "{text}": give I/N, from 1/8 to 8/8 for eight shares')
+    return int(match[1]), int(match[2])
+
+
+def _slurm_shard() -> tuple[int, int]:
+    """The share of this task of a Slurm job array; all where there is none.
 
     Raises:
-        UserError: the file cannot be read or has no rows.
+        UserError: the tasks' numbers have gaps, so that they do not say which share is whose.
     """
-    try:
-        base = Path() if source.is_dir() else source.parent
-        records = list(_read_folder(source) if source.is_dir() else _read_file(source))
-    except UnicodeDecodeError as error:
-        raise UserError(f'"{source}" is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8') from error
-    except (OSError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f'"{source}" cannot be read as rows ({reason}): give a JSONL, a CSV or a folder') from error
-    if not records:
-        raise UserError(f'"{source}" has no rows: give at least one image with its mask')
-    rows: list[Row | BadRow] = []
-    taken: dict[str, int] = {}
-    for number, given in enumerate(_known(records, source), 1):
+    names = ("ID", "COUNT", "MIN", "MAX", "STEP")
+    texts = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names}
+    if not (texts["ID"].isdigit() and texts["COUNT"].isdigit()):
+        return 1, 1
+    number, count = int(texts["ID"]), int(texts["COUNT"])
+    low, step = int(texts["MIN"] or 0), int(texts["STEP"] or 1)
+    high = int(texts["MAX"] or low + step * (count - 1))
+    if (high - low) // step + 1 != count or not low <= number <= high:
+        raise UserError(
+            f"the job array's tasks from {low} to {high} are not {count}, so that they are no shares: "
+            "give `shard=I/N` with the N of the whole array"
+        )
+    return (number - low) // step + 1, count
+
+
+def share_of(name: str, count: int) -> int:
+    """Which of `count` shares a name falls to, from 1; the same on every machine."""
+    return int.from_bytes(hashlib.sha256(name.lower().encode()).digest()[:8], "big") % count + 1
+
+
+class Rows:
+    """The rows of a source that are wanted, in its order; a bad one is a `BadRow` and does not spoil the rest.
+
+    Args:
+        source: see `Manifest`.
+        outdir: each row has a folder of its own below it: its `name` (of a folder's row, the stem), else words of its
+            prompt and a hash of all that it says.
+        defaults: the options of the command line.
+
+    Attributes:
+        count: rows of the source so far; `wanted`: those of them that are wanted.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike,
+        outdir: Path,
+        defaults: Mapping[str, Any],
+        selection: Selection | None = None,
+    ):
+        self.manifest = Manifest(source)
+        self.outdir, self.defaults = outdir, defaults
+        self.selection = selection or Selection()
+        self.count = self.wanted = 0
+
+    @property
+    def total(self) -> int:
+        """How many rows are wanted, by what has been read of the source; exact once all of it has."""
+        if self.manifest.fraction >= 1:
+            return self.wanted
+        guess = int(self.wanted / self.manifest.fraction) if self.manifest.fraction else self.wanted
+        return max(self.wanted, min(guess, self.selection.limit or guess))
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        """The rows.
+
+        Raises:
+            UserError: the source cannot be read (any further) or has no rows, or none of them fits `where`.
+        """
+        names, told, columns = _Names(), set[str](), {column: False for column, _ in self.selection.where}
+        limit, fitting = self.selection.limit, 0
+        self.count = self.wanted = 0
+        for number, given in enumerate(self.manifest, 1):
+            self.count = number
+            if columns:
+                if isinstance(given, UserError):
+                    continue
+                columns |= {column: True for column in columns if column in given}
+                if not self.selection.fits(given):
+                    continue
+            fitting += 1
+            row = self._row(number, given, names, told)
+            if row is None:
+                continue
+            self.wanted += 1
+            yield row
+            if self.wanted == limit:
+                self.manifest.fraction = 1.0
+                return
+        for column, there in columns.items():
+            if not there:
+                raise UserError(f'`where` asks for a column "{column}", which no row has: look at the first line')
+        if not fitting:
+            raise UserError("no row fits `where`: look at the texts of its columns")
+
+    def _row(self, number: int, given: Record | UserError, names: "_Names", told: set[str]) -> Row | BadRow | None:
+        """The row of a record; None for another shard's."""
+        share, shares = self.selection.shard
+        own: Record = {} if isinstance(given, UserError) else given
+        name, ours = f"{number:04d}", False  # of a bad row
         try:
             if isinstance(given, UserError):
                 raise given
-            options = _merged(defaults, _options(given, base))
-            name = _name(number, given.get("name"), str(options.get("prompt", "")))
-            if (first := taken.setdefault(name.lower(), number)) != number:
-                raise UserError(f'the name "{name}" is that of row {first} already: give another')
+            own = known_columns(given, self.manifest.source, told)
+            called = own.get("name")
+            prompt = own.get("prompt")
+            identity = _name(own, str(self.defaults.get("prompt", "") if prompt is None else prompt))
+            if shares > 1 and share_of(identity, shares) != share:
+                return None
+            ours = True
+            first, times = names.note(identity, number)
+            if times > 1:
+                if called not in (None, ""):
+                    raise UserError(f'the name "{identity}" is that of row {first} already: give another')
+                identity = f"{identity}-{times}"  # the same row once more
+            options, urls = _options(own, self.manifest.base)
+            options = _merged(self.defaults, options)
             _check_complete(options)
-            rows.append(Row(number, name, EditJob(**options | {"outdir": outdir / name, "overwrite": True})))
+            job = EditJob(**options | {"outdir": self.outdir / identity, "overwrite": True})
+            return Row(number, identity, job, urls)
         except UserError as error:
-            rows.append(BadRow(number, f"{number:04d}", given if isinstance(given, Mapping) else {}, str(error)))
-    return rows
+            if shares > 1 and not ours and share_of(name, shares) != share:
+                return None
+            return BadRow(number, name, own, str(error))
+
+
+def read_rows(
+    source: str | os.PathLike, outdir: Path, defaults: Mapping[str, Any], selection: Selection | None = None
+) -> Iterator[Row | BadRow]:
+    """The rows of `Rows`, by themselves."""
+    return iter(Rows(source, outdir, defaults, selection))
+
+
+def windows(rows: Iterable[Row | BadRow], size: int = WINDOW) -> Iterator[list[Row | BadRow]]:
+    """The rows, so many at a time."""
+    rows = iter(rows)
+    while window := list(islice(rows, size)):
+        yield window
 
 
 def plan(rows: Iterable[Row], batch_size: int) -> list[Chunk]:
@@ -133,128 +280,71 @@ def plan(rows: Iterable[Row], batch_size: int) -> list[Chunk]:
     return [chunk for group in groups.values() for chunks in group.values() for chunk in chunks]
 
 
-def _read_file(source: Path) -> Iterator[Mapping[str, Any] | UserError]:
-    kind = source.suffix.lower()
-    if kind not in (".jsonl", ".ndjson", ".csv"):
-        raise UserError(f'"{source}" is neither a .jsonl, a .csv nor a folder')
-    with open(source, encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a byte order mark
-        yield from _read_csv(file, source) if kind == ".csv" else map(_object, filter(str.strip, file))
+class _Names:
+    """The names that have been given out: in a database of this process alone, on disk where they are many."""
+
+    def __init__(self) -> None:
+        self.db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for word in ("pragma journal_mode=off", "pragma synchronous=off", "pragma cache_size=-32000", "begin"):
+            self.db.execute(word)
+        self.db.execute("create table names (hash integer primary key, first integer, times integer)")
+
+    def note(self, name: str, number: int) -> tuple[int, int]:
+        """The row that had a name first, and how often it has been asked for, this time included."""
+        key = int.from_bytes(hashlib.sha256(name.lower().encode()).digest()[:8], "big", signed=True)
+        statement = "insert into names values (?, ?, 1) on conflict do update set times = times + 1"
+        (row,) = self.db.execute(f"{statement} returning first, times", (key, number)).fetchall()
+        return row
 
 
-def _object(line: str) -> Mapping[str, Any] | UserError:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        return UserError(f"the line is no JSON ({error})")
-    return value if isinstance(value, dict) else UserError("the line is no JSON object, such as {...}")
+def _name(own: Record, prompt: str) -> str:
+    """The name of a row's folder: its own where that is a safe one, else a safe one like it; else of what it says."""
+    name = own.get("name")
+    if name is None or name == "":
+        said = sorted((SHORT.get(key, key), as_text(value)) for key, value in own.items() if value is not None)
+        digest = hashlib.sha256(repr(said).encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{prompt_slug(prompt)[:_SLUG].strip('-')}-{digest[:_DIGITS]}"
+    return str(name) if re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]{0,79}", str(name)) else prompt_slug(str(name))
 
 
-def _read_csv(file: Iterable[str], source: Path) -> Iterator[Mapping[str, Any] | UserError]:
-    lines, header, above = iter(file), "", 0
-    for header in lines:
-        above += 1
-        if header.strip():
-            break
-    delimiter = max(",;\t", key=header.count)  # spreadsheets write what their country uses
-    dialect: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
-    columns = [name.strip() for name in next(csv.reader([header], **dialect), [])]
-    if twice := [name for name in columns if name and columns.count(name) > 1]:
-        raise UserError(f'"{source}" has more than one column "{twice[0]}": leave one')
-    if columns and not any(difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8) for name in columns):
-        raise UserError(f'"{source}", line {above} names no column of a row: begin with image,mask,prompt')
-    reader = csv.reader(lines, **dialect)
-    while True:
-        line = above + reader.line_num + 1  # of the file, from 1, in which the row begins
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(
-                f'"{source}", the row from line {line}: a quotation mark is not closed, or text follows it ({error})'
-            ) from error
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) > len(columns) and any(cells[len(columns) :]):
-            yield UserError(f"there are {len(cells) - len(columns)} more cells than columns")
-        else:
-            yield {column: cell for column, cell in zip(columns, cells, strict=False) if cell.strip()}
+def as_text(value: Any) -> str:
+    """A value as text, the same for all kinds of manifest: 7 and 7.0, true and True, [1, 2] and "1 2"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, list | tuple):
+        return " ".join(map(as_text, value))
+    return str(value)
 
 
-def _known(records: Iterable[Mapping[str, Any] | UserError], source: Path) -> Iterator[Mapping[str, Any] | UserError]:
-    """Records without what is no option, which is told once; what is nearly one makes its row a bad one."""
-    told: set[str] = set()
-    for given in records:
-        if isinstance(given, UserError):
-            yield given
-            continue
-        strange = [name for name in given if name not in COLUMNS]
-        near = {name: difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8) for name in strange}
-        typo = next((name for name in strange if near[name]), None)
-        if typo is not None:
-            yield UserError(f'there is no option "{typo}" for a row: is it "{near[typo][0]}"?')
-            continue
-        for name in strange:
-            if name and name not in told:  # a column without a name is that of a spreadsheet's row numbers
-                told.add(name)
-                logger.warning('"%s": "%s" is no option of a row and is ignored', source, name)
-        yield {name: value for name, value in given.items() if name in COLUMNS}
-
-
-def _read_folder(folder: Path) -> Iterator[Mapping[str, Any] | UserError]:
-    parted = (folder / "images").is_dir() and (folder / "masks").is_dir()
-    images, mark = (folder / "images", "") if parted else (folder, "_mask")
-    pictures = _pictures(images)
-    masks: dict[str, list[Path]] = {}
-    for path in _pictures(folder / "masks") if parted else pictures:
-        if path.stem.endswith(mark):
-            masks.setdefault(path.stem.removesuffix(mark), []).append(path)
-    for path in pictures:
-        if mark and path.stem.endswith(mark):
-            continue
-        found = masks.pop(path.stem, [])
-        if len(found) > 1:
-            yield UserError(f'"{path}" has more than one mask: {", ".join(mask.name for mask in found)}')
-            continue
-        row = {"name": path.stem, "init_image": path, **({"mask": found[0]} if found else {})}
-        text = path.with_suffix(".txt")
-        try:
-            yield row | ({"prompt": text.read_text(encoding="utf-8-sig").strip()} if text.is_file() else {})
-        except (OSError, UnicodeDecodeError) as error:
-            yield UserError(f'the prompt "{text}" cannot be read ({error}): save it as UTF-8')
-    for lonely in (path for paths in masks.values() for path in paths):
-        logger.warning('"%s" is the mask of no image', lonely)
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _suffixes() and path.name[0] != ".")
-
-
-@cache
-def _suffixes() -> frozenset[str]:
-    """Of all kinds of picture that Pillow reads."""
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-
-
-def _options(given: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    """The options that a row gives, its paths seen from where they stand.
+def _options(given: Record, base: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The options that a row gives, its paths seen from where they stand; and those of them that are URLs.
 
     Raises:
-        UserError: one is given under two names.
+        UserError: one is given under two names, or as a URL that must be a path.
     """
     options: dict[str, Any] = {}
+    urls: dict[str, str] = {}
     for name, value in given.items():
-        option = _SHORT.get(name, name)
+        option = SHORT.get(name, name)
         if value is None or name == "name":
             continue
         if option in options:
             raise UserError(f'`{option}` is given twice, also as "image": leave one out')
         if option in _PATHS:
-            value = base / str(value)
-        elif option == "model" and value not in zoo.MODELS and os.path.isdir(base / str(value)):
-            value = str(base / str(value))
+            text = as_local(str(value))
+            text = text if is_url(text) or os.path.isabs(text) else os.path.join(base, text)
+            if is_url(text) and option not in _INPUTS:
+                raise UserError(f'`{option}` is "{text}": give a path that every worker has')
+            if is_url(text):
+                urls[option] = text
+            value = Path(stem_of(text) if is_url(text) else text)
+        elif option == "model" and value not in zoo.MODELS and not is_url(base):
+            folder = os.path.join(base, str(value))
+            value = folder if os.path.isdir(folder) else value
         options[option] = value
-    return options
+    return options, urls
 
 
 def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,13 +361,6 @@ def _check_complete(options: Mapping[str, Any]) -> None:
             raise UserError(f"there is no {word}: give the row one, or all rows by `{option}`{hint}")
 
 
-def _name(number: int, name: Any, prompt: str) -> str:
-    """The name of a row's folder: its own where that is a safe one, else a safe one like it."""
-    if name is None or name == "":
-        return f"{number:04d}-{prompt_slug(prompt)}"
-    return str(name) if re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]{0,79}", str(name)) else prompt_slug(str(name))
-
-
-def good(rows: Sequence[Row | BadRow]) -> list[Row]:
+def good(rows: Iterable[Row | BadRow]) -> list[Row]:
     """The rows that can be made."""
     return [row for row in rows if isinstance(row, Row)]

@@ -1,14 +1,11 @@
 """One worker of a batch: reads, samples and writes rows on one device, the files beside the sampling."""
 
 import errno
-import hashlib
-import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import groupby
 from time import perf_counter
 from typing import Any
 
@@ -20,12 +17,13 @@ from ldm.editing.edit import edit_tasks
 from ldm.editing.editor import Editor
 from ldm.editing.result import EditResult, EditTask
 from ldm.errors import OutOfMemory, UserError
-from ldm.files import file_sha256
-from ldm.runs.batch.report import Outcome, check_thumbnails, save_thumbnails
+from ldm.runs.batch.outcome import Outcome
 from ldm.runs.batch.rows import Chunk, Row
+from ldm.runs.batch.site import Files, content_of, digest_of, stamps_of
+from ldm.runs.batch.store import Marker
+from ldm.runs.batch.thumbnails import check_thumbnails, save_thumbnails
 from ldm.runs.edit import write_result
 from ldm.runs.folder import check_run
-from ldm.runs.jobs import EditJob
 from ldm.runs.video import require_video_writer
 from ldm.util import choose_device
 
@@ -69,39 +67,23 @@ class Profile:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A row whose files have been read."""
+    """A row whose files have been read; `row` has them on this machine, `asked` as it was given."""
 
+    asked: Row
     row: Row
     task: EditTask
     digest: str
+    content: tuple[str, str]
+    stamps: tuple[Any, Any]
     seconds: float
 
 
-def row_digest(job: EditJob) -> str:
-    """SHA-256 of all that decides what a row's run holds: its options, the content of its files, and the weights.
-
-    Not of paths and device: a batch may be moved.
-
-    Raises:
-        UserError: a file cannot be read, or there is no such model.
-    """
-    files = zoo.resolve(**job.named)
-    elsewhere = ("init_image", "mask", "outdir", "overwrite", "model", "config", "ckpt", "device")
-    settings = {name: value for name, value in asdict(job).items() if name not in elsewhere}
-    try:
-        content = [file_sha256(path) for path in (job.init_image, job.mask)]
-    except OSError as error:
-        raise UserError(f'"{error.filename}" cannot be read ({error.strerror}): check the path') from error
-    about = [settings, files.digest(), content]
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def failure(row: Row, error: Exception) -> Outcome:
+def failure(row: Row, error: Exception, set_aside: bool = False) -> Outcome:
     """The outcome of a row that came to nothing. What is not the user's to mend is logged as a whole."""
     expected = isinstance(error, UserError)
     text = str(error) if expected else f"{type(error).__name__}: {' '.join(str(error).split())}"
     logger.error("row %d: %s", row.number, text, exc_info=None if expected else error)
-    return _outcome(row, "failed", error=text)
+    return _outcome(row, "failed", error=text, set_aside=set_aside)
 
 
 class Worker:
@@ -109,19 +91,23 @@ class Worker:
 
     Args:
         device: see `choose_device`. batch_size: predictions sampled at a time, halved where memory does not suffice.
+        files: where rows are read from and written to.
         report: told of each row when it is on disk or has failed, in the thread that calls `run`.
     """
 
-    def __init__(self, device: str, batch_size: int, report: Callable[[Outcome], None]):
+    def __init__(self, device: str, batch_size: int, files: Files, report: Callable[[Outcome], None]):
         self.device = choose_device(device)
-        self.batch_size, self.report = batch_size, report
+        self.batch_size, self.files, self.report = batch_size, files, report
         self.profile = Profile()
         self.editor: Editor | UserError | None = None
-        self.unwritten: deque[tuple[Row, Future[Outcome]]] = deque()
+        self.loaded: tuple | None = None  # the model that `editor` is
+        self.outlined: tuple[tuple | None, Editor | UserError] = (None, UserError("no row yet"))
+        self.unwritten: deque[tuple[_Ready, Future[Outcome]]] = deque()
 
     def run(self, chunks: Iterable[Chunk]) -> Profile:
         """Make the rows, those of a chunk together. A bad one is reported, and the rest goes on.
 
+        An empty chunk says that there are no others yet: what is in hand is finished and reported.
         Whatever ends it, Ctrl-C too: what has been sampled is written and reported.
 
         Raises:
@@ -129,53 +115,68 @@ class Worker:
         """
         start = perf_counter()
         with ThreadPoolExecutor(READERS) as self.readers, ThreadPoolExecutor(WRITERS) as self.writers:
+            ahead: list[tuple[Row, Future[_Ready | Outcome]]] = []
             try:
-                for _, group in groupby(chunks, key=lambda chunk: chunk[0].model):
-                    self._run_model(group)
+                for chunk in chunks:
+                    rows, ahead = ahead, self._read(chunk)  # while those before are sampled, or the model is loaded
+                    self._run_chunk(rows)
+                    if not chunk:
+                        self._collect(0)
+                self._run_chunk(ahead)
             finally:
                 self.readers.shutdown(wait=False, cancel_futures=True)
                 self._collect(0)
         self.profile.total = perf_counter() - start
         return self.profile
 
-    def _run_model(self, chunks: Iterator[Chunk]) -> None:
-        """Make the rows of one model. It is loaded when the first row is ready: bad rows alone need none."""
-        start, chunk = perf_counter(), next(chunks)
-        outline, self.editor = outline_editor(chunk[0]), None
+    def _read(self, chunk: Chunk) -> list[tuple[Row, Future[_Ready | Outcome]]]:
+        start = perf_counter()
+        outlines = [self._outline(row) for row in chunk[:1]]
         self.profile.loading += perf_counter() - start
-        ahead = self._read(outline, chunk)
-        while ahead:
-            rows, chunk = ahead, next(chunks, ())
-            ahead = self._read(outline, chunk)  # while those before are sampled, or the model is loaded
-            self._run_chunk(rows)
+        return [(row, self.readers.submit(_read_row, self.files, outlines[0], row)) for row in chunk]
 
-    def _read(self, outline: Editor | UserError, chunk: Chunk) -> list[tuple[Row, Future[_Ready]]]:
-        return [(row, self.readers.submit(_read_row, outline, row)) for row in chunk]
+    def _outline(self, row: Row) -> Editor | UserError:
+        """What prepares the rows of a row's model; that of the row before, where it is the same."""
+        if self.outlined[0] != row.model:
+            self.outlined = row.model, outline_editor(row)
+        return self.outlined[1]
 
-    def _run_chunk(self, reading: Sequence[tuple[Row, Future[_Ready]]]) -> None:
+    def _run_chunk(self, reading: Sequence[tuple[Row, Future[_Ready | Outcome]]]) -> None:
+        """Make rows. The model is loaded when the first of them is ready: bad rows alone need none."""
         start = perf_counter()
         ready: list[_Ready] = []
         for row, future in reading:
             try:
-                ready.append(future.result())
+                one = future.result()
             except Exception as error:
                 self.report(failure(row, error))
+                continue
+            if isinstance(one, Outcome):  # another worker has made it
+                self.report(one)
+            else:
+                ready.append(one)
         waited = perf_counter() - start
         self.profile.waiting += waited
         self.profile.reading += sum(one.seconds for one in ready)
         if not ready:
             return
-        if self.editor is None:
-            self.editor = self._load(ready[0].row)
+        if self.loaded != ready[0].row.model:
+            self.editor = None  # before the next is loaded
+            self.loaded, self.editor = ready[0].row.model, self._load(ready[0].row)
         if isinstance(self.editor, UserError):
             for one in ready:
-                self.report(failure(one.row, self.editor))
+                self._fail(one, self.editor)
             return
+        assert self.editor is not None
         sizes: dict[tuple[int, int], list[_Ready]] = {}  # of one, unless they are left to the masks
         for one in ready:
             sizes.setdefault(one.task.canvas.size, []).append(one)
         for group in sizes.values():
             self._sample(self.editor, group, waited / len(ready))
+
+    def _fail(self, one: _Ready, error: Exception) -> None:
+        self.files.give_back(one.asked)
+        self.report(failure(one.asked, error))
 
     def _load(self, row: Row) -> Editor | UserError:
         """The model of a row, or what is wrong with it, which need be found only once."""
@@ -196,7 +197,7 @@ class Worker:
             results = self._edit(editor, ready)
         except Exception as error:
             if len(ready) == 1:
-                self.report(failure(ready[0].row, error))
+                self._fail(ready[0], error)
                 return
             results = None
         seconds = perf_counter() - start
@@ -210,9 +211,8 @@ class Worker:
             times = {"reading": one.seconds, "waiting": waited, "sampling": per_prediction * one.row.predictions}
             # Not in the writers' threads, whose tokenizer this one uses.
             unknown = unknown_words(editor.model, one.row.job.prompt)
-            note = _outcome(
-                one.row, "done", unknown_words=unknown, seconds=times, device=str(self.device), digest=one.digest
-            )
+            where = {"device": str(self.device), "node": self.files.site.node}
+            note = _outcome(one.asked, "done", unknown_words=unknown, seconds=times, digest=one.digest, **where)
             self._write(editor, one, result, note)
 
     def _edit(self, editor: Editor, ready: Sequence[_Ready]) -> list[EditResult]:
@@ -234,7 +234,7 @@ class Worker:
     def _write(self, editor: Editor, one: _Ready, result: EditResult, note: Outcome) -> None:
         start = perf_counter()
         self._collect(UNWRITTEN - 1)
-        self.unwritten.append((one.row, self.writers.submit(_write_row, editor, one, result, note)))
+        self.unwritten.append((one, self.writers.submit(_write_row, self.files, editor, one, result, note)))
         if one.row.job.save_video:  # its frames are decoded on the device, which would else be used by two threads
             self._collect(0)
         self.profile.waiting += perf_counter() - start
@@ -242,14 +242,15 @@ class Worker:
     def _collect(self, left: int) -> None:
         """Report rows that have been written, and wait until no more than `left` have not."""
         while self.unwritten and (len(self.unwritten) > left or self.unwritten[0][1].done()):
-            row, future = self.unwritten[0]
+            one, future = self.unwritten[0]
             try:
                 outcome = future.result()
             except Exception as error:
                 if _disk_full(error):
                     raise DiskFullError(f"{error}; what is done stays: the same command goes on from there") from error
-                outcome = failure(row, error)
+                outcome = failure(one.asked, error)
             self.unwritten.popleft()  # now, and not before Ctrl-C could come while it was waited for
+            self.files.give_back(one.asked)
             self.profile.writing += outcome.seconds.get("writing", 0.0)
             self.report(outcome)
 
@@ -278,28 +279,58 @@ def prepare_row(outline: Editor | UserError, row: Row) -> EditTask:
     return outline.prepare(job.init_image, job.mask, job.request)
 
 
-def _read_row(outline: Editor | UserError, row: Row) -> _Ready:
+def _read_row(files: Files, outline: Editor | UserError, row: Row) -> _Ready | Outcome:
+    """A row that is ready to be made; or its outcome, where another worker has made it meanwhile."""
     start = perf_counter()
-    task = prepare_row(outline, row)
-    return _Ready(row, task, row_digest(row.job), perf_counter() - start)
+    local = files.take(row)
+    try:
+        files.store.begin(row.name)
+        stamps = stamps_of(row)
+        task = prepare_row(outline, local)
+        content = content_of(local.job)
+        one = _Ready(row, local, task, digest_of(local.job, content), content, stamps, perf_counter() - start)
+        made = _made(files, one)
+    except BaseException:
+        files.give_back(row)
+        raise
+    if made is not None:
+        files.give_back(row)
+    return one if made is None else made
 
 
-def _write_row(editor: Editor, one: _Ready, result: EditResult, note: Outcome) -> Outcome:
+def _made(files: Files, one: _Ready) -> Outcome | None:
+    """The outcome of a row that another worker has made."""
+    if not files.site.shared:
+        return None
+    marker = files.store.marker(one.asked.name)
+    return files.outcome(one.asked, marker) if marker is not None and marker.digest == one.digest else None
+
+
+def _write_row(files: Files, editor: Editor, one: _Ready, result: EditResult, note: Outcome) -> Outcome:
     start = perf_counter()
-    canvas = one.task.canvas
+    if (made := _made(files, one)) is not None:
+        return made
+    canvas, job = one.task.canvas, one.row.job
     mask = Image.fromarray((canvas.mask[0, 0] * 255).byte().numpy())
     # Before the run itself, which is what tells that the row is done.
-    save_thumbnails(one.row.job.outdir, canvas.picture.rgb, mask, result.results)
-    write_result(one.row.job, editor, result, {"row": one.digest})
+    sizes = save_thumbnails(job.outdir, canvas.picture.rgb, mask, result.results)
+    write_result(job, editor, result, {"row": one.digest})
     times = {**note.seconds, "writing": perf_counter() - start}
     seconds = {name: round(time, 3) for name, time in times.items()}
     measures = [measures.info() for measures in result.measures]
-    return replace(note, seeds=result.seeds, scores=result.distances, measures=measures, seconds=seconds)
+    found: dict[str, Any] = {
+        "seeds": result.seeds,
+        "scores": result.distances,
+        "measures": measures,
+        "thumbnails": sizes,
+    }
+    outcome = replace(note, seconds=seconds, **found)
+    files.store.finish(one.asked.name, Marker(one.digest, one.content, one.stamps, asdict(outcome)))
+    return outcome
 
 
 def _outcome(row: Row, status: str, **more: Any) -> Outcome:
-    job = row.job
-    return Outcome(row.number, row.name, status, job.prompt, str(job.init_image), str(job.mask), **more)
+    return Outcome(row.number, row.name, status, row.job.prompt, row.given("init_image"), row.given("mask"), **more)
 
 
 def _free_memory() -> None:

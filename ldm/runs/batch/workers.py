@@ -1,4 +1,4 @@
-"""Several workers of a batch, one process for each device; rows are handed out as they are wanted."""
+"""The engine of this machine: a process for each device, which is handed rows as it takes them."""
 
 import logging
 import multiprocessing
@@ -6,125 +6,173 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 import torch
 
 from ldm import cli
 from ldm.errors import UserError
-from ldm.runs.batch.report import Outcome
-from ldm.runs.batch.rows import Chunk, Row
-from ldm.runs.batch.work import Profile, Worker, failure
+from ldm.runs.batch.dispatch import DEPTH, Dispatch
+from ldm.runs.batch.outcome import Outcome
+from ldm.runs.batch.rows import Chunk
+from ldm.runs.batch.site import Site
+from ldm.runs.batch.work import Profile, Worker
 
-# What a worker says: it wants a chunk; what became of a row; last of all, where its time went; or why all must stop.
-_WANT, _ROW, _END, _STOP = "want", "row", "end", "stop"
+logger = logging.getLogger(__name__)
+
+# What a worker says: what became of a row; last of all, where its time went; or why all must stop.
+_ROW, _END, _STOP = "row", "end", "stop"
+_STILLBORN = 3  # workers of a device that may die without having made a row
 
 
 def run_workers(
-    devices: Sequence[str], batch_size: int, chunks: Sequence[Chunk], report: Callable[[Outcome], None]
+    devices: Sequence[str], batch_size: int, site: Site, chunks: Iterator[Chunk], report: Callable[[Outcome], None]
 ) -> Profile:
     """`Worker.run` on several devices at once; a chunk is sampled as one worker alone would sample it.
 
-    A worker that is killed takes only the rows that it had with it: they have failed.
+    In the place of a worker that is killed comes another, see `Dispatch`.
 
     Raises:
         UserError: a device cannot be used, or the disk is full.
     """
-    team, queue, profile = _Team(report), deque(chunks), Profile()
+    team = _Team(devices, batch_size, site, Dispatch(chunks, report))
     try:
-        team.start(devices, batch_size)
-        for link, kind, value in team.messages():
-            if kind == _WANT:
-                team.give(link, queue.popleft() if queue else ())
-            elif kind == _END:
-                profile += value
-            elif kind == _STOP:
-                raise UserError(value)
+        team.run()
     finally:
         team.stop()
-    for row in (row for chunk in queue for row in chunk):
-        report(failure(row, UserError("no worker is left to make it: start the batch again")))
-    return profile
+    return team.profile
+
+
+@dataclass
+class _Member:
+    """A worker's process, its device, and how many of the device's died before it without having made a row."""
+
+    process: multiprocessing.process.BaseProcess
+    device: str
+    stillborn: int
+    ending: bool = False
 
 
 class _Team:
-    """The workers' processes, each behind its pipe, and which rows it has."""
+    """The workers' processes, each behind its pipe."""
 
-    def __init__(self, report: Callable[[Outcome], None]):
-        self.report = report
-        self.processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
-        self.rows: dict[Connection, dict[int, Row]] = {}
+    def __init__(self, devices: Sequence[str], batch_size: int, site: Site, dispatch: Dispatch):
+        self.devices, self.batch_size, self.site, self.dispatch = devices, batch_size, site, dispatch
+        self.members: dict[Connection, _Member] = {}
+        self.profile = Profile()
+        self.stopping = False
 
-    def start(self, devices: Sequence[str], batch_size: int) -> None:
-        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        threads = max(1, torch.get_num_threads() // max(1, devices.count("cpu")))
-        with _ignoring_ctrl_c():
-            for device in devices:
-                here, there = context.Pipe()
-                process = context.Process(target=_work, args=(there, device, batch_size, threads), daemon=True)
-                process.start()
-                there.close()  # so that the end of the process is the end of the pipe
-                self.processes[here], self.rows[here] = process, {}
-
-    def messages(self) -> Iterator[tuple[Connection, str, Any]]:
-        """What the workers say, until all have ended; what became of rows is passed on by the way."""
-        while self.processes:
-            ready = wait(list(self.processes))
-            for link in [link for link in self.processes if link in ready]:
-                try:
-                    kind, value = link.recv()
-                except (EOFError, ConnectionError):
-                    self._part(link)
-                    continue
-                if kind == _ROW:
-                    self.rows[link].pop(value.row, None)
-                    self.report(value)
-                else:
-                    yield link, kind, value
-
-    def give(self, link: Connection, chunk: Chunk) -> None:
-        """Hand rows to a worker; none tell it to end."""
-        self.rows[link] |= {row.number: row for row in chunk}
-        with suppress(ConnectionError):  # it has just died, which `messages` will notice
-            link.send(chunk)
+    def run(self) -> None:
+        """Until everything has been done, or nobody is left to do it."""
+        for device in self.devices:
+            if self.dispatch.waiting:
+                self._give(self._start(device), most=1)  # each has one before any has more
+        for started in list(self.members):
+            self._give(started)
+        while self.members:
+            for link in self._speaking():
+                self._hear(link)
+        if not self.dispatch.over:
+            self.dispatch.abandon(UserError("no worker is left to make it: start the batch again"))
 
     def stop(self) -> None:
         """End the workers that are left: they write what they have sampled, and what they say of it is passed on."""
-        for link, process in self.processes.items():
-            self.rows[link].clear()  # not failed: left for another time
-            process.terminate()
-        deque(self.messages(), maxlen=0)
+        self.stopping = True
+        for member in self.members.values():
+            member.process.terminate()
+        while self.members:
+            for link in self._speaking():
+                with suppress(UserError):
+                    self._hear(link)
+
+    def _start(self, device: str, stillborn: int = 0) -> Connection:
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        threads = max(1, torch.get_num_threads() // max(1, self.devices.count("cpu")))
+        with _ignoring_ctrl_c():
+            here, there = context.Pipe()
+            arguments = (there, device, self.batch_size, self.site, threads)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            process.start()
+            there.close()  # so that the end of the process is the end of the pipe
+        self.members[here] = _Member(process, device, stillborn)
+        return here
+
+    def _give(self, link: Connection, most: int = DEPTH) -> None:
+        """Hand a worker what it can have; all end where there is nothing any more."""
+        with suppress(ConnectionError):  # it has just died, which will be heard
+            for chunk in islice(iter(lambda: self.dispatch.next(link), None), most):
+                link.send(chunk)
+            if self.dispatch.over:
+                for other, member in self.members.items():
+                    if not member.ending:
+                        member.ending = True
+                        with suppress(ConnectionError):
+                            other.send(None)
+
+    def _speaking(self) -> list[Connection]:
+        """The workers that have something to say, once there are some."""
+        ready = wait(list(self.members))
+        return [link for link in self.members if link in ready]
+
+    def _hear(self, link: Connection) -> None:
+        member = self.members[link]
+        try:
+            kind, value = link.recv()
+        except (EOFError, ConnectionError):
+            self._part(link)
+            return
+        if kind == _ROW:
+            member.stillborn = 0
+            self.dispatch.done(link, value)
+            if not self.stopping:
+                self._give(link)
+        elif kind == _END:
+            self.profile += value
+        else:
+            raise UserError(value)
 
     def _part(self, link: Connection) -> None:
-        process, rows = self.processes.pop(link), self.rows.pop(link)
-        process.join()
+        """A process has ended: as it should, or because it was killed."""
+        member = self.members.pop(link)
+        member.process.join()
         link.close()
-        for row in rows.values():
-            reason = f"its worker was killed (exit code {process.exitcode}), perhaps for want of memory"
-            self.report(failure(row, UserError(f"{reason}: start the batch again, with a smaller `batch_size`")))
+        if member.ending or self.stopping:
+            return
+        reason = f"exit code {member.process.exitcode}, perhaps for want of memory"
+        logger.warning("a worker on %s was killed (%s): another takes its place", member.device, reason)
+        self.dispatch.lost(link, reason)
+        if self.dispatch.waiting and member.stillborn < _STILLBORN:
+            self._give(self._start(member.device, member.stillborn + 1))
+        else:
+            for other in list(self.members):
+                self._give(other)  # what it had, or the end
 
 
-def _work(link: Connection, device: str, batch_size: int, threads: int) -> None:
+def _work(link: Connection, device: str, batch_size: int, site: Site, threads: int) -> None:
     """The life of a worker's process."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # then what has been sampled is written
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
 
     def chunks() -> Iterator[Chunk]:
-        link.send((_WANT, None))
-        while chunk := link.recv():
+        while True:
+            if not link.poll():
+                yield ()  # nothing now: what is in hand is finished
+            chunk = link.recv()
+            if chunk is None:
+                return
             yield chunk
-            link.send((_WANT, None))
 
     def work(_: Sequence[str]) -> None:
         logging.getLogger("ldm").setLevel(logging.WARNING)
         try:
-            worker = Worker(device, batch_size, lambda outcome: link.send((_ROW, outcome)))
-            link.send((_END, worker.run(chunks())))
+            with site.opened() as files:
+                worker = Worker(device, batch_size, files, lambda outcome: link.send((_ROW, outcome)))
+                link.send((_END, worker.run(chunks())))
         except UserError as error:
             link.send((_STOP, str(error)))
 

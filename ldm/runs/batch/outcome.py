@@ -1,0 +1,76 @@
+"""What has become of a row of a batch: one schema for reports, markers and the summary."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has become of a row; a line of the summary.
+
+    Attributes:
+        row, name: its number, and its folder below the output folder.
+        status: "done" or "failed", which `error` explains.
+        prompt, image, mask: as given.
+        seeds, scores, measures: of its predictions, best first; see `RunRecord`.
+        unknown_words: of its prompt, that the model does not know.
+        seconds: `reading` and `writing` its files, which other rows' sampling hides; `waiting`, that the device
+            waited for its files; `sampling`, its part of the batch's.
+        device, node: where it was made.
+        digest: of all that makes the row what it is, see `row_digest`.
+        thumbnails: width and height of its small pictures: input, mask, results.
+        set_aside: it killed two workers, and is not tried again unasked.
+    """
+
+    row: int
+    name: str
+    status: str
+    prompt: str | None = None
+    image: str | None = None
+    mask: str | None = None
+    seeds: Sequence[int] = ()
+    scores: Sequence[float] | None = None
+    measures: Sequence[Mapping[str, Any]] = ()
+    unknown_words: Sequence[str] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    device: str | None = None
+    node: str | None = None
+    digest: str | None = None
+    thumbnails: Sequence[Sequence[int]] = ()
+    set_aside: bool = False
+    error: str | None = None
+
+    def line(self) -> bytes:
+        """A line of the summary: JSON in UTF-8."""
+        text = json.dumps(vars(self), ensure_ascii=False, default=str)
+        return text.encode("utf-8", "replace") + b"\n"
+
+    @classmethod
+    def from_values(cls, values: Any) -> "Outcome | None":
+        """The outcome of a line's values; None for what is none of ours."""
+        with suppress(TypeError, AttributeError):
+            names = {one.name for one in fields(cls)}
+            outcome = cls(**{name: value for name, value in values.items() if name in names})
+            return outcome if isinstance(outcome.row, int) and outcome.status in ("done", "failed") else None
+        return None
+
+
+def summary_name(share: str) -> str:
+    """The file of a share of the rows: of all ("") it is summary.jsonl."""
+    return f"summary{share}.jsonl"
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Outcome]]:
+    """The outcomes of a summary and where each line begins; what is torn or none of ours is left out."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        place = 0
+        for line in file:
+            with suppress(ValueError):
+                outcome = Outcome.from_values(json.loads(line))
+                if outcome is not None and line.endswith(b"\n"):
+                    yield place, outcome
+            place += len(line)

@@ -1,0 +1,172 @@
+"""What a worker, or the batch itself, has of files: the output folder, what is done, and copies of remote inputs."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ldm.backbones import zoo
+from ldm.errors import UserError
+from ldm.files import file_sha256
+from ldm.runs.batch.outcome import Outcome
+from ldm.runs.batch.remote import InputCache, Remote
+from ldm.runs.batch.rows import Row
+from ldm.runs.batch.store import LocalStore, Marker, Store, open_store
+from ldm.runs.folder import Run, read_run
+from ldm.runs.jobs import EditJob
+from ldm.runs.record import prompt_slug
+
+INPUTS = ("init_image", "mask")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What is to be opened in the process that needs it.
+
+    outdir: path or URL. cache: gigabytes of copies. shared: others may make the same rows, so what is done is looked up
+    again before a row is made. node: the name of the machine, for the summary.
+    """
+
+    outdir: str
+    cache: float = 4.0
+    shared: bool = False
+    node: str | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator["Files"]:
+        """The files, whose copies go when the block ends."""
+        with tempfile.TemporaryDirectory(prefix="bld-batch-", ignore_cleanup_errors=True) as folder:
+            desk, inputs = Path(folder, "desk"), Path(folder, "inputs")
+            desk.mkdir()
+            yield Files(self, open_store(self.outdir, desk), InputCache(inputs, self.cache * 1e9))
+
+
+@dataclass(frozen=True)
+class Files:
+    """A site that is open; threads may share it."""
+
+    site: Site
+    store: Store
+    cache: InputCache
+
+    def take(self, row: Row) -> Row:
+        """The row with its files on this machine, until `give_back`.
+
+        Raises:
+            UserError: one cannot be had.
+        """
+        inputs: dict[str, Path] = {}
+        try:
+            for option, url in row.urls.items():
+                inputs[option] = self.cache.take(url)
+        except BaseException:
+            for option in inputs:
+                self.cache.give_back(row.urls[option])
+            raise
+        here = isinstance(self.store, LocalStore)
+        return row if here and not inputs else row.with_files(self.store.folder(row.name), inputs)
+
+    def give_back(self, row: Row) -> None:
+        """The row's copies are no longer needed."""
+        for url in row.urls.values():
+            self.cache.give_back(url)
+
+    def known(self, row: Row) -> Marker | None:
+        """What is known of a row that has been made of the same options, files and weights; None where it has not."""
+        marker = self.store.marker(row.name)
+        if isinstance(self.store, LocalStore) and not _whole(row):
+            return None
+        try:
+            if marker is not None:
+                stamps = stamps_of(row)
+                unchanged = None not in stamps and list(stamps) == list(marker.stamps)
+                content = marker.content if unchanged else self._content(row)
+                if digest_of(row.job, content) == marker.digest:
+                    return replace(marker, outcome=marker.outcome | {"row": row.number})
+            if isinstance(self.store, LocalStore):  # killed before it could put a marker
+                return _marker_of(row, read_run(row.job.outdir), self._content(row))
+        except UserError:  # no run, or its files cannot be read any more: the worker tells why
+            pass
+        return None
+
+    def outcome(self, row: Row, marker: Marker) -> Outcome | None:
+        """The outcome that a marker holds, under the row's number; None where it cannot be read."""
+        return Outcome.from_values(marker.outcome | {"row": row.number})
+
+    def _content(self, row: Row) -> tuple[str, str]:
+        if not row.urls:
+            return content_of(row.job)
+        local = self.take(row)
+        try:
+            return content_of(local.job)
+        finally:
+            self.give_back(row)
+
+
+def _whole(row: Row) -> bool:
+    """Whether the run of a row that is here has all its parts; the grid comes last."""
+    folder = row.job.outdir
+    return (folder / f"{prompt_slug(row.job.prompt)}.png").is_file() and (folder / "samples" / "run.json").is_file()
+
+
+def _marker_of(row: Row, run: Run, content: tuple[str, str]) -> Marker | None:
+    """What a run folder without a marker says; None where it is of something else."""
+    record, digest = run.record, digest_of(row.job, content)
+    if record.options.get("row") != digest:
+        return None
+    values: dict[str, Any] = {"prompt": record.prompt, "image": row.given("init_image"), "mask": row.given("mask")}
+    values |= {"seeds": record.seeds, "scores": record.scores, "measures": record.measures, "digest": digest}
+    outcome = Outcome(row.number, row.name, "done", device=record.device, **values)
+    return Marker(digest, content, (None, None), asdict(outcome))
+
+
+def stamps_of(row: Row) -> tuple[Any, Any]:
+    """What tells, without reading them, that a row's image and mask are as they were; None where nothing does.
+
+    Raises:
+        UserError: one is not there.
+    """
+    stamps: list[Any] = []
+    for option in INPUTS:
+        url, path = row.urls.get(option), getattr(row.job, option)
+        try:
+            if url is not None:
+                stamps.append(Remote(url).stamp())
+            else:
+                about = os.stat(path)
+                stamps.append([str(path), about.st_size, about.st_mtime_ns])
+        except OSError as error:
+            raise UserError(f'"{url or path}" cannot be read ({error.strerror or "no such file"}): check it') from error
+    return stamps[0], stamps[1]
+
+
+def content_of(job: EditJob) -> tuple[str, str]:
+    """SHA-256 of a job's image and mask.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    try:
+        return file_sha256(job.init_image), file_sha256(job.mask)
+    except OSError as error:
+        raise UserError(f'"{error.filename}" cannot be read ({error.strerror}): check the path') from error
+
+
+def digest_of(job: EditJob, content: tuple[str, str]) -> str:
+    """SHA-256 of all that decides what a row's run holds: its options, the content of its files, and the weights.
+
+    Not of paths and device: a batch may be moved.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    files = zoo.resolve(**job.named)
+    elsewhere = (*INPUTS, "outdir", "overwrite", "model", "config", "ckpt", "device")
+    settings: Mapping[str, Any] = {name: value for name, value in asdict(job).items() if name not in elsewhere}
+    about = [settings, files.digest(), list(content)]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
