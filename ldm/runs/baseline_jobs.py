@@ -23,7 +23,7 @@ class BlendedDiffusionJob(ModelChoice, GuidanceOptions):
         "auto",
         "which model: pixels, blended-diffusion-256, blended-diffusion-512, another that CLIP may guide, or a folder",
         group="with what",
-        shown="auto: blended-diffusion-256 where it has been downloaded, else pixels",
+        shown="auto: the first of blended-diffusion-256, pixels and scenes that is there",
         record=False,
     )
     prompt: str = required("what to paint; '' is guided by nothing", group="what to edit", short="-p", kw_only=True)

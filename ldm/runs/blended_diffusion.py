@@ -3,7 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,12 +117,13 @@ def _model_of(job: BlendedDiffusionJob) -> dict[str, Any]:
     if job.model_output_size == 512:
         return {"model": "blended-diffusion-512"}
     large = "blended-diffusion-256"
-    try:
-        zoo.resolve(large)
-    except UserError:
-        logger.info(f"model: pixels, the small one; for the public one, {large}: {zoo.DOWNLOAD} {large}")
-        return {"model": "pixels"}
-    return {"model": large}
+    for name, what in ((large, None), ("pixels", "the small one"), ("scenes", "whose decoder is guided through")):
+        with suppress(UserError):
+            zoo.resolve(name)
+            if what is not None:
+                logger.info(f"model: {name}, {what}; for the public one, {large}: {zoo.DOWNLOAD} {large}")
+            return {"model": name}
+    return {"model": "scenes"}
 
 
 def _stem(name: str) -> str:
