@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -247,6 +248,28 @@ def test_what_cannot_be_had_ends_the_command_in_a_line(server, tmp_path):
     port = server.url.rstrip("/").rpartition(":")[2]
     code, said = ends(["--port", port], tmp_path)
     assert code == 2 and "cannot listen" in said and "--port" in said
+
+
+def test_requests_that_break_off_leave_nothing_behind(server):
+    """The fixture looks for tracebacks in the log at its end."""
+    port = int(server.url.rstrip("/").rpartition(":")[2])
+    for path in ("images", "jobs"):
+        with socket.create_connection(("127.0.0.1", port)) as line:
+            head = f"POST /api/v1/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Studio: 1\r\nContent-Length: 9999\r\n"
+            line.sendall(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
+            time.sleep(0.2)
+    Server.wait(lambda: not [*(server.outdir / "incoming").iterdir()])
+
+
+def test_those_who_listen_and_never_read_hold_nobody_up(server, done):
+    _, pictures, _ = done
+    port = int(server.url.rstrip("/").rpartition(":")[2])
+    lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+    for line in lines:
+        line.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert server.ended(server.edit(pictures)["id"])["state"] == "done"
+    for line in lines:
+        line.close()
 
 
 # ---- longer ones
