@@ -523,7 +523,7 @@ def test_what_is_old_goes_and_sessions_go_as_a_whole(tmp_path):
 
 def test_a_folder_that_cannot_be_used_is_told_in_a_line(tmp_path):
     (tmp_path / "images").write_text("no folder")
-    with pytest.raises(UserError, match="cannot write .*images"):
+    with pytest.raises(UserError, match=r"cannot write .*images"):
         Store(tmp_path)
 
 

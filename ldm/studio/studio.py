@@ -361,7 +361,7 @@ class Studio:
                 if not name:
                     text = re.sub(rf'(?<=the {kind[:-1]}) "{id}\.\w+"', "", text)
                 named = f'"{name}"' if name else f"the {kind[:-1]}"
-                text = re.sub(rf'"{id}\.\w+"', lambda _, named=named: named, text)
+                text = re.sub(rf'"{id}\.\w+"', named, text)  # names have no backslashes
         return text
 
     def lost(self, worker: "_Worker") -> None:

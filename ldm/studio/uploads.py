@@ -122,7 +122,7 @@ def _shown(path: Path) -> Image.Image:
 
 def _fits_16_bits(image: Image.Image) -> bool:
     low, high = image.getextrema()
-    return 0 <= low and high <= 65535  # type: ignore[operator]  # of a picture of one channel
+    return low >= 0 and high <= 65535  # type: ignore[operator]  # of a picture of one channel
 
 
 def label(name: str) -> str:

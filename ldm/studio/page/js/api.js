@@ -24,6 +24,16 @@ async function call(method, path, body, type) {
   return answer;
 }
 
+/** Why the studio refuses to answer, where that is so: it may ask for a token. Null where it is fine or away. */
+export async function refusal() {
+  try {
+    const response = await fetch(`${BASE}/health`);
+    return response.ok ? null : (await response.json()).error;
+  } catch {
+    return null;
+  }
+}
+
 const get = (path) => call("GET", path);
 const post = (path, value) => call("POST", path, JSON.stringify(value ?? {}), "application/json");
 
