@@ -37,7 +37,7 @@ class Web:
     """An application that is asked without a socket, and its studio, whose workers are never started."""
 
     def __init__(self, folder: Path, token: str | None = None, **settings):
-        self.studio = Studio(StudioSettings(outdir=folder, model="scenes", **settings))
+        self.studio = Studio(StudioSettings(outdir=folder, model="scenes", token=token, **settings))
         self.app = make_app(self.studio.settings, self.studio, token)
         self.said: list[str] = []
 

@@ -189,11 +189,19 @@ async function begin() {
   form.build(options.edit, models.all);
   models.showChosen();
   if (!image || input.asked) return;
+  const before = recall("job", null);
   try {
     await runs.go(session ? await api.session(session).catch(() => null) : null, image);
   } catch {
     strip.use(null, null); // it has been removed since: there is nothing to go on with
+    return;
   }
+  await jobs.known;
+  const job = jobs.all.get(before);
+  if (!job || jobs.current || job.image !== input.image.id) return;
+  if (job.results.length) shownOnce = job.id; // it has been seen
+  jobs.look(job.id);
+  viewer.draw();
 }
 
 begin().catch((error) => toast(sentence(error.message), true));
