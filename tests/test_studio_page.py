@@ -211,6 +211,28 @@ def test_two_tabs_keep_to_their_own_photographs(page):
     assert other.faults == []
 
 
+def test_a_tab_that_nobody_sees_gives_up_its_line(page):
+    """A browser has six to a server: with more tabs than that, none would be left for the one in sight."""
+    page.page.clock.install()
+
+    def become(state: str) -> None:
+        page.page.evaluate(
+            """(state) => {
+                Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
+                document.dispatchEvent(new Event("visibilitychange"));
+            }""",
+            state,
+        )
+
+    become("hidden")
+    page.page.clock.fast_forward(31_000)
+    job = page.server.edit(page.server.pictures(), ddim_steps=1)["id"]
+    page.server.ended(job)
+    assert page.page.locator(f'[data-job="{job}"]').count() == 0
+    become("visible")
+    page.page.wait_for_selector(f'[data-job="{job}"]')
+
+
 def test_a_token_opens_the_page_and_no_script_can_read_it(chromium, tmp_path):
     """A studio whose workers are never started, as others in the network see it."""
     web = Web(tmp_path / "kept", host="0.0.0.0", token="correct-horse")
@@ -367,7 +389,7 @@ def test_a_run_forms_before_the_eyes_and_ends_compared(page):
         page.page.click("#download")
     result = page.server.client.get(f"/jobs/{job}/results/1").content
     assert Path(download.value.path()).read_bytes() == result
-    page.page.keyboard.press("Escape")
+    assert page.server.client.delete(f"/jobs/{job}").status_code == 204  # as pruning does
     page.page.wait_for_selector("#resultbar", state="hidden")
     assert page.mask().any(), "the mask has survived the run"
 

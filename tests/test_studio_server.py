@@ -210,27 +210,6 @@ def test_fifty_clients_at_once_lose_no_job(server, done):
     assert [job["results"][0]["seed"] for job in ended] == list(range(50))
 
 
-def test_sigterm_ends_the_step_and_the_next_start_goes_on(model, tmp_path):
-    first = Server(model, tmp_path / "kept", ready=False)
-    pictures = first.pictures()
-    cancelled, running, waiting = first.edit(pictures), first.edit(pictures, **LONG), first.edit(pictures)
-    first.post(f"/jobs/{cancelled['id']}/cancel")
-    first.running(running["id"], 2)
-    (worker,) = first.workers()
-    begun = time.monotonic()
-    assert first.stop() == 0 and time.monotonic() - begun < 20
-    assert not alive(worker)
-    second = Server(model, tmp_path / "kept", ready=False)
-    try:
-        states = {job["id"]: job["state"] for job in second.get("/jobs")}
-        assert states[cancelled["id"]] == "cancelled" and states[waiting["id"]] == "queued"
-        second.running(running["id"], 2)
-        second.post(f"/jobs/{running['id']}/cancel")
-        assert second.ended(waiting["id"])["state"] == "done"
-    finally:
-        assert second.stop() == 0
-
-
 def ends(words: list[str], folder: Path) -> tuple[int, str]:
     """How the command ends that is given these words, and what it says last."""
     own = [str(Path(__file__).parents[1] / "scripts/studio.py"), "--port", "0", "--no-browser", "--outdir", "kept"]
@@ -279,6 +258,28 @@ def test_those_who_listen_and_never_read_hold_nobody_up(server, done):
 def test_a_device_that_there_is_not_ends_the_command_in_a_line(tmp_path):
     code, said = ends(["--device", "cuda:77"], tmp_path)
     assert code == 2 and said.startswith("error: ") and "cuda:77" in said
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_step_and_the_next_start_goes_on(model, tmp_path):
+    first = Server(model, tmp_path / "kept", ready=False)
+    pictures = first.pictures()
+    cancelled, running, waiting = first.edit(pictures), first.edit(pictures, **LONG), first.edit(pictures)
+    first.post(f"/jobs/{cancelled['id']}/cancel")
+    first.running(running["id"], 2)
+    (worker,) = first.workers()
+    begun = time.monotonic()
+    assert first.stop() == 0 and time.monotonic() - begun < 20
+    assert not alive(worker)
+    second = Server(model, tmp_path / "kept", ready=False)
+    try:
+        states = {job["id"]: job["state"] for job in second.get("/jobs")}
+        assert states[cancelled["id"]] == "cancelled" and states[waiting["id"]] == "queued"
+        second.running(running["id"], 2)
+        second.post(f"/jobs/{running['id']}/cancel")
+        assert second.ended(waiting["id"])["state"] == "done"
+    finally:
+        assert second.stop() == 0
 
 
 @pytest.mark.slow

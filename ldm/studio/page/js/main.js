@@ -162,7 +162,12 @@ api.listen({
   progress: (data) => jobs.progress(data),
   preview: (data) => jobs.preview(data),
   queue: (data) => jobs.places(data),
-  gone: (data) => jobs.gone(data.jobs),
+  gone: (data) => {
+    jobs.gone(data.jobs);
+    if (!data.jobs.includes(viewer.shown?.job.id)) return;
+    viewer.close();
+    toast("The run that was shown has been removed.");
+  },
   session: (data) => strip.news(data),
   health: (data) => models.setHealth(data),
   lost: () => models.lost(),

@@ -45,7 +45,7 @@ export class Models extends EventTarget {
       text.textContent = trouble;
     }
     if (!health) return;
-    const worker = health.workers.find((one) => one.state === "busy") ?? health.workers[0];
+    const worker = health.workers.find((one) => one.state === "busy") ?? health.workers[0] ?? { state: health.status };
     const states = { loading: "loading the model…", restarting: "starting again…", failed: worker.error ?? "failed", ready: "ready", busy: "painting" };
     box.dataset.state = worker.state === "restarting" ? "loading" : worker.state;
     const name = worker.model || this.all.find((one) => one.default)?.name || "";
