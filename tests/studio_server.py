@@ -23,7 +23,7 @@ class Server:
     """Runs until it is stopped; `url` is its page's address."""
 
     def __init__(self, model: Path, outdir: Path, *more: str, ready: bool = True):
-        self.outdir = outdir
+        self.model, self.outdir = model, outdir
         words = ["--model", str(model), "--outdir", str(outdir), "--device", "cpu", "--port", "0", *more]
         with open(outdir.parent / f"{outdir.name}.log", "ab") as log:
             self.process = subprocess.Popen(

@@ -10,11 +10,13 @@ from io import BytesIO
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
 from ldm.editing.request import EditRequest
 from ldm.errors import UserError
+from ldm.imaging.images import load_image
 from ldm.options import declared
 from ldm.studio import app as app_module
 from ldm.studio import guard
@@ -35,7 +37,7 @@ class Web:
     """An application that is asked without a socket, and its studio, whose workers are never started."""
 
     def __init__(self, folder: Path, token: str | None = None, **settings):
-        self.studio = Studio(StudioSettings(outdir=folder, model="scenes", **settings))
+        self.studio = Studio(StudioSettings(outdir=folder, model="scenes", token=token, **settings))
         self.app = make_app(self.studio.settings, self.studio, token)
         self.said: list[str] = []
 
@@ -135,7 +137,7 @@ def test_a_wrong_request_is_refused_in_a_sentence(asked, wrong, word):
     assert asked.get("/jobs").json() == []
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"7", b"{", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"[]", b"7", b"{", b"\xff\xfe", b"[" * 100_000, b'{"prompt": "\\ud800"}'])
 def test_a_body_that_is_no_object_is_refused(asked, body):
     answer = asked.post("/jobs", content=body, headers=JSON)
     assert answer.status_code == 422 and problem(answer)
@@ -170,7 +172,7 @@ def test_a_photograph_is_known_upright_and_given_back_as_it_was(web):
     assert Image.open(BytesIO(thumb.content)).size == (40, 60)
 
 
-@pytest.mark.parametrize("kind, more", [("TIFF", {}), ("PNG", {"exif": 3})])
+@pytest.mark.parametrize("kind, more", [("TIFF", {}), ("PNG", {"exif": 3}), ("GIF", {})])
 def test_what_browsers_do_not_show_upright_has_a_view(web, kind, more):
     if more:
         exif = Image.Exif()
@@ -180,7 +182,43 @@ def test_what_browsers_do_not_show_upright_has_a_view(web, kind, more):
     assert known["plain"] is False
     view = Image.open(BytesIO(web.get(f"/images/{known['id']}/view").content))
     turned = picture((60, 40)).rotate(180) if more else picture((60, 40))
-    assert view.format == "PNG" and view.tobytes() == turned.tobytes()
+    expected = turned.quantize().convert("RGB") if kind == "GIF" else turned
+    assert view.format == "PNG" and view.tobytes() == expected.tobytes()
+
+
+def odd_pictures() -> dict[str, bytes]:
+    """Pictures that one program or another stumbles over."""
+    deep = Image.fromarray(np.linspace(0, 65535, 12 * 8).astype(np.uint16).reshape(8, 12))
+    garbage = Image.Exif()
+    garbage[0x010E] = "x"
+    kept = picture((12, 8))
+    return {
+        "16 bits": png(deep, "TIFF"),
+        "CMYK": png(kept.convert("CMYK"), "JPEG"),
+        "transparent palette": png(kept.quantize(16), transparency=3),
+        "transparent grey": png(Image.merge("LA", (kept.convert("L"), kept.convert("L")))),
+        "one bit": png(kept.convert("1")),
+        "one pixel": png(Image.new("RGB", (1, 1), "red")),
+        "one row": png(Image.new("RGB", (3000, 1), "red")),
+        "animated": png(kept, "WEBP", save_all=True, append_images=[Image.new("RGB", (12, 8))], lossless=True),
+        "animated GIF": png(kept, "GIF", save_all=True, append_images=[Image.new("RGB", (12, 8))]),
+        "AVIF": png(kept, "AVIF"),
+        "damaged EXIF": png(kept, exif=b"Exif\0\0garbage"),
+    }
+
+
+@pytest.mark.parametrize("name", odd_pictures())
+def test_an_odd_picture_is_seen_as_the_command_line_reads_it(asked, tmp_path, name):
+    content = odd_pictures()[name]
+    (tmp_path / "picture").write_bytes(content)
+    read = load_image(tmp_path / "picture")
+    known = asked.post("/images", content=content).json()
+    assert (known["width"], known["height"]) == read.rgb.size
+    view = Image.open(BytesIO(asked.get(f"/images/{known['id']}/view").content))
+    assert view.convert("RGB").tobytes() == read.rgb.tobytes()
+    assert (read.alpha is not None) == ("A" in view.getbands())
+    thumb = asked.get(f"/images/{known['id']}/thumb")
+    assert thumb.status_code == 200 and max(Image.open(BytesIO(thumb.content)).size) <= 320
 
 
 def files_of(web: Web) -> set[Path]:
@@ -213,7 +251,11 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
         (photograph()[:200], "no picture"),
         (bomb(30_000, 30_000), "megapixels"),
         (bomb(8_000, 7_000), "56.0 megapixels"),
-        (png(picture(), "GIF"), "PNG, JPEG"),
+        (png(picture(), "PPM"), "PNG, JPEG"),
+        (png(picture(), "TIFF")[:-4000], "no picture"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "HEIC"),
+        (png(Image.new("F", (8, 8), 0.5), "TIFF"), "32 bits"),
+        (png(Image.new("I", (8, 8), 1 << 20), "TIFF"), "32 bits"),
         (b"%PDF-1.7", "no picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
     ],
@@ -304,6 +346,8 @@ def test_a_token_is_asked_for_in_constant_time(tmp_path, monkeypatch):
     came = web.ask("GET", "/?token=correct-horse")
     cookie = came.headers["set-cookie"]
     assert came.status_code == 303 and came.headers["location"] == "/"
+    astray = web.ask("GET", "/%2fother.example/%0d%0aa?token=correct-horse")
+    assert astray.headers["location"] == "/other.example/%0D%0Aa", "and never to another host"
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
     assert web.ask("GET", "/", headers={"Cookie": cookie.split(";")[0]}).status_code == 200
     assert web.post("/jobs/cancel", headers={"Cookie": cookie.split(";")[0]}).status_code == 403, "and the header too"
@@ -316,6 +360,8 @@ def test_an_address_for_others_needs_a_token(host):
     assert len(str(StudioSettings(host=host, token="auto").secret())) > 20
     with pytest.raises(UserError, match="guess"):
         StudioSettings(host=host, token="1234")
+    with pytest.raises(UserError, match="other characters"):
+        StudioSettings(host=host, token="my secret; Path=/")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
@@ -347,6 +393,13 @@ def test_the_page_asks_no_other_host():
 def test_the_page_parses_no_text_as_html():
     for path in (PAGE / "js").iterdir():
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", path.read_text()), path
+
+
+@pytest.mark.parametrize("index", ["9" * 300, "9" * 5000, "-1", "0?restored=" + "a" * 4000])
+@pytest.mark.parametrize("what", ["results", "view"])
+def test_a_prediction_of_no_number_is_not_there(web, what, index):
+    job = web.post("/jobs", json={"prompt": "a ball", **web.pictures()}).json()["id"]
+    assert web.get(f"/jobs/{job}/{what}/{index}").status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/..%2fapp.py", "/js/..%2f..%2fapp.py", "/%2e%2e/app.py", "//etc/passwd"])
@@ -389,6 +442,7 @@ def test_no_answer_holds_a_path_of_the_machine(tmp_path, monkeypatch):
     "text, told",
     [
         ('the image "/home/ann/my-pictures/a b.png" is empty', 'the image "a b.png" is empty'),
+        ('cannot write "/home/Ann Lee/my pictures/kept/a.png" (full)', 'cannot write "a.png" (full)'),
         ("~/models/own/config.yaml is no config", "config.yaml is no config"),
         ("/a/b.py: no such file", "b.py: no such file"),
         ("give 1/2 or and/or", "give 1/2 or and/or"),
@@ -397,6 +451,21 @@ def test_no_answer_holds_a_path_of_the_machine(tmp_path, monkeypatch):
 )
 def test_paths_in_messages_become_names(text, told):
     assert without_paths(text) == told
+
+
+def test_messages_call_pictures_as_their_owner_does(web):
+    """On disk they have other names."""
+    sent = {"image": web.post("/images?name=holiday.jpg", content=photograph()).json()["id"]}
+    sent["mask"] = web.post("/masks", content=mask_of()).json()["id"]
+    job = web.studio.jobs[web.post("/jobs", json={"prompt": "a ball", **sent}).json()["id"]]
+    image, mask = web.studio.store.file("images", sent["image"]), web.studio.store.file("masks", sent["mask"])
+    told = {
+        f'"{image}" has 2 frames': '"holiday.jpg" has 2 frames',
+        f'the mask "{mask}" is all black': "the mask is all black",
+        f'"{mask}" is empty': "the mask is empty",
+    }
+    for text, known in told.items():
+        assert web.studio._in_their_names(job, text) == known
 
 
 # ---- what is kept
@@ -450,6 +519,12 @@ def test_what_is_old_goes_and_sessions_go_as_a_whole(tmp_path):
     assert store.prune(jobs, keep_days=30, keep_gb=1) == [old.id]
     left = {path.name for path in (tmp_path / "jobs").iterdir()}
     assert left == {new.id, waiting.id, of_session.id}, "what waits stays, and what belongs to a session in use"
+
+
+def test_a_folder_that_cannot_be_used_is_told_in_a_line(tmp_path):
+    (tmp_path / "images").write_text("no folder")
+    with pytest.raises(UserError, match=r"cannot write .*images"):
+        Store(tmp_path)
 
 
 def test_the_oldest_go_while_there_is_too_much(tmp_path):

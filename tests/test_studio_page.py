@@ -1,16 +1,21 @@
 """The studio's page in a real browser: Debian's Chromium, driven by Playwright. `make studio-test` installs both."""
 
+import asyncio
 import base64
 import shutil
+import signal
+import threading
 import time
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
 from tests.studio_server import Server, photograph, picture, png
+from tests.test_studio import Web
 from tests.tiny import save_tiny_model
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -169,6 +174,92 @@ def test_a_photograph_is_dropped(open_page):
     page.faults.clear()  # the browser's own note that the studio refused it
 
 
+def paste(page: Page, target: str, **data: str) -> None:
+    """Paste into an element: `text`, and a PNG in base64 as `picture`."""
+    page.page.evaluate(
+        """([target, { text, picture }]) => {
+            const transfer = new DataTransfer();
+            if (text) transfer.setData("text/plain", text);
+            const bytes = Uint8Array.from(atob(picture), (letter) => letter.charCodeAt(0));
+            transfer.items.add(new File([bytes], "image.png", { type: "image/png" }));
+            const event = new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true, cancelable: true });
+            document.querySelector(target).dispatchEvent(event);
+        }""",
+        [target, data],
+    )
+
+
+def test_a_picture_is_pasted_and_text_with_a_picture_of_itself_is_not(open_page):
+    page = open_page()
+    paste(page, "body", picture=base64.b64encode(photograph(SIZE)).decode())
+    page.page.wait_for_selector("body:not(.empty)")
+    shown = page.page.get_attribute("#viewport", "aria-label")
+    assert "image.png, 400 by 300" in shown
+    paste(page, "#prompt", text="a red ball", picture=base64.b64encode(photograph((60, 40))).decode())
+    time.sleep(0.3)
+    assert page.page.get_attribute("#viewport", "aria-label") == shown
+
+
+def test_two_tabs_keep_to_their_own_photographs(page):
+    other = Page(page.page.context.new_page(), page.server)
+    other.page.wait_for_selector("body:not(.empty)")  # a new tab goes on with what was done last
+    other.open(photograph((300, 200)), "other.png")
+    other.page.wait_for_selector('#viewport[aria-label*="other.png"]')
+    page.page.reload()
+    page.page.wait_for_selector("body:not(.empty)")
+    assert "a photo.png, 400 by 300" in page.page.get_attribute("#viewport", "aria-label")
+    assert other.faults == []
+
+
+def test_a_tab_that_nobody_sees_gives_up_its_line(page):
+    """A browser has six to a server: with more tabs than that, none would be left for the one in sight."""
+    page.page.clock.install()
+
+    def become(state: str) -> None:
+        page.page.evaluate(
+            """(state) => {
+                Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
+                document.dispatchEvent(new Event("visibilitychange"));
+            }""",
+            state,
+        )
+
+    become("hidden")
+    page.page.clock.fast_forward(31_000)
+    job = page.server.edit(page.server.pictures(), ddim_steps=1)["id"]
+    page.server.ended(job)
+    assert page.page.locator(f'[data-job="{job}"]').count() == 0
+    become("visible")
+    page.page.wait_for_selector(f'[data-job="{job}"]')
+
+
+def test_a_token_opens_the_page_and_no_script_can_read_it(chromium, tmp_path):
+    """A studio whose workers are never started, as others in the network see it."""
+    web = Web(tmp_path / "kept", host="0.0.0.0", token="correct-horse")
+    server = uvicorn.Server(uvicorn.Config(web.app, port=0, lifespan="off", log_level="error"))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(),), daemon=True)
+    thread.start()
+    Server.wait(lambda: server.started)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    try:
+        tab = chromium.new_context().new_page()
+        assert tab.goto(url).status == 401
+        assert tab.goto(f"{url}?token=wrong-horse").status == 401
+        tab.goto(f"{url}?token=correct-horse")
+        assert tab.url == url, "the token does not stay in sight"
+        tab.wait_for_selector("#settings-fields .field", state="attached")
+        assert tab.evaluate("() => document.cookie") == ""
+        tab.context.clear_cookies()  # as after a start with another token
+        loop.call_soon_threadsafe(web.studio.hub.close)
+        Server.wait(lambda: "asks for its token" in tab.inner_text("#status-text"))
+        tab.context.close()
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        loop.close()
+
+
 def test_strokes_are_painted_erased_undone_and_redone(page):
     size = page.brush(40)
     page.stroke((100, 100), (200, 100))
@@ -298,7 +389,7 @@ def test_a_run_forms_before_the_eyes_and_ends_compared(page):
         page.page.click("#download")
     result = page.server.client.get(f"/jobs/{job}/results/1").content
     assert Path(download.value.path()).read_bytes() == result
-    page.page.keyboard.press("Escape")
+    assert page.server.client.delete(f"/jobs/{job}").status_code == 204  # as pruning does
     page.page.wait_for_selector("#resultbar", state="hidden")
     assert page.mask().any(), "the mask has survived the run"
 
@@ -327,10 +418,16 @@ def test_two_edits_are_chained_and_the_first_is_gone_back_to(page):
     page.stroke((300, 200), (330, 200))
     page.run("a blue cube")
     page.shown()
+    slow: list = []
+    page.page.route("**/images/*/file", lambda route: route.continue_() if slow else slow.append(route))
     page.page.click("#use")
-    Server.wait(lambda: page.page.locator("#steps li").count() == 3)
-    page.page.click("#steps li:nth-child(1) .step")
-    Server.wait(lambda: page.page.get_attribute("#steps li:nth-child(1) .step", "aria-current") == "true")
+    Server.wait(lambda: page.page.locator("#steps li").count() == 3 and slow)
+    first = "#steps li:nth-child(1) .step"
+    page.page.click(first)  # while the new input is still on its way
+    Server.wait(lambda: page.page.get_attribute(first, "aria-current") == "true")
+    slow[0].continue_()
+    time.sleep(0.3)
+    assert page.page.get_attribute(first, "aria-current") == "true", "what comes late changes nothing"
     mask = page.mask()
     assert mask[100, 120] and not mask[200, 315], "and its own mask is there again"
     with page.page.expect_download() as download:
@@ -364,7 +461,6 @@ def test_a_reload_in_the_middle_loses_nothing(page):
     page.page.wait_for_selector("body:not(.empty)")
     assert page.page.input_value("#prompt") == "a pink ball" and page.page.input_value("#option-ddim_steps") == "60"
     assert (page.mask() == mask).all()
-    page.page.click(f'[data-job="{job}"]')
     page.page.wait_for_selector("#grid .forming, #resultbar:not([hidden])")
     page.shown()
     assert page.server.get(f"/jobs/{job}")["state"] == "done"
@@ -436,12 +532,15 @@ def test_a_narrow_touch_screen(open_page):
         fingers("touchMove", apart)
     fingers("touchEnd", None)
     assert page.page.inner_text("#zoom-text") != zoom and (page.mask() == before).all(), "two fingers zoom"
+    height = page.page.locator("#viewport").bounding_box()["height"]
     page.run(n_samples=1)
     page.shown()
     assert page.page.evaluate("() => document.documentElement.scrollWidth") == 360
     for name in ("#use", "#restore", "#compare", "#download"):
         box = page.page.locator(name).bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= 360, name
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["width"] >= 36, name
+    assert page.page.is_visible("#use span"), "what is pressed next has its words"
+    assert page.page.locator("#viewport").bounding_box()["height"] == height, "the picture does not jump"
 
 
 def test_by_the_keyboard_alone(open_page):
@@ -485,6 +584,31 @@ def test_by_the_keyboard_alone(open_page):
                 && !one.textContent.trim() && !one.labels?.length).map((one) => one.outerHTML)"""
     )
     assert unnamed == []
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_and_comes_again_loses_nothing(server, chromium, tmp_path):
+    first = Server(server.model, tmp_path / "kept", ready=False)
+    port = first.url.rstrip("/").rpartition(":")[2]
+    page = Page(chromium.new_context(viewport={"width": 1280, "height": 800}).new_page(), first).open()
+    page.stroke((200, 150), (260, 150))
+    mask = page.mask()
+    job = page.run(ddim_steps=100)
+    first.running(job, 2)
+    first.stop(signal.SIGKILL)
+    Server.wait(lambda: "Connection lost" in page.page.inner_text("#status-text"))
+    page.page.click("#run")
+    page.page.wait_for_selector("#problem:not([hidden])")
+    assert "does not answer" in page.page.inner_text("#problem")
+    second = Server(server.model, tmp_path / "kept", "--port", port, ready=False)
+    try:
+        page.shown()
+        assert second.get(f"/jobs/{job}")["state"] == "done"
+        page.page.keyboard.press("Escape")
+        assert (page.mask() == mask).all()
+        page.page.context.close()
+    finally:
+        assert second.stop() == 0
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -209,27 +210,6 @@ def test_fifty_clients_at_once_lose_no_job(server, done):
     assert [job["results"][0]["seed"] for job in ended] == list(range(50))
 
 
-def test_sigterm_ends_the_step_and_the_next_start_goes_on(model, tmp_path):
-    first = Server(model, tmp_path / "kept", ready=False)
-    pictures = first.pictures()
-    cancelled, running, waiting = first.edit(pictures), first.edit(pictures, **LONG), first.edit(pictures)
-    first.post(f"/jobs/{cancelled['id']}/cancel")
-    first.running(running["id"], 2)
-    (worker,) = first.workers()
-    begun = time.monotonic()
-    assert first.stop() == 0 and time.monotonic() - begun < 20
-    assert not alive(worker)
-    second = Server(model, tmp_path / "kept", ready=False)
-    try:
-        states = {job["id"]: job["state"] for job in second.get("/jobs")}
-        assert states[cancelled["id"]] == "cancelled" and states[waiting["id"]] == "queued"
-        second.running(running["id"], 2)
-        second.post(f"/jobs/{running['id']}/cancel")
-        assert second.ended(waiting["id"])["state"] == "done"
-    finally:
-        assert second.stop() == 0
-
-
 def ends(words: list[str], folder: Path) -> tuple[int, str]:
     """How the command ends that is given these words, and what it says last."""
     own = [str(Path(__file__).parents[1] / "scripts/studio.py"), "--port", "0", "--no-browser", "--outdir", "kept"]
@@ -249,6 +229,28 @@ def test_what_cannot_be_had_ends_the_command_in_a_line(server, tmp_path):
     assert code == 2 and "cannot listen" in said and "--port" in said
 
 
+def test_requests_that_break_off_leave_nothing_behind(server):
+    """The fixture looks for tracebacks in the log at its end."""
+    port = int(server.url.rstrip("/").rpartition(":")[2])
+    for path in ("images", "jobs"):
+        with socket.create_connection(("127.0.0.1", port)) as line:
+            head = f"POST /api/v1/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Studio: 1\r\nContent-Length: 9999\r\n"
+            line.sendall(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
+            time.sleep(0.2)
+    Server.wait(lambda: not [*(server.outdir / "incoming").iterdir()])
+
+
+def test_those_who_listen_and_never_read_hold_nobody_up(server, done):
+    _, pictures, _ = done
+    port = int(server.url.rstrip("/").rpartition(":")[2])
+    lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+    for line in lines:
+        line.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert server.ended(server.edit(pictures)["id"])["state"] == "done"
+    for line in lines:
+        line.close()
+
+
 # ---- longer ones
 
 
@@ -256,6 +258,28 @@ def test_what_cannot_be_had_ends_the_command_in_a_line(server, tmp_path):
 def test_a_device_that_there_is_not_ends_the_command_in_a_line(tmp_path):
     code, said = ends(["--device", "cuda:77"], tmp_path)
     assert code == 2 and said.startswith("error: ") and "cuda:77" in said
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_step_and_the_next_start_goes_on(model, tmp_path):
+    first = Server(model, tmp_path / "kept", ready=False)
+    pictures = first.pictures()
+    cancelled, running, waiting = first.edit(pictures), first.edit(pictures, **LONG), first.edit(pictures)
+    first.post(f"/jobs/{cancelled['id']}/cancel")
+    first.running(running["id"], 2)
+    (worker,) = first.workers()
+    begun = time.monotonic()
+    assert first.stop() == 0 and time.monotonic() - begun < 20
+    assert not alive(worker)
+    second = Server(model, tmp_path / "kept", ready=False)
+    try:
+        states = {job["id"]: job["state"] for job in second.get("/jobs")}
+        assert states[cancelled["id"]] == "cancelled" and states[waiting["id"]] == "queued"
+        second.running(running["id"], 2)
+        second.post(f"/jobs/{running['id']}/cancel")
+        assert second.ended(waiting["id"])["state"] == "done"
+    finally:
+        assert second.stop() == 0
 
 
 @pytest.mark.slow

@@ -15,16 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import IFD, Base
 from PIL.ImageFile import ImageFile
 
 from ldm.errors import UserError
 from ldm.files import atomic_file
+
+if TYPE_CHECKING:
+    import torch  # by name alone: the studio's server reads pictures, and does without
 
 logger = logging.getLogger(__name__)
 
@@ -148,12 +150,14 @@ def _picture(image: Image.Image, metadata: dict[str, Any], path: Path) -> Pictur
     return Picture(rgb, alpha, profile if known and image.mode == "RGB" else None, path, own, metadata)
 
 
-def to_tensor(image: Image.Image, size: tuple[int, int] | None = None) -> torch.Tensor:
+def to_tensor(image: Image.Image, size: tuple[int, int] | None = None) -> "torch.Tensor":
     """A picture as x (1,3,H,W), float32 in [-1,1]; `size` is (H,W), by default the picture's own.
 
     Resizing is Pillow's Lanczos, which is antialiased, and ends in 8 bits: so the input "as used" can be saved as a
     PNG that gives the same tensor again. Alpha is ignored.
     """
+    import torch
+
     image = image.convert("RGB")
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
@@ -161,12 +165,14 @@ def to_tensor(image: Image.Image, size: tuple[int, int] | None = None) -> torch.
     return pixels[None].float() / 127.5 - 1
 
 
-def to_pil(x: torch.Tensor) -> Image.Image:
+def to_pil(x: "torch.Tensor") -> Image.Image:
     """x (3,h,w) or (1,3,h,w) as a PIL image, clipped to [-1,1] and rounded to the nearest of the 256 codes.
 
     Raises:
         ValueError: another shape.
     """
+    import torch
+
     x = x[0] if x.ndim == 4 and len(x) == 1 else x
     if x.ndim != 3 or len(x) != 3:
         raise ValueError(f"a picture is a tensor of (3,h,w) or (1,3,h,w), not {tuple(x.shape)}")

@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ldm.errors import UserError
 from ldm.studio.archive import of_run, of_session, zipped
@@ -23,6 +26,7 @@ from ldm.studio.schema import (
     API,
     ENDED,
     ID,
+    MOST,
     EditBody,
     FromResult,
     Health,
@@ -51,6 +55,7 @@ PAGE = Path(__file__).parent / "page"
 _AT_ONCE = 2  # uploads that are decoded at a time: each may take some hundred megabytes
 
 JobId = Annotated[str, InPath(pattern=ID)]
+Index = Annotated[int, InPath(ge=0, lt=MOST)]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem} for status in (401, 403, 404, 413, 415, 422, 429, 507)
 }
@@ -124,6 +129,7 @@ class _Api:
     async def use_result(self, body: FromResult) -> Picture:
         """Make a prediction the input of what comes next, as the paper's interactive sessions do."""
         job = self.studio.job(body.job)
+        session = None if body.session is None else self.studio.session(body.session)
         source = self.store.result(job, body.index, body.restored)
         id = new_id()
         part = self.store.incoming(id)
@@ -136,8 +142,7 @@ class _Api:
             self.store.keep("images", picture, part)
         finally:
             part.unlink(missing_ok=True)
-        if body.session is not None:
-            session = self.studio.session(body.session)
+        if session is not None:
             step = Step(
                 image=id,
                 parent=job.image,
@@ -171,9 +176,12 @@ class _Api:
         source, target = self.store.file("images", id), self.store.derived(id, name)
         if not target.is_file():
             part = self.store.incoming(new_id())
-            async with self.decoding:
-                await asyncio.to_thread(make, source, part)
-            part.replace(target)
+            try:
+                async with self.decoding:
+                    await asyncio.to_thread(make, source, part)
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
         return self._file(target)
 
     async def mask_file(self, id: JobId) -> Response:
@@ -227,7 +235,7 @@ class _Api:
 
         return _stream(self.studio.hub.stream(first, id, last))
 
-    async def result(self, id: JobId, index: Annotated[int, InPath(ge=0)], restored: str | None = None) -> Response:
+    async def result(self, id: JobId, index: Index, restored: str | None = None) -> Response:
         """A prediction in its picture, as a PNG that says how it was made; number 0 is the best.
 
         `restored` names a way of restoring, such as `optimization`: then the picture is the one it made.
@@ -237,7 +245,7 @@ class _Api:
         name = Path(self.store.picture("images", job.image).name).stem or "picture"
         return self._file(path, f"{name}-{index}.png")
 
-    async def view(self, id: JobId, index: Annotated[int, InPath(ge=0)], restored: str | None = None) -> Response:
+    async def view(self, id: JobId, index: Index, restored: str | None = None) -> Response:
         """The part of a prediction that lies in the job's `window`: outside it, the picture is the input's."""
         way = _way(restored)
         path = self.store.folder(id) / "view" / f"{f'{way}-' if way else ''}{index:04d}.png"
@@ -291,7 +299,7 @@ class _Api:
 
 
 def _way(restored: str | None) -> str | None:
-    if restored is not None and not (restored.isascii() and restored.replace("_", "").isalpha()):
+    if restored is not None and not re.fullmatch("[a-z_]{1,32}", restored):
         raise Missing("there is no such way of restoring")
     return restored
 
@@ -320,6 +328,9 @@ async def _json(request: Request) -> dict[str, Any]:
         raise HTTPException(415, "send the options as JSON, with the header Content-Type: application/json")
     try:
         body = await request.json()
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError("the body has a half of a character, such as \\ud800, without the other") from None
     except (ValueError, RecursionError):
         raise UserError("the body is no JSON") from None
     if not isinstance(body, dict):
@@ -433,6 +444,10 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(TooLarge)
     async def large(_: Request, error: TooLarge) -> JSONResponse:
         return answer(413, str(error))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:
+        return answer(400, "the request broke off")  # nobody reads it
 
     @app.exception_handler(OSError)
     async def system(_: Request, error: OSError) -> JSONResponse:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http.cookies import SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 HEADER = "x-studio"
 """A request that changes something has it, with any value."""
@@ -123,7 +123,8 @@ class Guard:
             await _answer(send, 401, "that is not the token of this studio")
             return
         cookie = f"{COOKIE}={given}; HttpOnly; SameSite=Strict; Path=/; Max-Age=2592000"
-        headers = [(b"location", scope["path"].encode()), (b"set-cookie", cookie.encode())]
+        path = "/" + quote(scope["path"].lstrip("/"))  # two slashes would lead to another host
+        headers = [(b"location", path.encode()), (b"set-cookie", cookie.encode())]
         headers += _headers(scope["path"], ())
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})

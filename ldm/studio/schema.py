@@ -17,6 +17,9 @@ from ldm.options import about, declared, shown_default
 
 API = "/api/v1"
 ID = r"^[0-9a-f]{16}$"
+MOST = 1024 * 1024
+"""Predictions of a run, at the most: `n_samples` times `n_iter`."""
+
 Id = Annotated[str, Field(pattern=ID, description="sixteen hexadecimal digits")]
 
 
@@ -41,7 +44,7 @@ class Picture(Stored):
 
     id: Id
     name: str = Field(default="", description="as its owner called it")
-    format: str = Field(description="PNG, JPEG, WEBP, TIFF or BMP")
+    format: str = Field(description="PNG, JPEG, WEBP, AVIF, GIF, TIFF or BMP")
     width: int = Field(description="in pixels, upright")
     height: int
     plain: bool = Field(description="whether any browser shows the file upright; else ask for `view`")
@@ -180,7 +183,7 @@ class FromResult(BaseModel):
     """A prediction that is to become an input."""
 
     job: Id
-    index: int = Field(0, ge=0)
+    index: int = Field(0, ge=0, lt=MOST)
     restored: str | None = Field(default=None, pattern="^[a-z_]{1,32}$", description="a way of restoring, see `Step`")
     session: Id | None = Field(default=None, description="gets it as its next step")
 

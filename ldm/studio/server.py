@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -75,7 +76,8 @@ def _listening(settings: StudioSettings) -> Iterator[socket.socket]:
             listener.bind(address)
             listener.listen(256)
         except (OSError, OverflowError) as error:
-            mend = "give another `port`, or 0 for a free one"
+            elsewhere = isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
+            mend = "give an address of this machine" if elsewhere else "give another `port`, or 0 for a free one"
             raise UserError(f"cannot listen at {settings.host}:{settings.port} ({error}): {mend}") from error
         yield listener
 

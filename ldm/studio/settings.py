@@ -1,6 +1,7 @@
 """What the studio's command can be told. Imports nothing heavy."""
 
 import ipaddress
+import re
 import secrets
 from pathlib import Path
 
@@ -41,8 +42,11 @@ class StudioSettings(SamplingChoice):
     max_megapixels: float = option(50, "the largest picture that is taken", group="what is kept", low=0.01, high=170)
 
     def __post_init__(self) -> None:
-        if self.token is not None and self.token != AUTO and (len(self.token) < 8 or not self.token.isascii()):
-            raise UserError("`token` is too easy to guess: give 8 or more plain characters, or auto")
+        if self.token is not None and self.token != AUTO:
+            if len(self.token) < 8:
+                raise UserError("`token` is too easy to guess: give 8 or more characters, or auto")
+            if not re.fullmatch(r"[\w.~-]+", self.token, re.ASCII):  # it is a part of an address, and of a cookie
+                raise UserError("`token` has other characters than letters, digits and - . _ ~: leave them out")
         if self.token is None and not self.is_local:
             raise UserError(f"`host={self.host}` can be reached by others: give `token=auto` with it")
 

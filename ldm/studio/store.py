@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ldm.errors import UserError
-from ldm.files import atomic_file
+from ldm.files import atomic_file, write_error
 from ldm.studio.schema import Job, Picture, Session, now
 from ldm.studio.uploads import SUFFIXES
 
@@ -41,11 +41,14 @@ class Store:
     """
 
     def __init__(self, root: Path):
-        self.root = root
-        for name in ("images", "masks", "jobs", "sessions", "incoming"):
-            (root / name).mkdir(parents=True, exist_ok=True)
-        for left in (root / "incoming").iterdir():  # of uploads that were cut off
-            left.unlink()
+        self.root = root = root.absolute()
+        try:
+            for name in ("images", "masks", "jobs", "sessions", "incoming"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            for left in (root / "incoming").iterdir():  # of uploads that were cut off
+                left.unlink()
+        except OSError as error:
+            raise write_error(error.filename or root, error) from error
 
     # ---- pictures
 

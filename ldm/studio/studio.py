@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, cast
 
 from ldm.backbones import zoo
 from ldm.editing.request import EditRequest, ReconstructionOptions
@@ -36,7 +36,7 @@ from ldm.studio.messages import (
 )
 from ldm.studio.schema import Health, Job, Model, Prediction, Progress, Worker, new_id, now
 from ldm.studio.settings import StudioSettings
-from ldm.studio.store import Missing, Store
+from ldm.studio.store import Kind, Missing, Store
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ _SHOWN_JOBS = 200  # of the finished ones, in the list and to a page that opens
 _PATIENCE = 30.0  # seconds that a worker is given to end its step when the studio stops
 _ATTEMPTS = 2  # to make a job during which the studio was killed: it may be the job's doing
 _PRUNE_EVERY = 600.0  # seconds
-_ROUTINE = re.compile(r"(?<![\w.~])~?(?:/[^/\s\"'<>:]+)+/([^/\s\"'<>:]+)")
+_PATH = re.compile(r"(?<![\w.~])~?(?:/[^/\s\"'<>:]+)+/([^/\s\"'<>:]+)")
+_QUOTED_PATH = re.compile(r'"~?/(?:[^"/\n]+/)*([^"/\n]+)"')  # may have spaces
 
 
 class QueueFull(UserError):
@@ -53,7 +54,7 @@ class QueueFull(UserError):
 
 def without_paths(text: str) -> str:
     """A message as others may read it: of the machine's paths only the last part."""
-    return _ROUTINE.sub(r"\1", text)
+    return _PATH.sub(r"\1", _QUOTED_PATH.sub(r'"\1"', text))
 
 
 class Studio:
@@ -338,7 +339,7 @@ class Studio:
             self._save(job)
             self._tell(job)
         elif isinstance(message, Note):
-            text = without_paths(message.text)
+            text = self._in_their_names(job, message.text)
             if text not in job.notes:
                 job.notes.append(text)
                 self._tell(job)
@@ -347,9 +348,21 @@ class Studio:
             job.saved = message.state == "done"
             if message.state == "cancelled":
                 job.results = []
-            self._end(job, message.state, message.error)
+            self._end(job, message.state, message.error and self._in_their_names(job, message.error))
             self._tell_health()
             self._dispatch()
+
+    def _in_their_names(self, job: Job, text: str) -> str:
+        """A message about a job, with its pictures called as their owner calls them."""
+        text, kinds = without_paths(text), {"images": job.image, "masks": job.mask}
+        for kind, id in kinds.items():
+            with suppress(Missing):
+                name = self.store.picture(cast(Kind, kind), id).name
+                if not name:
+                    text = re.sub(rf'(?<=the {kind[:-1]}) "{id}\.\w+"', "", text)
+                named = f'"{name}"' if name else f"the {kind[:-1]}"
+                text = re.sub(rf'"{id}\.\w+"', named, text)  # names have no backslashes
+        return text
 
     def lost(self, worker: "_Worker") -> None:
         """A worker's process has ended, though nobody told it to."""

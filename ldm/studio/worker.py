@@ -30,7 +30,7 @@ from ldm.editing.reconstruct import ReconstructionStep
 from ldm.editing.request import EditRequest
 from ldm.editing.result import EditResult
 from ldm.errors import UserError
-from ldm.imaging.images import to_pil
+from ldm.imaging.images import save_png, to_pil
 from ldm.imaging.region import Window
 from ldm.models.diffusion.sampling import StepInfo
 from ldm.runs.edit import write_result
@@ -178,9 +178,7 @@ class _Worker:
         rows, columns = result.task.canvas.window.in_image
         area = (columns.start, rows.start, columns.stop, rows.stop)
         for i, (image, measures) in enumerate(result.finished):
-            part = image.crop(area)
-            profile = image.info.get("icc_profile")
-            part.save(folder / f"{i:04d}.png", "PNG", compress_level=3, icc_profile=profile)
+            save_png(image.crop(area), folder / f"{i:04d}.png")
             distance = None if result.distances is None else result.distances[i]
             told.append({"index": i, "seed": result.seeds[i], "distance": distance, "measures": measures.info()})
         return told
@@ -209,10 +207,9 @@ class _Worker:
         assert record.window is not None  # or there had been no background to restore
         rows, columns = Window(**record.window).in_image
         with Image.open(saved.path) as image:
-            profile = image.info.get("icc_profile")
             part = image.crop((columns.start, rows.start, columns.stop, rows.stop))
         kind = saved.path.parent.name.removeprefix("reconstructed_")
-        part.save(told.outdir / "view" / f"{kind}-{told.index:04d}.png", "PNG", compress_level=3, icc_profile=profile)
+        save_png(part, told.outdir / "view" / f"{kind}-{told.index:04d}.png")
 
     # ---- what is said meanwhile
 

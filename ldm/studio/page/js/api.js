@@ -24,6 +24,16 @@ async function call(method, path, body, type) {
   return answer;
 }
 
+/** Why the studio refuses to answer, where that is so: it may ask for a token. Null where it is fine or away. */
+export async function refusal() {
+  try {
+    const response = await fetch(`${BASE}/health`);
+    return response.ok ? null : (await response.json()).error;
+  } catch {
+    return null;
+  }
+}
+
 const get = (path) => call("GET", path);
 const post = (path, value) => call("POST", path, JSON.stringify(value ?? {}), "application/json");
 
@@ -54,17 +64,32 @@ export const resultUrl = (job, index, restored) => `${BASE}/jobs/${job}/results/
 export const runZipUrl = (job) => `${BASE}/jobs/${job}/zip`;
 export const sessionZipUrl = (id) => `${BASE}/sessions/${id}/zip`;
 
-/** Listen to all news. `handlers` are functions by the name of the event; "lost" is called when the line is cut. */
+const HIDDEN_FOR = 30000; // milliseconds, after which a tab that nobody sees gives up its line
+
+/**
+ * Listen to all news. `handlers` are functions by the name of the event; "lost" is called when the line is cut. A
+ * browser has six lines to a server for all tabs together: one that is hidden for long takes none.
+ */
 export function listen(handlers) {
-  const source = new EventSource(`${BASE}/events`);
-  for (const [name, handle] of Object.entries(handlers)) {
-    if (name !== "lost") source.addEventListener(name, (event) => handle(JSON.parse(event.data)));
-  }
-  source.addEventListener("error", () => {
-    handlers.lost();
-    // A browser gives up after some refusals, as while the studio starts again.
-    if (source.readyState === EventSource.CLOSED) setTimeout(() => listen(handlers), 1500);
+  let source = null, leaving = 0;
+  const open = () => {
+    if (source && source.readyState !== EventSource.CLOSED) return;
+    const line = (source = new EventSource(`${BASE}/events`));
+    for (const [name, handle] of Object.entries(handlers)) {
+      if (name !== "lost") line.addEventListener(name, (event) => handle(JSON.parse(event.data)));
+    }
+    line.addEventListener("error", () => {
+      handlers.lost();
+      // A browser gives up after some refusals, as while the studio starts again.
+      if (line.readyState === EventSource.CLOSED) setTimeout(open, 1500);
+    });
+  };
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(leaving);
+    if (document.visibilityState === "hidden") leaving = setTimeout(() => source.close(), HIDDEN_FOR);
+    else open(); // the first news are of all that there is
   });
+  open();
 }
 
 /** A bitmap of a file of the server's. */

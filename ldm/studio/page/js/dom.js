@@ -25,6 +25,9 @@ export function icon(name) {
   return svg;
 }
 
+/** Whether keys that are pressed in an element are text. */
+export const isTyping = (target) => Boolean(target.closest?.("textarea, select, input:not([type=range]):not([type=checkbox]):not([type=radio])"));
+
 /** A line that comes and goes. */
 export function toast(text, bad = false) {
   const element = el("p", { class: bad ? "toast bad" : "toast" }, text);

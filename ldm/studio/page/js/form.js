@@ -199,8 +199,8 @@ class Field {
       if (optional) options.unshift(el("option", { value: "" }, "As the model has it"));
       return el("select", { id }, ...options);
     }
-    if (type === "text") return el("textarea", { id, rows: 1, spellcheck: "false" });
-    return el("input", { id, inputmode: type === "integer" ? "numeric" : "decimal" });
+    if (type === "text") return el("textarea", { id, rows: 1, spellcheck: "false", dir: "auto" });
+    return el("input", { id, form: "form", inputmode: type === "integer" ? "numeric" : "decimal" });
   }
 
   showDefault(own) {

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { $, el, icon, seconds, toast } from "./dom.js";
 import { sentence } from "./form.js";
+import { remember } from "./local.js";
 
 const STAGES = {
   loading: "Loading the model",
@@ -21,6 +22,7 @@ export class Jobs extends EventTarget {
     this.estimates = new Map(); // job -> bitmaps by the number of the prediction
     this.current = null; // the id of the edit whose predictions are shown
     this.picked = null;
+    this.known = new Promise((resolve) => (this.knows = resolve)); // kept once the server has told what there is
     $("cancel-all").addEventListener("click", () => this.attempt(api.cancelAll()));
     $("cancel-current").addEventListener("click", () => this.active && this.attempt(api.cancel(this.active.id)));
   }
@@ -40,6 +42,7 @@ export class Jobs extends EventTarget {
     if (this.current && !this.all.has(this.current)) this.current = null;
     this.showAll();
     for (const job of jobs) this.dispatchEvent(new CustomEvent("changed", { detail: job }));
+    this.knows();
   }
 
   update(job) {
@@ -106,6 +109,7 @@ export class Jobs extends EventTarget {
   look(id) {
     this.current = id;
     this.picked = null;
+    remember("job", id);
     this.showAll();
   }
 
@@ -213,7 +217,7 @@ export class Jobs extends EventTarget {
   line(job) {
     const picture = job.results.length ? el("img", { src: api.patchUrl(job.id, 0), alt: "", loading: "lazy" }) : icon(job.kind === "restore" ? "restore" : "brush");
     const title = job.kind === "restore" ? `Restore: ${this.all.get(job.of)?.options.prompt || "a prediction"}` : job.options.prompt || "what fits";
-    const button = el("button", { type: "button", class: "job", "aria-current": String(job.id === this.current), "data-job": job.id }, el("span", { class: "pic" }, picture), el("span", { class: "what" }, title), el("span", { class: `how${job.state === "failed" ? " bad" : ""}` }, how(job)));
+    const button = el("button", { type: "button", class: "job", "aria-current": String(job.id === this.current), "data-job": job.id }, el("span", { class: "pic" }, picture), el("span", { class: "what", dir: "auto" }, title), el("span", { class: `how${job.state === "failed" ? " bad" : ""}` }, how(job)));
     button.addEventListener("click", () => this.dispatchEvent(new CustomEvent("open", { detail: job.of ?? job.id })));
     const end = ended(job) ? null : el("button", { type: "button", class: "icon", "aria-label": `Cancel ${title}`, title: "Cancel" }, icon("close"));
     end?.addEventListener("click", () => this.attempt(api.cancel(job.id)));

@@ -1,11 +1,14 @@
-// What this browser remembers: settings in its local storage, masks (too large for that) in its IndexedDB.
+// What this browser remembers: settings in its storage, of each tab and of all, masks (too large for that) in IndexedDB.
 
 const PREFIX = "studio.";
 
-/** A remembered value, or a fallback. A browser that keeps nothing, as in private windows, is no reason to fail. */
+/**
+ * A remembered value, or a fallback: this tab's own, or that of the tab used last. A browser that keeps nothing, as in
+ * private windows, is no reason to fail.
+ */
 export function recall(name, fallback) {
   try {
-    const text = localStorage.getItem(PREFIX + name);
+    const text = sessionStorage.getItem(PREFIX + name) ?? localStorage.getItem(PREFIX + name);
     return text === null ? fallback : JSON.parse(text);
   } catch {
     return fallback;
@@ -14,8 +17,7 @@ export function recall(name, fallback) {
 
 export function remember(name, value) {
   try {
-    if (value === undefined || value === null) localStorage.removeItem(PREFIX + name);
-    else localStorage.setItem(PREFIX + name, JSON.stringify(value));
+    for (const storage of [sessionStorage, localStorage]) storage.setItem(PREFIX + name, JSON.stringify(value ?? null));
   } catch {
     // full, or not allowed
   }
