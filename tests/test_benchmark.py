@@ -68,7 +68,7 @@ def test_gradients_reach_the_projections_of_a_context():
     assert layers and all(layer.to_k.weight.grad.any() and layer.to_v.weight.grad.any() for layer in layers)
 
 
-@pytest.mark.parametrize("mode", ["regions", "graphs"])
+@pytest.mark.parametrize("mode", ["regions", pytest.param("graphs", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_a_compiled_denoiser_predicts_the_same(mode: str):
     plain, compiled = tiny_model(), tiny_model()

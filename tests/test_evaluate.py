@@ -101,8 +101,8 @@ def test_a_benchmark_is_a_series_that_the_batch_command_reads(tmp_path):
         assert one.mask.read_bytes() == other.mask.read_bytes()
     assert {one.prompt for one in more} == {BALL.prompt, CUBE.prompt} and len({one.image for one in more}) == 4
     assert all(Image.open(one.mask).size == Image.open(one.image).size for one in more)
-    rows = read_rows(tmp_path / "few" / inputs.FILE, tmp_path / "runs", {})
-    assert len(good(rows)) == 3 and [row.job.prompt for row in rows] == [one.prompt for one in few]
+    rows = good(read_rows(tmp_path / "few" / inputs.FILE, tmp_path / "runs", {}))
+    assert len(rows) == 3 and [row.job.prompt for row in rows] == [one.prompt for one in few]
     assert {photo.name for photo in inputs.package_photographs()} == set(inputs.LICENCES)
 
 
