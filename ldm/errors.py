@@ -15,5 +15,6 @@ class OutOfMemory(UserError):
 class MissingExtra(UserError):
     """An optional package is needed and not installed."""
 
-    def __init__(self, package: str, extra: str, what: str):
-        super().__init__(f'{what} needs the package "{package}": pip install {package} (the extra "{extra}" has it)')
+    def __init__(self, package: str, extra: str | None, what: str):
+        has = f' (the extra "{extra}" has it)' if extra else ""
+        super().__init__(f'{what} needs the package "{package}": pip install {package}{has}')

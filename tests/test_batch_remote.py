@@ -3,6 +3,8 @@
 import json
 import random
 import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from ldm.errors import MissingExtra, UserError
 from ldm.runs.batch import remote, store
 from ldm.runs.batch.remote import InputCache, Remote, is_url, patiently
 from ldm.runs.batch.rows import Row, read_rows
+from ldm.runs.batch.store import open_store
 from scripts import batch_editing
 from tests import batches
 from tests.batches import OPTIONS, command, finish, lines, make_inputs, pixels, rows, run_ids, write_rows
@@ -89,8 +92,43 @@ def _local(record: dict) -> Path:
 def test_a_kind_of_url_that_nobody_knows_or_that_lacks_its_package_is_one_line():
     with pytest.raises(UserError, match="give a path, or a URL"):
         Remote("nonsense://a/b")
-    with pytest.raises(MissingExtra, match="gcsfs"):
+    with pytest.raises(MissingExtra, match=r"pip install gcsfs$"):  # which our extra has not
         Remote("gs://a/b")
+    with pytest.raises(UserError, match="cannot be opened"):
+        Remote("github://a")  # wants more than that
+
+
+@pytest.mark.parametrize("url", ["s3:/bucket/run", "S3://bucket/run", "file://out/run"])
+def test_a_misspelt_url_is_no_folder(url, tmp_path):
+    with pytest.raises(UserError, match="slashes"):
+        open_store(url, tmp_path)
+
+
+def test_a_large_file_is_put_and_brought_without_being_held_in_memory(memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_LARGE", 10)
+    monkeypatch.setattr(Remote, "write", None)
+    monkeypatch.setattr(Remote, "read", None)
+    (tmp_path / "summary.jsonl").write_text("a line longer than that\n")
+    open_store("memory://run", tmp_path).publish(["summary.jsonl"])
+    assert memory.cat_file("/run/summary.jsonl") == b"a line longer than that\n"
+    desk = tmp_path / "desk"
+    for name in ("summary.jsonl", "none"):
+        open_store("memory://run", desk).fetch(name)
+    assert [path.name for path in desk.iterdir()] == ["summary.jsonl"]
+
+
+def test_rows_behind_a_web_server_are_rows_and_what_is_not_there_is_one_line(tmp_path):
+    pytest.importorskip("aiohttp")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "a.png", "mask": "m.png", "prompt": "p"}))
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        (row,) = read_rows(f"{url}/rows.jsonl", Path("out"), {})
+        assert isinstance(row, Row) and row.urls == {"init_image": f"{url}/a.png", "mask": f"{url}/m.png"}
+        with pytest.raises(UserError, match="cannot be read as rows"):
+            list(read_rows(f"{url}/none.jsonl", Path("out"), {}))
+        server.shutdown()
 
 
 def test_a_store_that_says_no_is_asked_again_and_what_is_not_there_is_not():

@@ -12,7 +12,7 @@ import pytest
 from ldm.errors import MissingExtra, UserError
 from ldm.runs.batch import page
 from ldm.runs.batch.outcome import Outcome
-from ldm.runs.batch.progress import Progress
+from ldm.runs.batch.progress import Progress, check_metrics
 from ldm.runs.batch.report import Summary, read_summary
 from ldm.runs.batch.rows import BadRow, Row, Rows, Selection, read_rows
 from ldm.runs.batch.store import LocalStore, Marker
@@ -130,6 +130,25 @@ def test_bad_rows_are_of_one_share_each(tmp_path):
     assert sorted(row.number for row in found) == [*range(1, 21)] and all(isinstance(row, BadRow) for row in found)
 
 
+def test_a_row_of_nonsense_is_a_bad_row_that_is_called_like_no_other(tmp_path):
+    source = tmp_path / "rows.jsonl"
+    bad = [json.dumps(record(0, model={"a": 1})), "[" * 100_000]
+    source.write_text("\n".join([*bad, json.dumps(record(0, name="0002"))]))
+    *bad, good = read_rows(source, Path("out"), {})
+    assert all(isinstance(row, BadRow) for row in bad) and isinstance(good, Row)
+    assert "`model`" in bad[0].error and "no JSON" in bad[1].error
+    assert good.name == "0002" not in {row.name for row in bad}
+
+
+def test_a_parquet_with_times_that_python_cannot_hold_is_one_line(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason='the extra "cluster" is not installed')
+    parquet = pytest.importorskip("pyarrow.parquet")
+    times = pyarrow.array([10**16], pyarrow.timestamp("ms"))
+    parquet.write_table(pyarrow.table({"image": ["a.png"], "made": times}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="cannot be read as a Parquet"):
+        names(tmp_path / "rows.parquet")
+
+
 # ---- what is told
 
 
@@ -207,6 +226,21 @@ def test_progress_counts_and_tells_prometheus(tmp_path, monkeypatch):
     assert values['bld_batch_busy{node="n1"}'] == "0.25"
     for line in text.splitlines():
         assert re.fullmatch(r'# (HELP|TYPE) \w+ .+|\w+(\{\w+="[^"]*"\})? [-+.eE\dNa]+', line), line
+
+
+def test_counters_replace_only_counters(tmp_path):
+    mine = tmp_path / "edits.jsonl"
+    mine.write_text("{}")
+    with pytest.raises(UserError, match="so it stays"):
+        check_metrics(mine)
+    for path in (tmp_path, tmp_path / "none" / "batch.prom"):
+        with pytest.raises(UserError, match="cannot write"):
+            check_metrics(path)
+    path = tmp_path / "batch.prom"
+    for _ in range(2):  # new, and an earlier batch's
+        check_metrics(path)
+        path.write_text(Progress(lambda: 0).exposition())
+    assert mine.read_text() == "{}" and len([*tmp_path.iterdir()]) == 2
 
 
 def test_what_is_no_marker_is_none():

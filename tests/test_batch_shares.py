@@ -13,7 +13,7 @@ from ldm.cli import run
 from ldm.errors import UserError
 from ldm.runs.batch import site
 from ldm.runs.batch.outcome import Outcome
-from ldm.runs.batch.rows import Selection, share_of
+from ldm.runs.batch.rows import BadRow, Selection, read_rows, share_of
 from scripts import batch_editing
 from tests import batches
 from tests.batches import OPTIONS, command, finish, lines, make_inputs, pixels, rows, run_ids, write_rows
@@ -96,6 +96,21 @@ def test_shares_make_all_rows_once_and_merge_puts_them_together(folder, tmp_path
     (out / f"summary-{3 - share_of('lost', 2)}-of-2.jsonl").unlink()  # a share's machine was lost: markers know better
     assert batch(source, out, model, "--merge") == 1
     assert "7 done, 1 failed" in capsys.readouterr().out
+
+
+def test_merge_counts_only_the_rows_it_is_asked_for_and_takes_no_row_for_another(folder, tmp_path, capsys):
+    records = [{**row, "name": f"{i:04d}"} for i, row in enumerate(rows(4))]
+    records[2] = {**records[2], "seed": -1}  # the third row, and "0003" is the name of the fourth
+    source, out, model = write_rows(folder / "numbers.jsonl", records), tmp_path / "out", folder / "model"
+    told = [Outcome(i + 1, row["name"], "done") for i, row in enumerate(records) if i != 2]
+    (bad,) = (row for row in read_rows(source, out, {}) if isinstance(row, BadRow))
+    told.append(Outcome(bad.number, bad.name, "failed", error=bad.error))
+    out.mkdir()
+    (out / "summary-1-of-2.jsonl").write_bytes(b"".join(one.line() for one in told))
+    assert batch(source, out, model, "--merge") == 1
+    assert "rows: 3 done, 1 failed, told" in capsys.readouterr().out
+    assert batch(source, out, model, "--merge", "--limit", 2) == 0
+    assert "rows: 2 done, 0 failed, told" in capsys.readouterr().out
 
 
 def test_merge_without_shares_is_one_line(folder, tmp_path, capsys):

@@ -32,7 +32,7 @@ from ldm.errors import UserError
 from ldm.options import subset
 from ldm.runs.batch.outcome import Outcome, summary_name
 from ldm.runs.batch.page import PAGE
-from ldm.runs.batch.progress import Progress
+from ldm.runs.batch.progress import Progress, check_metrics
 from ldm.runs.batch.remote import as_local, is_url, stem_of
 from ldm.runs.batch.report import Summary, check_report
 from ldm.runs.batch.rows import BadRow, Chunk, Row, Rows, Selection, good, plan, windows
@@ -93,6 +93,7 @@ def run_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchResult:
     selection = Selection.of(job.shard, job.where, job.limit)
     share = share_name(selection)
     check_source(job, share)
+    check_metrics(job.metrics)
     rows, waiting = _begin(job, options, selection)
     shared = bool(share) or job.engine == "ray" or is_url(as_local(job.outdir))
     site = Site(job.outdir, job.cache, shared, socket.gethostname())

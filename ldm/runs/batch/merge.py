@@ -55,6 +55,7 @@ def merge_batch(job: BatchJob, options: Mapping[str, Any]) -> MergeResult:
         check_desk(job, "", files.store)
         notes = _Notes(files, names, stack)
         summary = Summary(files.store, stem_of(job.rows))
+        done = failed = 0  # of the rows asked for: the summary may know of others
         for row in rows:
             outcome = notes.find(row.name, row.number)
             if outcome is None and isinstance(row, Row) and (marker := files.store.marker(row.name)) is not None:
@@ -62,9 +63,11 @@ def merge_batch(job: BatchJob, options: Mapping[str, Any]) -> MergeResult:
             if outcome is not None:
                 summary.total = rows.total
                 summary.add(outcome)
-        summary.total = rows.wanted
-        summary.finish(everything=rows.selection.everything)
-        done, failed = summary.count("done"), summary.count("failed")
+                done += outcome.status == "done"
+                failed += outcome.status == "failed"
+        everything = rows.selection.everything
+        summary.total = rows.wanted if everything else summary.count("done") + summary.count("failed")
+        summary.finish(everything)
         page = files.store.outdir.rstrip("/") + "/" + PAGE
         return MergeResult(done, failed, rows.wanted - done - failed, len(names), page)
 

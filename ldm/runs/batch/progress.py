@@ -1,7 +1,9 @@
 """How far a batch is: for the terminal, for a log, and for Prometheus."""
 
 import logging
+import os
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,7 +13,8 @@ from types import TracebackType
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ldm.files import atomic_file
+from ldm.errors import UserError
+from ldm.files import atomic_file, write_error
 from ldm.runs.batch.outcome import Outcome
 
 logger = logging.getLogger(__name__)
@@ -19,6 +22,30 @@ logger.setLevel(logging.INFO)  # what others say of single edits is not wanted; 
 
 _SPAN = 300.0  # seconds over which the rate is taken
 _LOG, _METRICS = 60.0, 5.0  # seconds between lines of a log, between two writes of the metrics
+
+_HEAD = "# HELP bld_batch_"  # what our file of counters begins with
+
+
+def check_metrics(path: Path | None) -> None:
+    """Make sure, before any work is done, that the counters can be written and replace none but earlier ones.
+
+    Raises:
+        UserError: a file of the user's lies there, or its folder cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        if os.path.lexists(path):
+            with open(path, "rb") as file:
+                ours = file.read(len(_HEAD)) in (b"", _HEAD.encode())
+        else:
+            ours = True
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except OSError as error:
+        raise write_error(path, error) from error
+    if not ours:
+        raise UserError(f'"{path}" holds no counters of a batch, so it stays: choose another file for `metrics`')
 
 
 class Progress:

@@ -79,6 +79,13 @@ class Manifest:
             raise UserError(
                 f'"{self.source}" cannot be read as rows ({reason}): give a JSONL, a CSV, a Parquet or a folder'
             ) from error
+        except UserError:
+            raise
+        except Exception as error:
+            if not is_url(self.source):
+                raise
+            text = " ".join(str(error).split()) or type(error).__name__  # of a store, whose errors are its own
+            raise UserError(f'"{self.source}" cannot be read as rows ({text}): copy it here first') from error
         if not some:
             raise UserError(f'"{self.source}" has no rows: give at least one image with its mask')
         self.fraction = 1.0
@@ -114,7 +121,9 @@ class Manifest:
                     yield {name: value for name, value in record.items() if value is not None and value == value}
                 read += batch.num_rows
                 self.fraction = read / max(1, file.metadata.num_rows)
-        except pyarrow.ArrowException as error:
+        except UnicodeDecodeError:
+            raise
+        except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # the latter for times out of range
             text = " ".join(str(error).split())
             raise UserError(f'"{self.source}" cannot be read as a Parquet ({text}): write it anew') from error
 
@@ -151,7 +160,7 @@ def _near(name: str) -> str | None:
 def _object(line: str) -> Record | UserError:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return UserError(f"the line is no JSON ({error})")
     return value if isinstance(value, dict) else UserError("the line is no JSON object, such as {...}")
 

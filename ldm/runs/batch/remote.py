@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TRIES, _PAUSE = 6, 0.25  # a store that says no is asked again after 0.25, 0.75, 2.25, 6.75 and 20 seconds, or so
+_LARGE = 64 << 20  # bytes of a file that is no longer read into memory to be put
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError, UserError)
 
 
@@ -32,8 +33,19 @@ def is_url(text: str | os.PathLike) -> bool:
 
 
 def as_local(text: str) -> str:
-    """A `file://` URL as its path; anything else as it is."""
-    return url2pathname(urlsplit(text).path) if text.startswith("file://") else text
+    """A `file://` URL as its path; anything else as it is.
+
+    Raises:
+        UserError: it is of another machine.
+    """
+    if not text.startswith("file://"):
+        return text
+    parts = urlsplit(text)
+    if parts.netloc not in ("", "localhost"):
+        raise UserError(
+            f'"{text}" names a machine "{parts.netloc}": three slashes begin a path of this one, file:///a/b'
+        )
+    return url2pathname(parts.path)
 
 
 def stem_of(place: str) -> str:
@@ -60,8 +72,9 @@ class Remote:
             self.fs, self.path = url_to_fs(self.url, use_listings_cache=False)
         except ImportError as error:
             package = re.search(r"[Ii]nstall (\w+)", str(error))
-            raise MissingExtra(package[1] if package else "fsspec", "remote", f'"{url}"') from None
-        except ValueError as error:
+            name = package[1] if package else "fsspec"
+            raise MissingExtra(name, "remote" if name in ("fsspec", "s3fs") else None, f'"{url}"') from None
+        except Exception as error:  # some kinds of store are reached, or want their options, at once
             raise UserError(f'"{url}" cannot be opened ({error}): give a path, or a URL such as s3://') from None
 
     def read(self, below: str = "") -> bytes | None:
@@ -78,7 +91,10 @@ class Remote:
     def upload(self, pairs: Sequence[tuple[Path, str]]) -> None:
         """Put files from this machine, each as a whole."""
         for path, below in pairs:
-            self.write(below, path.read_bytes())
+            if path.stat().st_size <= _LARGE:
+                self.write(below, path.read_bytes())
+            else:
+                patiently(self.fs.put_file, str(path), self._at(below))
 
     def download(self, below: str, path: Path) -> None:
         """A file as a file of this machine, whole or not at all."""

@@ -18,7 +18,7 @@ from ldm.runs.batch.store import LocalStore, Store
 
 _LINE = re.compile(rb'\{"row": (\d+), "name": "([\w-]*)", "status": "(done|failed)"')
 _SHARE = 20  # the page is written again when this many times the time has gone by that it took to write
-_PUBLISH = 60.0  # seconds between puts of the summary where it is kept behind a URL
+_PUBLISH = 60.0  # seconds between puts of the summary where it is kept behind a URL; more where they take long
 _NONE, _DONE, _FAILED, _EARLIER = 0, 1, 2, 4  # what is known of a row; and that it was not this run that found out
 
 
@@ -79,7 +79,7 @@ class Summary:
         self.counts = {"done": 0, "failed": 0}
         self.set_aside: dict[str, Outcome] = {}
         self.changed: set[int] = set()
-        self.due = self.published = 0.0
+        self.due = self.publish_due = 0.0
         self._mend()
         for place, outcome in read_lines(self.path):
             self._note(outcome, place, _EARLIER)
@@ -104,7 +104,7 @@ class Summary:
         now = time.monotonic()
         if now >= self.due and not self.share:
             self.write_page()
-        if now - self.published > _PUBLISH:
+        if now >= self.publish_due:
             self.publish()
 
     def outcomes(self, first: int = 0, last: int | None = None) -> Iterator[Outcome]:
@@ -148,8 +148,10 @@ class Summary:
 
     def publish(self) -> None:
         """Put the summary in its place, where that is not here."""
+        start = time.monotonic()
         self.store.publish([self.path.name])
-        self.published = time.monotonic()
+        now = time.monotonic()
+        self.publish_due = now + max(_PUBLISH, _SHARE * (now - start))
 
     def count(self, status: str) -> int:
         """How many rows have a status, "done" or "failed"."""

@@ -249,7 +249,7 @@ class Rows:
         except UserError as error:
             if shares > 1 and not ours and share_of(name, shares) != share:
                 return None
-            return BadRow(number, name, own, str(error))
+            return BadRow(number, f"_{name}", own, str(error))  # which no row that can be made is called
 
 
 def read_rows(
@@ -340,8 +340,8 @@ def _options(given: Record, base: str) -> tuple[dict[str, Any], dict[str, str]]:
             if is_url(text):
                 urls[option] = text
             value = Path(stem_of(text) if is_url(text) else text)
-        elif option == "model" and value not in zoo.MODELS and not is_url(base):
-            folder = os.path.join(base, str(value))
+        elif option == "model" and isinstance(value, str) and value not in zoo.MODELS and not is_url(base):
+            folder = os.path.join(base, value)
             value = folder if os.path.isdir(folder) else value
         options[option] = value
     return options, urls

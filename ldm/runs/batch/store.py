@@ -10,6 +10,7 @@ Markers are what says that a row is done: a worker or a batch that is started tw
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import threading
@@ -114,6 +115,8 @@ class Store(Protocol):
 def open_store(outdir: str, desk: Path) -> Store:
     """The output folder of a path or URL; `desk` is a folder for the files of one that is not here."""
     outdir = as_local(outdir)
+    if not is_url(outdir) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", outdir):
+        raise UserError(f'`outdir` is "{outdir}": a URL begins as s3://, in small letters and with two slashes')
     return RemoteStore(outdir, desk) if is_url(outdir) else LocalStore(Path(outdir))
 
 
@@ -220,9 +223,10 @@ class RemoteStore:
     def fetch(self, file: str) -> None:
         """See `Store`."""
         path = self.desk / file
-        if not path.exists() and (content := self.remote.read(file)) is not None:
+        if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            with suppress(FileNotFoundError):
+                self.remote.download(file, path)
 
     def list(self) -> list[str]:
         """See `Store`."""
