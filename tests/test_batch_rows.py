@@ -133,10 +133,12 @@ def test_bad_rows_are_of_one_share_each(tmp_path):
 def test_a_row_of_nonsense_is_a_bad_row_that_is_called_like_no_other(tmp_path):
     source = tmp_path / "rows.jsonl"
     bad = [json.dumps(record(0, model={"a": 1})), "[" * 100_000]
+    bad += [json.dumps(record(0) | {name: text}) for name in ("image", "ckpt", "model") for text in ("a\0", "\ud800")]
     source.write_text("\n".join([*bad, json.dumps(record(0, name="0002"))]))
     *bad, good = read_rows(source, Path("out"), {})
     assert all(isinstance(row, BadRow) for row in bad) and isinstance(good, Row)
     assert "`model`" in bad[0].error and "no JSON" in bad[1].error
+    assert all("no file's name" in row.error for row in bad[2:]) and len(bad) == 8
     assert good.name == "0002" not in {row.name for row in bad}
 
 

@@ -28,6 +28,7 @@ __all__ = ["COLUMNS", "BadRow", "Chunk", "Row", "Rows", "Selection", "good", "pl
 _INPUTS = ("init_image", "mask")
 _PATHS = (*_INPUTS, "config", "ckpt")
 _MODEL = ("model", "config", "ckpt", "revision", "lora")
+_FILES = {*_INPUTS, *_MODEL}  # that name files
 _SLUG, _DIGITS = 64, 12  # of the name of a row without one: letters of its prompt, digits of its hash
 
 WINDOW = 1024
@@ -322,7 +323,7 @@ def _options(given: Record, base: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The options that a row gives, its paths seen from where they stand; and those of them that are URLs.
 
     Raises:
-        UserError: one is given under two names, or as a URL that must be a path.
+        UserError: one is given under two names, as a URL that must be a path, or as what can be no path.
     """
     options: dict[str, Any] = {}
     urls: dict[str, str] = {}
@@ -332,6 +333,8 @@ def _options(given: Record, base: str) -> tuple[dict[str, Any], dict[str, str]]:
             continue
         if option in options:
             raise UserError(f'`{option}` is given twice, also as "image": leave one out')
+        if option in _FILES:
+            _check_path(option, as_text(value))
         if option in _PATHS:
             text = as_local(str(value))
             text = text if is_url(text) or os.path.isabs(text) else os.path.join(base, text)
@@ -345,6 +348,16 @@ def _options(given: Record, base: str) -> tuple[dict[str, Any], dict[str, str]]:
             value = folder if os.path.isdir(folder) else value
         options[option] = value
     return options, urls
+
+
+def _check_path(option: str, text: str) -> None:
+    """Refuse what no file can be called, which the system would tell of in its own way wherever it comes up."""
+    try:
+        if b"\0" not in os.fsencode(text):
+            return
+    except UnicodeEncodeError:
+        pass
+    raise UserError(f"`{option}` is {text!r}, which can be no file's name: type it anew")
 
 
 def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
