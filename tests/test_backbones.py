@@ -305,6 +305,8 @@ def test_a_prompt_that_is_too_long_is_told(each: Editor, caplog: pytest.LogCaptu
     caplog.clear()
     each.prepare(photograph(), middle(), edit_request("a red ball"))
     assert "does not see" not in caplog.text
+    each.prepare(photograph(), middle(), edit_request("a red ball", negative_prompt="a blue cube " * 400))
+    assert "it does not see" in caplog.text and "blue cube" in caplog.text
 
 
 def edit_request(prompt: str, **options: Any) -> Any:

@@ -394,6 +394,15 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         of_json("scheduler/scheduler_config.json", _class_name="EDMDPMSolverMultistepScheduler"),
         "has the noise levels of EDM",
     ),
+    "another prediction": (
+        of_json("scheduler/scheduler_config.json", prediction_type="x"),
+        "prediction_type x, which is not known",
+    ),
+    "no scheduler": (lambda folder: (folder / "scheduler/scheduler_config.json").unlink(), "is incomplete"),
+    "no vocabulary": (
+        lambda folder: [path.unlink() for path in (folder / "tokenizer").iterdir()],
+        "tokenizer has no vocabulary, get the model again",
+    ),
     "an empty entry": (of_json("model_index.json", more=[], _class_name="WanPipeline"), "paints no pictures"),
     "a part missing": (lambda folder: shutil.rmtree(folder / "vae"), "/vae is missing, get the model again"),
     "weights missing": (

@@ -16,6 +16,10 @@ INDEX = "model_index.json"
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that nothing here uses: they are not loaded."""
 
+PREDICTION_KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "z0"}
+"""What a scheduler of diffusers says that the network predicts -> the kind of `Prediction`."""
+
+_VOCABULARIES = ("vocab.*", "tokenizer.json", "*.model")
 _LIBRARIES = {"diffusers", "transformers", "stable_diffusion", "latent_consistency"}
 
 
@@ -192,9 +196,19 @@ def _check_parts(index: Mapping[str, Any], folder: Path, name: str) -> None:
     vae = (index.get("vae") or [None, None])[-1]
     if vae != "AutoencoderKL":
         raise UserError(f'model "{name}" has {vae} as its autoencoder: only AutoencoderKL is known here')
-    scheduler = str(part_config(folder, "scheduler", "scheduler_config.json").get("_class_name"))
+    config = part_config(folder, "scheduler", "scheduler_config.json")
+    scheduler, predicts = config.get("_class_name"), config.get("prediction_type", "epsilon")
+    if not isinstance(scheduler, str):
+        where = folder / "scheduler" / "scheduler_config.json"
+        raise UserError(f'model "{name}" is incomplete: {where} is missing or names no class, get the model again')
     if scheduler.startswith("EDM"):  # its network is scaled otherwise
         raise UserError(f'model "{name}" has the noise levels of {scheduler}, which are not known here')
+    if predicts not in PREDICTION_KINDS:
+        known = ", ".join(PREDICTION_KINDS)
+        raise UserError(f'model "{name}" has prediction_type {predicts}, which is not known here; known: {known}')
+    for part in sorted(used_parts(folder)):
+        if part.startswith("tokenizer") and not any(next((folder / part).glob(one), None) for one in _VOCABULARIES):
+            raise UserError(f'model "{name}" is incomplete: {folder / part} has no vocabulary, get the model again')
 
 
 def used_parts(folder: Path) -> set[str]:
