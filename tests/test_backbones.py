@@ -305,6 +305,8 @@ def test_a_prompt_that_is_too_long_is_told(each: Editor, caplog: pytest.LogCaptu
     caplog.clear()
     each.prepare(photograph(), middle(), edit_request("a red ball"))
     assert "does not see" not in caplog.text
+    each.prepare(photograph(), middle(), edit_request("a red ball", negative_prompt="a blue cube " * 400))
+    assert "it does not see" in caplog.text and "blue cube" in caplog.text
 
 
 def edit_request(prompt: str, **options: Any) -> Any:
@@ -378,7 +380,12 @@ def test_the_offspring_are_told_apart(tmp_path: Path):
 
     scheduler = ("scheduler", "scheduler_config.json")
     assert family("sd") == FAMILY_ROWS["sd"].about
-    assert family("sd", (*scheduler, {"_class_name": "LCMScheduler"}), "b") == FAMILY_ROWS["lcm"].about
+    assert family("sd", (*scheduler, {"_class_name": "LCMScheduler"}), "b") == FAMILY_ROWS["sd-lcm-lora"].about
+    for own, key in {"sd": "lcm", "sdxl": "sdxl-lcm"}.items():
+        told = ("unet", "config.json", {"time_cond_proj_dim": 256})
+        assert family(own, told, "e") == FAMILY_ROWS[key].about and FAMILY_ROWS[key].scale > 1
+    for called, key in {"Hyper-SD15": "sd-turbo", "hyper-realistic": "sd", "hyperrealism_v3": "sd"}.items():
+        assert family("sd", None, called) == FAMILY_ROWS[key].about
     turbo = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
     assert family("sdxl", (*scheduler, turbo), "c") == FAMILY_ROWS["sdxl-turbo"].about
     assert family("sdxl", None, "someone/sdxl-lightning") == FAMILY_ROWS["sdxl-turbo"].about

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ldm.backbones import hub, zoo
+from ldm.backbones import diffusers_models, hub, single_file, zoo
 from ldm.cli import run
 from ldm.editing.editor import Editor
 from ldm.editing.request import EditRequest
@@ -180,6 +180,11 @@ def test_a_lora_for_another_family_is_refused(
 ):
     line = refused(files, tmp_path, capsys, saved("sd"), "--lora", lora(name))
     assert "--lora" in line and "does not fit" in line and "another family" in line
+
+
+def test_an_id_of_a_lora_may_have_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "fetch_lora", lambda name: tmp_path / name)
+    assert diffusers_models.find_lora("some/style-v1.5:0.8") == (tmp_path / "some/style-v1.5", 0.8)
 
 
 def test_what_is_no_lora(tmp_path: Path):
@@ -383,6 +388,22 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a video": (of_json("model_index.json", _class_name="WanPipeline"), "is a WanPipeline, which paints no pictures"),
     "code of its own": (of_json("model_index.json", unet=["my_unet", "MyUNet"]), 'code of its own for its part "unet"'),
     "a pipeline of its own": (of_json("model_index.json", _class_name=["pipeline", "Mine"]), "code of its own"),
+    "a refiner": (of_json("model_index.json", requires_aesthetics_score=True), "is a refiner of SDXL"),
+    "another autoencoder": (of_json("model_index.json", vae=["diffusers", "AutoencoderTiny"]), "only AutoencoderKL"),
+    "other noise levels": (
+        of_json("scheduler/scheduler_config.json", _class_name="EDMDPMSolverMultistepScheduler"),
+        "has the noise levels of EDM",
+    ),
+    "another prediction": (
+        of_json("scheduler/scheduler_config.json", prediction_type="x"),
+        "prediction_type x, which is not known",
+    ),
+    "no scheduler": (lambda folder: (folder / "scheduler/scheduler_config.json").unlink(), "is incomplete"),
+    "no vocabulary": (
+        lambda folder: [path.unlink() for path in (folder / "tokenizer").iterdir()],
+        "tokenizer has no vocabulary, get the model again",
+    ),
+    "an empty entry": (of_json("model_index.json", more=[], _class_name="WanPipeline"), "paints no pictures"),
     "a part missing": (lambda folder: shutil.rmtree(folder / "vae"), "/vae is missing, get the model again"),
     "weights missing": (
         lambda folder: (folder / "unet/diffusion_pytorch_model.safetensors").unlink(),
@@ -409,11 +430,45 @@ def test_a_folder_that_cannot_be_used_is_told_in_a_line(
     assert expected in refused(files, tmp_path, capsys, changed(saved("sd"), tmp_path, change))
 
 
+def test_parts_that_come_in_half_precision_alone(tmp_path: Path):
+    """As a repository with other precisions of some parts is downloaded; weights may be cut into several files."""
+    folder = changed(saved("sd"), tmp_path, lambda _: None)
+    plain = predictions(loaded(str(folder)))
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    torch.testing.assert_close(predictions(loaded(str(folder))), plain)
+
+
+def test_what_is_downloaded_of_a_repository():
+    files = ["model_index.json", "v1-5.safetensors", "unet/config.json", "safety_checker/model.safetensors"]
+    files += ["unet/model.fp16-00001-of-00002.safetensors", "unet/model-00001-of-00002.safetensors"]
+    files += ["text_encoders/t5xxl_fp16.safetensors", "vae/model.fp16.safetensors", "vae_1_0/model.safetensors"]
+    assert hub.wanted_files(files, {"unet", "vae"}) == [
+        *("model_index.json", "unet/config.json"),
+        *("unet/model-00001-of-00002.safetensors", "vae/model.fp16.safetensors"),
+    ]
+
+
+def test_the_quick_ones_in_one_file_are_told_by_name(monkeypatch: pytest.MonkeyPatch):
+    for kind, name, key in [
+        ("sd35_large", "sd3.5_large_turbo", "sd3-turbo"),
+        ("xl_base", "juggernautXL-Lightning", "sdxl-turbo"),
+        ("v1", "dreamshaper-LCM", "sd-lcm-lora"),
+        ("v1", "hyperrealism", "sd"),
+    ]:
+        monkeypatch.setattr(single_file, "_kind", lambda path, kind=kind: kind)
+        assert single_file.family_key(Path(f"{name}.safetensors"), name) == key
+
+
 def test_what_does_not_fit_the_model(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "multiples of 8: the nearest is --W 64 --H 64" in refused(
         files, tmp_path, capsys, saved("sd"), "--H", 60, "--W", 66
     )
     assert "--revision is for models of diffusers" in refused(files, tmp_path, capsys, "scenes", "--revision", "v2")
+    line = refused(files, tmp_path, capsys, saved("sd"), "--revision", "v2")
+    assert "--revision is for ids of the hub" in line
+    line = refused(files, tmp_path, capsys, "own.safetensors", "--ckpt", "other.ckpt")
+    assert "name two checkpoints" in line
     assert "is neither auto" in refused(files, tmp_path, capsys, tmp_path / "nowhere")
 
     def overflow(folder: Path) -> None:

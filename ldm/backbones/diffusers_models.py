@@ -3,6 +3,7 @@
 Nothing of diffusers is imported before a model of it is asked for.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import CRITICAL
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
     from ldm.backbones.pipelines import DiffusersBackbone
+
+
+_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -213,11 +217,12 @@ def _left_out(source: Path, cls: Any) -> dict[str, Any]:
 
 
 def _variant(source: Path) -> dict[str, str]:
-    """Which of several precisions of the same weights is read: the plain one, or else half precision."""
-    weights = [path.name for path in source.glob("*/*.safetensors")]
-    if any(".fp16." in name for name in weights) and not any(".fp16." not in name for name in weights):
-        return {"variant": "fp16"}
-    return {}
+    """Which of several precisions of the same weights is read: the plain one, or half precision if a part has no
+    other; diffusers then takes the plain one of the parts that have it alone."""
+    weights = [path for path in source.glob("*/*.safetensors") if path.parent.name not in UNUSED]
+    half = {path for path in weights if re.search(r"\.fp16\b", path.name)}
+    only = {path.parent for path in half} - {path.parent for path in weights if path not in half}
+    return {"variant": "fp16"} if only else {}
 
 
 def split_lora(given: str) -> tuple[str, float]:
@@ -246,7 +251,7 @@ def find_lora(given: str) -> tuple[Path, float]:
     """
     name, weight = split_lora(given)
     path = Path(name).expanduser().resolve()
-    if not path.exists() and hub.HUB_ID.fullmatch(name) and not path.suffix:
+    if not path.exists() and hub.HUB_ID.fullmatch(name) and path.suffix.lower() not in _WEIGHTS:
         return hub.fetch_lora(name), weight
     if not path.is_file():
         raise UserError(f'`lora` "{name}": there is no such file, nor is it an id of the hub')

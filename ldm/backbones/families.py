@@ -4,6 +4,7 @@ A family is a row of `FAMILIES` and an adapter in `ldm.backbones.pipelines`. Imp
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,10 @@ INDEX = "model_index.json"
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that nothing here uses: they are not loaded."""
 
+PREDICTION_KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "z0"}
+"""What a scheduler of diffusers says that the network predicts -> the kind of `Prediction`."""
+
+_VOCABULARIES = ("vocab.*", "tokenizer.json", "*.model")
 _LIBRARIES = {"diffusers", "transformers", "stable_diffusion", "latent_consistency"}
 
 
@@ -58,6 +63,11 @@ FAMILIES = {
         *("StableDiffusionPipeline", "StableDiffusion", _LCM, 768, 4, 8.5, "lcm"),
         source="Luo et al. 2023; card of LCM_Dreamshaper_v7",
     ),
+    "sd-lcm-lora": Family(
+        "Stable Diffusion with LCM-LoRA in its weights",
+        *("StableDiffusionPipeline", "StableDiffusion", (), 512, 4, 1.0, "lcm"),
+        source="card of lcm-lora-sdv1-5",
+    ),
     "sd-turbo": Family(
         "SD-Turbo, and Lightning or Hyper of Stable Diffusion",
         *("StableDiffusionPipeline", "StableDiffusion", (), 512, 4, 1.0, "ddim"),
@@ -77,6 +87,11 @@ FAMILIES = {
     ),
     "sdxl-lcm": Family(
         "latent consistency models of SDXL",
+        *("StableDiffusionXLPipeline", "StableDiffusionXL", (), 1024, 4, 8.0, "lcm"),
+        source="card of lcm-sdxl",
+    ),
+    "sdxl-lcm-lora": Family(
+        "SDXL with LCM-LoRA in its weights",
         *("StableDiffusionXLPipeline", "StableDiffusionXL", (), 1024, 4, 1.0, "lcm"),
         source="card of lcm-lora-sdxl",
     ),
@@ -112,7 +127,13 @@ FAMILIES = {
     ),
 }
 
-_QUICK = ("turbo", "lightning", "hyper", "schnell")
+_QUICK = re.compile(r"turbo|lightning|schnell|(?<![a-z])hyper(?:[-_ .]?sd|(?![a-z])(?![-_ .]?real))")
+"""In names of few-step models. Hyper is one; "hyperreal" praises the pictures of any."""
+
+
+def is_quick(name: str) -> bool:
+    """Whether a model's name says that it takes few steps."""
+    return bool(_QUICK.search(name.lower()))
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
@@ -150,7 +171,7 @@ def family_of(folder: Path, name: str) -> Family:
     foreign = [
         part
         for part, value in index.items()
-        if isinstance(value, list) and not part.startswith("_") and value[0] not in {*_LIBRARIES, None}
+        if isinstance(value, list) and value and not part.startswith("_") and value[0] not in {*_LIBRARIES, None}
     ]
     if not isinstance(class_name, str) or foreign:
         what = f'its part "{foreign[0]}"' if foreign else "its pipeline"
@@ -164,7 +185,39 @@ def family_of(folder: Path, name: str) -> Family:
         raise UserError(
             f'model "{name}" is a {class_name}, which paints no pictures from a prompt here; known: {known}'
         )
+    _check_parts(index, folder, name)
     return FAMILIES[_offspring(key, folder, name)]
+
+
+def _check_parts(index: Mapping[str, Any], folder: Path, name: str) -> None:
+    """Refuse what has the class of a known pipeline, and parts that work in another way."""
+    if index.get("requires_aesthetics_score"):
+        raise UserError(f'model "{name}" is a refiner of SDXL, which paints nothing by itself: take the base model')
+    vae = (index.get("vae") or [None, None])[-1]
+    if vae != "AutoencoderKL":
+        raise UserError(f'model "{name}" has {vae} as its autoencoder: only AutoencoderKL is known here')
+    config = part_config(folder, "scheduler", "scheduler_config.json")
+    scheduler, predicts = config.get("_class_name"), config.get("prediction_type", "epsilon")
+    if not isinstance(scheduler, str):
+        where = folder / "scheduler" / "scheduler_config.json"
+        raise UserError(f'model "{name}" is incomplete: {where} is missing or names no class, get the model again')
+    if scheduler.startswith("EDM"):  # its network is scaled otherwise
+        raise UserError(f'model "{name}" has the noise levels of {scheduler}, which are not known here')
+    if predicts not in PREDICTION_KINDS:
+        known = ", ".join(PREDICTION_KINDS)
+        raise UserError(f'model "{name}" has prediction_type {predicts}, which is not known here; known: {known}')
+    for part in sorted(used_parts(folder)):
+        if part.startswith("tokenizer") and not any(next((folder / part).glob(one), None) for one in _VOCABULARIES):
+            raise UserError(f'model "{name}" is incomplete: {folder / part} has no vocabulary, get the model again')
+
+
+def used_parts(folder: Path) -> set[str]:
+    """The parts that are loaded of a folder in diffusers' layout; repositories hold others beside them.
+
+    Raises:
+        UserError: its index cannot be read.
+    """
+    return {part for part, value in read_json(folder / INDEX).items() if _is_used(part, value)}
 
 
 def _is_used(part: str, value: Any) -> bool:
@@ -174,10 +227,12 @@ def _is_used(part: str, value: Any) -> bool:
 
 def _offspring(key: str, folder: Path, name: str) -> str:
     scheduler = part_config(folder, "scheduler", "scheduler_config.json")
-    quick = any(word in f"{name} {folder.name}".lower() for word in _QUICK)
+    quick = is_quick(name) or is_quick(folder.name)
     if key in ("sd", "sdxl"):
-        if scheduler.get("_class_name") == "LCMScheduler" or part_config(folder, "unet").get("time_cond_proj_dim"):
+        if part_config(folder, "unet").get("time_cond_proj_dim"):
             return "lcm" if key == "sd" else "sdxl-lcm"
+        if scheduler.get("_class_name") == "LCMScheduler":
+            return f"{key}-lcm-lora"
         trailing = scheduler.get("timestep_spacing") == "trailing"
         ancestral = scheduler.get("_class_name") == "EulerAncestralDiscreteScheduler"
         return f"{key}-turbo" if quick or (trailing and ancestral) else key

@@ -6,11 +6,11 @@ Imports nothing heavy, and nothing of diffusers.
 import functools
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ldm.backbones.families import INDEX
+from ldm.backbones.families import INDEX, used_parts
 from ldm.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def fetch(name: str, revision: str | None = None, weights: bool = True, what: st
     Raises:
         UserError: there is no such model, it is no pipeline, or the hub cannot be reached.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     what = what or f'model "{name}"' + (f" at {revision}" if revision else "")
     with _told(name, what):
@@ -44,7 +44,8 @@ def fetch(name: str, revision: str | None = None, weights: bool = True, what: st
             return _cached(name, INDEX, revision, what).parent
         if INDEX not in files:
             raise UserError(f"{what} of the hub is no pipeline of diffusers: it has no {INDEX}")
-        wanted = [file for file in wanted_files(files) if weights or not file.endswith(".safetensors")]
+        parts = used_parts(Path(hf_hub_download(name, INDEX, revision=revision)).parent)
+        wanted = [file for file in wanted_files(files, parts) if weights or not file.endswith(".safetensors")]
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
 
 
@@ -70,13 +71,13 @@ def fetch_lora(name: str) -> Path:
         return Path(hf_hub_download(name, chosen))
 
 
-def wanted_files(files: Sequence[str]) -> list[str]:
-    """What of a repository is downloaded: the parts' configs, vocabularies and safetensors, in one precision.
+def wanted_files(files: Sequence[str], parts: Collection[str]) -> list[str]:
+    """What of a repository is downloaded: the used parts' configs, vocabularies and safetensors, in one precision.
 
     Files beside the index are the same weights once more, in another layout; half precision is taken alone only where
     there is no other.
     """
-    inside = [file for file in files if file.count("/") == 1]
+    inside = [file for file in files if file.count("/") == 1 and file.split("/")[0] in parts]
     weights = [file for file in inside if file.endswith(".safetensors")]
     plain = {file for file in weights if not re.search(r"\.(fp16|bf16|non_ema)\b", file)}
     covered = {file.split("/")[0] for file in plain}

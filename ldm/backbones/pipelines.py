@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.backbones.families import Family
+from ldm.backbones.families import PREDICTION_KINDS, Family
 from ldm.errors import UserError
 from ldm.models.diffusion.levels import Flow, NoiseLevels, VariancePreserving
 from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.schedule import NoiseLevel
-
-_KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "z0"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +157,7 @@ class DiffusersBackbone:
         config = self.pipe.scheduler.config
         if config._class_name.startswith("FlowMatch"):
             return "flow"
-        return _KINDS[config.get("prediction_type", "epsilon")]
+        return PREDICTION_KINDS[config.get("prediction_type", "epsilon")]
 
     @cached_property
     def tokenize(self) -> TokenLimit | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.backbones.families import FAMILIES
+from ldm.backbones.families import FAMILIES, is_quick
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ _KINDS = {
     "z-image-turbo": "z-image-turbo",
 }
 _NEEDED = "model.diffusion_model.input_blocks.0.0.weight"  # diffusers takes for v1 whatever it does not know
-_QUICK = {"lcm": {"sd": "lcm", "sdxl": "sdxl-lcm"}}
-_QUICK |= {word: {"sd": "sd-turbo", "sdxl": "sdxl-turbo"} for word in ("turbo", "lightning", "hyper")}
 
 
 def family_key(path: Path, name: str) -> str:
@@ -44,8 +42,10 @@ def family_key(path: Path, name: str) -> str:
         known = ", ".join(family.about for family in FAMILIES.values() if family.classes)
         raise UserError(f'model "{name}" is {kind}, no checkpoint that paints pictures here; known: {known}')
     key = _KINDS[kind]
-    lowered = f"{name} {path.name}".lower()
-    return next((own[key] for word, own in _QUICK.items() if word in lowered and key in own), key)
+    if "lcm" in f"{name} {path.name}".lower() and key in ("sd", "sdxl"):
+        return f"{key}-lcm-lora"  # diffusers reads no embedding of the scale from these layouts
+    quick = is_quick(name) or is_quick(path.name)
+    return f"{key}-turbo" if quick and f"{key}-turbo" in FAMILIES else key
 
 
 def config_id(path: Path) -> str:

@@ -15,7 +15,9 @@ _SAY_NOTHING = {"a", "an", "the", "and", "at", "by", "from", "in", "next", "of",
 _SAY_NOTHING |= {"made", "photo", "picture", "rendering"}
 
 
-def check_words(model: Backbone, files: zoo.ModelFiles | None, prompt: str, force: bool = False) -> None:
+def check_words(
+    model: Backbone, files: zoo.ModelFiles | None, prompt: str, force: bool = False, negative: str = ""
+) -> None:
     """Refuse a prompt that says nothing to the model, and tell in one notice each what is left out of any other.
 
     Only the tokenizer is used, so that `zoo.outline(files)` does for the model. "" is unconditional and always fine.
@@ -23,6 +25,7 @@ def check_words(model: Backbone, files: zoo.ModelFiles | None, prompt: str, forc
     Args:
         files: where the model came from; the section `words` of its config lists what it knows, `{kind: [words]}`.
         force: take the prompt anyway.
+        negative: a negative prompt, of which only what is cut off is told.
 
     Raises:
         UserError: the model's vocabulary is of whole words and holds none of the prompt's that says what to paint; or
@@ -38,8 +41,10 @@ def check_words(model: Backbone, files: zoo.ModelFiles | None, prompt: str, forc
     if unknown:
         listed = ", ".join(_quoted(word) for word in unknown[:5])
         logger.warning(f"the model does not know {listed} and paints without{_known(files)}")
-    if cut := tokenize.cut_off(prompt):
-        logger.warning(f"the model reads {tokenize.max_length} tokens of a prompt: it does not see {_quoted(cut, 80)}")
+    for read in filter(None, (prompt, negative)):
+        if cut := tokenize.cut_off(read):
+            most = tokenize.max_length
+            logger.warning(f"the model reads {most} tokens of a prompt: it does not see {_quoted(cut, 80)}")
 
 
 def unknown_words(model: Backbone, prompt: str) -> list[str]:

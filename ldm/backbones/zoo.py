@@ -164,8 +164,10 @@ class ModelFiles:
             return weights_hash(self.weights)
         folder = self.weights if self.weights.is_dir() else self.config
         names = [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()]
-        used = [name for name in hub.wanted_files(names) if name.partition("/")[0] not in families.UNUSED]
-        parts = [files_hash(folder, used), *([] if self.weights.is_dir() else [weights_hash(self.weights)])]
+        parts = [
+            files_hash(folder, hub.wanted_files(names, families.used_parts(folder))),
+            *([] if self.weights.is_dir() else [weights_hash(self.weights)]),
+        ]
         parts += [f"{weights_hash(path)} {weight}" for path, weight in self.loras]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -216,6 +218,8 @@ def resolve(
     if files.library != "diffusers" and (lora or revision):
         what = "`lora`" if lora else "`revision`"
         raise UserError(f"{what} is for models of diffusers, and {files.name} is none")
+    if revision and files.given.revision is None:
+        raise UserError(f"`revision` is for ids of the hub, and {model} lies on this machine")
     if not lora:
         return files
     loras = tuple(map(diffusers_models.find_lora, lora))
@@ -224,6 +228,8 @@ def resolve(
 
 def _resolve(model: str, config: str | Path | None, ckpt: str | Path | None, revision: str | None) -> ModelFiles:
     if Path(model).suffix in (".safetensors", ".ckpt") and not os.path.isdir(model):
+        if ckpt:
+            raise UserError(f"`model={model}` and `ckpt` name two checkpoints: give one of them")
         return _from_single_file(model, config)
     if config or ckpt:
         return _own_name(_from_files(model, config, ckpt))

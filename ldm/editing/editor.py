@@ -172,7 +172,7 @@ class Editor:
             UserError: an image or a mask that cannot be used, or numbers that the model cannot take.
         """
         request = self._filled(request)
-        check_words(self.model, self.files, request.prompt, request.force)
+        check_words(self.model, self.files, request.prompt, request.force, request.negative_prompt)
         return self._task(image, mask, request)
 
     def check(self, image: ImageLike, mask: ImageLike, request: EditRequest | None = None) -> MaskReport:
@@ -291,7 +291,7 @@ class Editor:
             UserError: see `generate`.
         """
         request = self._filled(request)
-        check_words(self.model, self.files, request.prompt, request.force)
+        check_words(self.model, self.files, request.prompt, request.force, request.negative_prompt)
         return request
 
     @takes(ReconstructionOptions)
