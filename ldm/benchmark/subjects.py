@@ -199,7 +199,7 @@ class Subject:
             if self.ranker is not None:
                 self.rank(pictures, mask)
             return pictures
-        request = EditRequest(PROMPT, n_samples=samples, ddim_steps=steps, scale=SCALE)
+        request = EditRequest(PROMPT, n_samples=samples, ddim_steps=steps, scale=SCALE, fit_mask="off")
         edit = edit_image(self.model, x, mask, request, self.ranker)
         return edit.x[sorted(range(samples), key=edit.seeds.__getitem__)]
 

@@ -316,7 +316,7 @@ def four_predictions(model: str, device: str, ddim_steps: int) -> int | None:
     where = choose_device(device)
     network = zoo.load_ours(files, where, choose_precision("auto", where))
     triple = next(object_triples(0, network.image_size * network.factor))
-    request = EditRequest(triple.prompt, n_samples=PREDICTIONS, ddim_steps=ddim_steps)
+    request = EditRequest(triple.prompt, n_samples=PREDICTIONS, ddim_steps=ddim_steps, fit_mask="off")
     edit_image(network, triple.x, triple.mask, request, find_ranker(files.clip, where))
     return peak_memory()
 

@@ -137,7 +137,8 @@ class BlendedLatent:
         self, photo: ImageLike, mask: ImageLike, prompt: str, keep_steps: bool = False, **options: Any
     ) -> EditResult:
         """The edit as the method itself has it. keep_steps: with the estimates of z0 at all steps."""
-        request = EditRequest(prompt, **{**self.options, **options})
+        # The paper's method knows no fitted masks: what those change is measured by `ldm.evaluation.fitting`.
+        request = EditRequest(prompt, **{"fit_mask": "off", **self.options, **options})
         (result,) = self.editor.run([self.editor.prepare(photo, mask, request)], keep_steps=keep_steps)
         return result
 

@@ -156,8 +156,7 @@ class Painter:
 
     def load(self) -> BlendedLatent:
         """The model, ready to edit."""
-        # What fitted masks change is measured by `ldm.evaluation.fitting`.
-        own = {"ddim_steps": self.ddim_steps, "region": self.region, "context": self.context, "fit_mask": "off"}
+        own = {"ddim_steps": self.ddim_steps, "region": self.region, "context": self.context}
         files, device = zoo.resolve(self.model), choose_device(self.device)
         return BlendedLatent(Editor(zoo.load(files, device, choose_precision("auto", device)), None, files), own)
 

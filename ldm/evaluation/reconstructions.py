@@ -124,7 +124,9 @@ def compare(
     roughest = -math.inf
     outdir.mkdir(parents=True, exist_ok=True)
     for case in tqdm(cases(count, seed), total=count, desc="comparing", unit="edit", disable=None):
-        request = EditRequest(case.prompt, seed=case.seed, n_samples=1, ddim_steps=ddim_steps, force=True)
+        request = EditRequest(
+            case.prompt, seed=case.seed, n_samples=1, ddim_steps=ddim_steps, fit_mask="off", force=True
+        )
         (edited,) = editor.run([editor.prepare(case.image, case.mask, request)])
         restored = {name: editor.reconstruct(edited, 0, **options | way) for name, way in ways.items()}
         for name in ways:

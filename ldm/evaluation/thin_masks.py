@@ -129,6 +129,7 @@ def compare(
                         ddim_steps=ddim_steps,
                         mask_dilation_iterations=SHRINKING[shrinking],
                         mask_downsample=downsample,
+                        fit_mask="off",
                     )
                 ),
                 model.factor,
