@@ -1,5 +1,6 @@
 """Training of a diffusion model in pixel space: `PixelDiffusion` on pictures of scenes."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm.backbones import zoo
 from ldm.data.epochs import seeded
 from ldm.data.shards import SceneShards
 from ldm.models.diffusion.pixel import PixelDiffusion
@@ -16,21 +18,34 @@ from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.sampling import NoiseSource, sample
 from ldm.models.diffusion.schedule import NoiseLevel
 from ldm.training.base import EpochData, TrainingModule
+from ldm.training.folded import fold
 from ldm.training.grids import ImageGrid
 from ldm.util import instantiate_from_config
 
 MOST = 10.0
 """The largest weight of an error of z_0, which is 1 / s^2 above: that of an error of v."""
 
+FOLDED_BY = 256
+"""Pictures that the matrix of `fold` is fitted to."""
+
+logger = logging.getLogger(__name__)
+
 
 class SmallScenes(Dataset):
     """Whole scenes at `size` pixels a side, by the mean over squares, mirrored half of the time.
+
+    They lie in memory at that size, in 8 bits (at 64 pixels 12 KB each): the files are read through once.
 
     A batch of (epoch, index) depends on these and on `seed` alone, whichever process reads it. seed None mirrors none.
     """
 
     def __init__(self, shards: SceneShards, size: int, seed: int | None = 0):
         self.shards, self.size, self.seed = shards, size, seed
+        self.small = torch.empty(len(shards), 3, size, size, dtype=torch.uint8)
+        for start in range(0, len(shards), 256):
+            rows = range(start, min(start + 256, len(shards)))
+            x = F.adaptive_avg_pool2d(shards.stack(rows), size)
+            self.small[rows.start : rows.stop] = ((x + 1) * 127.5).round().to(torch.uint8)
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -38,7 +53,7 @@ class SmallScenes(Dataset):
     def __getitems__(self, places: list[tuple[int, int]]) -> dict[str, Tensor]:
         """x (b, 3, size, size) in [-1, 1] and, at the size of x, how much objects cover (b, 1, size, size)."""
         rows = [index for _, index in places]
-        x = F.adaptive_avg_pool2d(self.shards.stack(rows), self.size)
+        x = self.small[rows].float() / 127.5 - 1
         coverage = torch.stack([torch.from_numpy(self.shards.coverage(row).astype("float32")) for row in rows])[:, None]
         coverage = F.interpolate(coverage, size=(self.size, self.size), mode="bilinear")
         if self.seed is not None:
@@ -60,6 +75,11 @@ class ScenePixels(EpochData):
     def __init__(self, train: str, val: str, size: int, batch_size: int, workers: int = 0, seed: int = 0):
         super().__init__()
         self.save_hyperparameters()
+
+    def pictures(self, count: int) -> Tensor:
+        """The first scenes of training (count, 3, H, W) in [-1, 1], at the size that they have on disk."""
+        shards = SceneShards(self.hparams.train)
+        return shards.stack(range(min(count, len(shards))))
 
     def train_dataloader(self) -> DataLoader:
         """Batches of `SmallScenes`, mirrored and ordered anew in every epoch."""
@@ -89,8 +109,8 @@ class PixelTrainer(TrainingModule):
         model: the config of the `PixelDiffusion`, without learned variances.
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
         background_weight: the loss's weight where no object is; with an object it is 1 more.
-        begin: a checkpoint of this training to begin with, also of another parameterization: its last layer is then
-            left out.
+        begin: what to begin with: a checkpoint of this training, also of another parameterization, whose last layer is
+            then left out; or a latent model, by its name or folder, see `ldm.training.folded`.
         seed: of timesteps and noise, together with the process and the step that it starts from.
     """
 
@@ -110,15 +130,22 @@ class PixelTrainer(TrainingModule):
             raise ValueError("PixelTrainer trains neither learned variances nor classes")
 
     def begin_with_model(self, path: str) -> None:
-        """Take the latest weights, not the averaged ones: of a short training the average is behind."""
+        """Take those of a latent model; or the latest weights of a checkpoint, not the averaged ones: of a short
+        training the average is behind.
+        """
+        if not path.endswith(".ckpt"):
+            latent = zoo.load_ours(zoo.resolve(path), torch.device("cpu"), torch.float32)
+            taken = fold(self.pixels, latent, cast(Any, self.trainer).datamodule.pictures(FOLDED_BY))
+            logger.warning("%d of %d tensors are those of %s", taken, len(self.pixels.state_dict()), path)
+            return
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state = checkpoint.get("current_model_state", checkpoint["state_dict"])
         weights = {key.removeprefix("module.").removeprefix("pixels."): value for key, value in state.items()}
         other = checkpoint["hyper_parameters"]["model"]["params"].get("parameterization", "eps")
         left_out = "out.2." if other != self.pixels.parameterization else "-"
         own = {key: value for key, value in self.pixels.state_dict().items() if key.startswith(left_out)}
-        taken = {key: value for key, value in weights.items() if not key.startswith(left_out)}
-        self.pixels.load_state_dict(taken | own, strict=True)
+        kept = {key: value for key, value in weights.items() if not key.startswith(left_out)}
+        self.pixels.load_state_dict(kept | own, strict=True)
 
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """The weighted squared error (b,) of one random timestep a sample."""
