@@ -17,11 +17,11 @@ STEM = "diffusion_model.input_blocks.0.0"
 def fold(pixels: PixelDiffusion, latent: LatentDiffusion, x: Tensor) -> int:
     """Give `pixels` what it can take of a latent model of the same noise levels: the blocks at the same places.
 
-    The latents are nearly linear in the pixels beneath them (for `scenes`, 79 to 95 % of their variance in
-    patches of 4x4 at half the size), so that patches of noisy pixels, through the matrix that fits them best, are nearly
-    noisy latents: the first convolution is the latent model's after that matrix. What the empty prompt adds to the
-    time embedding becomes a part of it. Coarser levels than `pixels` has, further blocks of a level, and attention to
-    the prompt are left out; what then has no counterpart, and the last layer, keeps its fresh values.
+    The latents are nearly linear in the pixels beneath them (for `scenes`, 79 to 95 % of their variance in patches of
+    4x4 at half the size), so that patches of noisy pixels, through the matrix that fits them best, are nearly noisy
+    latents: the first convolution is the latent model's after that matrix. What the empty prompt adds to the time
+    embedding becomes a part of it. Coarser levels than `pixels` has, further blocks of a level, and attention to the
+    prompt are left out; what then has no counterpart, and the last layer, keeps its fresh values.
 
     Args:
         x: pictures (n, 3, H, W) in [-1, 1] at the size of the latent model, to fit the matrix by; some hundred.
