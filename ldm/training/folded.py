@@ -15,7 +15,7 @@ STEM = "diffusion_model.input_blocks.0.0"
 
 @torch.no_grad()
 def fold(pixels: PixelDiffusion, latent: LatentDiffusion, x: Tensor) -> int:
-    """Give `pixels` what it can take of a latent model of the same noise levels: the blocks at the same places.
+    """Give `pixels` what it can take of a latent model of about the same noise levels: the blocks at the same places.
 
     The latents are nearly linear in the pixels beneath them (for `scenes`, 79 to 95 % of their variance in patches of
     4x4 at half the size), so that patches of noisy pixels, through the matrix that fits them best, are nearly noisy
