@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+LOG_VARIANCE = -6.0
+"""What new channels of latents begin with."""
+
 ENCODER, QUANT, POST, DECODER = "encoder.conv_out", "quant_conv", "post_quant_conv", "decoder.conv_in"
 
 
@@ -11,7 +14,8 @@ def widened(state: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str 
     """`state` for an `AutoencoderKL` whose latents have more channels (as in Net2Net, Chen et al. 2016).
 
     The first channels are what they were. The others start as they are in `own`, and the decoder does not look at them
-    yet: its weights for them are zero, and learn. As it was where `own` has no more channels, or has no first stage.
+    yet: its weights for them are zero, and learn. They have little noise: with what fresh weights give them, they
+    would teach the decoder to leave them alone. As it was where `own` has no more channels, or has no first stage.
 
     Args:
         state: has the first stage under `prefix`; own: the state dict of the new one.
@@ -32,6 +36,8 @@ def widened(state: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str 
             new[f"{QUANT}.{kind}"][rows] = 0
             kept = old[f"{QUANT}.{kind}"][half * e : (half + 1) * e]
             new[f"{QUANT}.{kind}"][(rows, slice(2 * z)) if kind == "weight" else rows] = kept
+    new[f"{QUANT}.weight"][more_e + e :] = 0
+    new[f"{QUANT}.bias"][more_e + e :] = LOG_VARIANCE
     new[f"{POST}.weight"][:z, :e], new[f"{POST}.bias"][:z] = old[f"{POST}.weight"], old[f"{POST}.bias"]
     new[f"{DECODER}.weight"][:, z:] = 0
     new[f"{DECODER}.weight"][:, :z], new[f"{DECODER}.bias"] = old[f"{DECODER}.weight"], old[f"{DECODER}.bias"]
