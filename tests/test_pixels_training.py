@@ -93,7 +93,7 @@ def folded_config(**unet) -> dict:
 def test_patches_take_the_place_of_latents(shards, scenes_model):
     pixels = PixelTrainer(folded_config()).pixels
     x = SceneShards(shards).stack(range(12))
-    fold(pixels, scenes_model, x)
+    fold(pixels.diffusion_model, scenes_model, x, F.interpolate(x, (64, 64), mode="area"))
     unet, latent = pixels.diffusion_model, scenes_model.model.diffusion_model
     # Of 2 and 2 blocks a level, and 3, 2 and 1: the second on the way down, what halves, the last on the way up.
     h, emb = normal(1, 64, 16, 16), normal(1, 256)
@@ -117,8 +117,10 @@ def test_patches_take_the_place_of_latents(shards, scenes_model):
     ],
 )
 def test_what_cannot_take_their_place_is_told(unet, says, shards, scenes_model):
+    x = SceneShards(shards).stack(range(4))
+    pixels = PixelTrainer(folded_config(**unet)).pixels
     with pytest.raises(UserError, match=says):
-        fold(PixelTrainer(folded_config(**unet)).pixels, scenes_model, SceneShards(shards).stack(range(4)))
+        fold(pixels.diffusion_model, scenes_model, x, F.interpolate(x, (64, 64), mode="area"))
 
 
 def test_from_scenes_to_a_model_that_the_editor_takes(shards, tmp_path):

@@ -224,6 +224,12 @@ class LatentScenes(pl.LightningDataModule):
             self.data[name], self.hparams.batch_size, drop_last=True, collate_fn=lambda batch: batch, **order
         )
 
+    def pictures(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first pictures of training (count, 3, H, W) in [-1, 1], and what the denoiser sees of them."""
+        shards = SceneShards(self.hparams.train)
+        rows = range(min(count, len(shards)))
+        return shards.stack(rows), self.data["train"][list(rows)]["z"]
+
     def train_dataloader(self) -> DataLoader:
         """Batches of all columns, shuffled; drawn by weight where there is an emphasis."""
         if not self.hparams.emphasis:

@@ -1,18 +1,23 @@
 """Training of the denoiser and its text encoder on cached latents."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ldm.backbones import zoo
 from ldm.errors import UserError
 from ldm.training.base import TrainingModule
 from ldm.training.begin import begin_with, read_trained, same_encoder
+from ldm.training.folded import FOLDED_BY, fold, take_words
 from ldm.training.reward import Reward
 from ldm.util import instantiate_from_config
+
+logger = logging.getLogger(__name__)
 
 
 class DiffusionTrainer(TrainingModule):
@@ -29,6 +34,8 @@ class DiffusionTrainer(TrainingModule):
             prompt speaks of, and they are the smaller part of the picture.
         begin: the model to begin with: its folder, its weights beside their config, or a checkpoint of this training.
             The latents keep the scale that it has for them. The first stage is the data's, with the same encoder.
+        folded: instead, a model of another first stage, by its name or folder, whose latents lie where patches of these
+            lie: its denoiser and its text encoder are the beginning, see `ldm.training.folded`.
         reward: the parameters of a `Reward` for what the prompt says, to be trained beside; None is without.
         seed: of timesteps, noise and left-out prompts, together with the process and the step that it starts from.
     """
@@ -43,6 +50,7 @@ class DiffusionTrainer(TrainingModule):
         empty_prompt: float = 0.1,
         background_weight: float = 0.35,
         begin: str | None = None,
+        folded: str | None = None,
         reward: Mapping[str, Any] | None = None,
         seed: int = 0,
     ):
@@ -79,6 +87,19 @@ class DiffusionTrainer(TrainingModule):
             data.scale_by(self.ldm.scale_factor)
         self.ldm.first_stage_model.load_state_dict(data.first_stage_state)
         self.ldm.scale_factor = data.scale_factor
+        if self.hparams.get("folded") and not self.resumed:
+            self._fold(self.hparams.folded)
+
+    def _fold(self, path: str) -> None:
+        latent = zoo.load_ours(zoo.resolve(path), torch.device("cpu"), torch.float32)
+        x, z = cast(Any, self.trainer).datamodule.pictures(FOLDED_BY)
+        x = torch.nn.functional.interpolate(x, latent.native_size, mode="area")
+        unet = self.ldm.model.diffusion_model
+        device = next(unet.parameters()).device
+        taken = fold(unet.cpu(), latent, x, z)
+        unet.to(device)
+        words = take_words(self.ldm.cond_stage_model, latent.cond_stage_model)
+        logger.warning("%d of the denoiser's tensors and %d words are those of %s", taken, words, path)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the scale of the latents, which is no weight."""

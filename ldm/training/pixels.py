@@ -18,15 +18,12 @@ from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.sampling import NoiseSource, sample
 from ldm.models.diffusion.schedule import NoiseLevel
 from ldm.training.base import EpochData, TrainingModule
-from ldm.training.folded import fold
+from ldm.training.folded import FOLDED_BY, fold
 from ldm.training.grids import ImageGrid
 from ldm.util import instantiate_from_config
 
 MOST = 10.0
 """The largest weight of an error of z_0, which is 1 / s^2 above: that of an error of v."""
-
-FOLDED_BY = 256
-"""Pictures that the matrix of `fold` is fitted to."""
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +132,9 @@ class PixelTrainer(TrainingModule):
         """
         if not path.endswith(".ckpt"):
             latent = zoo.load_ours(zoo.resolve(path), torch.device("cpu"), torch.float32)
-            taken = fold(self.pixels, latent, cast(Any, self.trainer).datamodule.pictures(FOLDED_BY))
+            x = cast(Any, self.trainer).datamodule.pictures(FOLDED_BY)
+            small = F.interpolate(x, self.pixels.native_size, mode="area")
+            taken = fold(self.pixels.diffusion_model, latent, x, small)
             logger.warning("%d of %d tensors are those of %s", taken, len(self.pixels.state_dict()), path)
             return
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
