@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.epochs import seeded
-from ldm.editing.clip_encoder import Losses, find_lpips
+from ldm.editing.clip_encoder import Losses, find_lpips, guiding_precision
 from ldm.editing.edit import Progress, Sampled, check_size, ranked, sample_all
 from ldm.editing.guided_request import GuidanceOptions
 from ldm.editing.mask_fit import MaskFit
@@ -67,8 +67,8 @@ def paint_by_word_task(
     check_size(model, *task.canvas.size)
     canvas, request = task.canvas, task.request
     x_source = canvas.x_source.to(model.device)
-    lpips = find_lpips(options, model.device)
-    losses = Losses(clip, request.prompt, canvas.x_source, canvas.x_mask, options, strength, lpips)
+    lpips, precision = find_lpips(options, model.device), guiding_precision(model.dtype)
+    losses = Losses(clip, request.prompt, canvas.x_source, canvas.x_mask, options, strength, lpips, precision)
     loss = losses.total([seeded(request.seed, 1)])
 
     def see(step: int, x: Tensor) -> None:

@@ -3,9 +3,12 @@
 import logging
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ldm.data.crops import square_around
@@ -29,35 +32,58 @@ LAMBDA = 1000.0
 
 
 class RankerEncoder:
-    """The image encoder of a ranker, an `ImageEncoder` of `ldm.models.diffusion.loss_guidance`."""
+    """The image encoder of a ranker, an `ImageEncoder` of `ldm.models.diffusion.loss_guidance`.
 
-    def __init__(self, ranker: CLIPRanker):
-        self.model = ranker.model
-        visual = self.model.visual
+    precision: that of its network; bfloat16 is a copy of it, since ranking itself stays in float32.
+    """
+
+    def __init__(self, ranker: CLIPRanker, precision: torch.dtype = torch.float32):
+        visual = ranker.model.visual
         self.mean, self.std = (
             torch.tensor(value, device=ranker.device).view(1, 3, 1, 1)
             for value in (visual.image_mean, visual.image_std)
         )
+        if precision != torch.float32:
+            visual = deepcopy(visual).to(precision).to(memory_format=torch.channels_last)
+        self.visual, self.precision = visual, precision
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of what it takes."""
-        size = self.model.visual.image_size
+        size = self.visual.image_size
         height, width = size if isinstance(size, tuple) else (size, size)
         return height, width
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (n, 3, H, W) in [-1, 1] -> unit embeddings (n, d), with gradients."""
-        return self.model.encode_image(((x + 1) / 2 - self.mean) / self.std, normalize=True)
+        """x (n, 3, H, W) in [-1, 1] -> unit embeddings (n, d) in float32, with gradients."""
+        pixels = ((x + 1) / 2 - self.mean) / self.std
+        if self.precision != torch.float32:
+            pixels = pixels.to(self.precision).contiguous(memory_format=torch.channels_last)
+        return F.normalize(self.visual(pixels).float(), dim=-1)
 
 
-def clip_loss(ranker: CLIPRanker, prompt: str, mask: Tensor, copies: int, generators: list[Generator]) -> CLIPLoss:
+def guiding_precision(precision: torch.dtype) -> torch.dtype:
+    """That of the encoder beside a model of a precision: bfloat16 as well, which has float32's range. In float16 the
+    gradients of a loss would overflow, or vanish."""
+    return precision if precision == torch.bfloat16 else torch.float32
+
+
+def clip_loss(
+    ranker: CLIPRanker,
+    prompt: str,
+    mask: Tensor,
+    copies: int,
+    generators: list[Generator],
+    encoder: RankerEncoder | None = None,
+) -> CLIPLoss:
     """The distance to a prompt of what a mask (1, 1, H, W) holds, framed as the ranker frames it.
 
     A ranker that looks at crops was trained on things before black, and sees them so; others see grey around the mask,
     as in the public program.
+
+    encoder: of the ranker; None is that in float32.
     """
-    encoder = RankerEncoder(ranker)
+    encoder = encoder or RankerEncoder(ranker)
     square = square_around(mask, ranker.framing.margin) if ranker.framing.crop else None
     return CLIPLoss(
         encoder,
@@ -92,7 +118,7 @@ def check_clip_words(ranker: CLIPRanker, prompt: str) -> None:
 class Losses:
     """The losses of an edit, of which `total` makes those of a batch.
 
-    lpips: see `find_lpips`; None where it has no weight.
+    lpips: see `find_lpips`; None where it has no weight. precision: of the image encoder, see `guiding_precision`.
     """
 
     ranker: CLIPRanker
@@ -102,6 +128,12 @@ class Losses:
     options: GuidanceOptions
     strength: float
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    precision: torch.dtype = torch.float32
+
+    @cached_property
+    def encoder(self) -> RankerEncoder:
+        """What looks, the same for all batches."""
+        return RankerEncoder(self.ranker, self.precision)
 
     def total(self, generators: list[Generator]) -> Loss | None:
         """The weighted sum, whose copies are drawn by a generator for each sample; None of an empty prompt, which in
@@ -109,7 +141,7 @@ class Losses:
         told = self.options
         if not self.prompt:
             return None
-        clip = clip_loss(self.ranker, self.prompt, self.mask, told.aug_num, generators)
+        clip = clip_loss(self.ranker, self.prompt, self.mask, told.aug_num, generators, self.encoder)
         terms: list[tuple[float, Loss]] = [(self.strength, clip), (told.range_lambda, range_loss)]
         if told.background_preservation_loss:
             x_source, mask = self.x_source.to(self.ranker.device), self.mask.to(self.ranker.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.backbones.contract import Backbone
 from ldm.backbones.guidance import plain_denoiser
 from ldm.data.epochs import seeded
-from ldm.editing.clip_encoder import LAMBDA, Losses, find_lpips
+from ldm.editing.clip_encoder import LAMBDA, Losses, find_lpips, guiding_precision
 from ldm.editing.edit import Progress, Sampled, check_size, ranked, sample_all
 from ldm.editing.guided_request import GuidanceOptions
 from ldm.editing.latent_masks import step_masks
@@ -132,8 +132,8 @@ class _Guided:
         self.masks = self.masks.to(model.device)
         own = LAMBDA if strength is None else strength
         chosen = own if options.clip_guidance_lambda is None else options.clip_guidance_lambda
-        lpips = find_lpips(options, model.device)
-        self.losses = Losses(clip, request.prompt, canvas.x_source, canvas.x_mask, options, chosen, lpips)
+        lpips, precision = find_lpips(options, model.device), guiding_precision(model.dtype)
+        self.losses = Losses(clip, request.prompt, canvas.x_source, canvas.x_mask, options, chosen, lpips, precision)
         self.conditioning: Any = model.condition([""], canvas.size)
 
     def denoiser(self, noise: NoiseSource) -> Denoiser:

@@ -79,7 +79,7 @@ def guided_by_loss(denoiser: Denoiser, loss: Loss, decode: Decode, shift: str = 
                 raise RuntimeError("the decoder gives no gradients: a loss of what it decodes cannot guide")
             # Where there is no loss there is nothing to go down.
             gradient = torch.autograd.grad(total, z)[0] if total.requires_grad else torch.zeros_like(z)
-        z, gradient = z.detach(), gradient.detach()
+        z, gradient = z.detach(), gradient.detach().contiguous()
         if shift == "eps":
             return Prediction(z, level, made.eps.detach() + level.s * gradient, "eps")
         fraction = (
