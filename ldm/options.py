@@ -74,6 +74,19 @@ def required(help: str, *, kw_only: bool | None = None, **more: Any) -> Any:
     return option(..., help, kw_only=kw_only, **more)
 
 
+def same(cls: type, name: str, **changes: Any) -> Any:
+    """Declare a field as another class of options has it.
+
+    Args:
+        changes: what is not the same, as of `option`.
+    """
+    field = declared(cls)[name]
+    low = next((one.ge for one in field.metadata if isinstance(one, annotated_types.Ge)), None)
+    high = next((one.le for one in field.metadata if isinstance(one, annotated_types.Le)), None)
+    own = {"default": field.default, "help": field.description, "low": low, "high": high, "kw_only": field.kw_only}
+    return option(**own | about(field) | changes)
+
+
 # A type checker takes what an `option(...)` gives for the default, and what `required(...)` gives for none.
 @dataclass_transform(frozen_default=True, field_specifiers=(required,))
 def options(cls: Cls) -> Cls:

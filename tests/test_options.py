@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from ldm.cli import Parser
-from ldm.editing.request import EditRequest
+from ldm.editing.request import EditRequest, Place
 from ldm.errors import UserError
-from ldm.options import add_options, as_flags, declared, markdown_rows, option, options, recorded
+from ldm.options import add_options, as_flags, declared, markdown_rows, option, options, recorded, same
 from ldm.runs.again import options_of
 from ldm.runs.baseline_jobs import BlendedDiffusionJob, GlideJob, PaintByWordJob
 from ldm.runs.batch.rows import COLUMNS, Row, read_rows
@@ -241,6 +241,23 @@ def test_docs_list_the_options_as_they_are():
         (PaintByWordJob, ()),
     ):
         assert "\n".join(markdown_rows(cls, without)) in page, "python docs/options.py writes it anew"
+
+
+def test_a_field_declared_as_another_is_the_same_but_for_its_changes():
+    @options
+    class Other:
+        count: int = same(EditRequest, "n_samples", default=7)
+
+    theirs, own = declared(EditRequest)["n_samples"], declared(Other)["count"]
+    assert own.default == 7 and (own.description, own.metadata) == (theirs.description, theirs.metadata)
+    with pytest.raises(UserError, match="an integer from 1 to 1024"):
+        Other(0)
+
+
+def test_options_of_places_are_declared_once():
+    """Of all that edits: the same range, default and sentence, whatever the command."""
+    for name in declared(Place):
+        assert all(declared(cls)[name] == declared(Place)[name] for cls in (EditJob, BlendedDiffusionJob, GlideJob))
 
 
 def test_a_class_of_options_is_frozen_and_compares_by_value():

@@ -29,6 +29,17 @@ def _noise(value: Any) -> Any:
     return _RELEASED_NOISE.get(value, value) if isinstance(value, str) else value
 
 
+def check_text(option: str, given: str) -> None:
+    """Refuse what is no text: a command line may hold bytes of another encoding.
+
+    Raises:
+        UserError: it names the option.
+    """
+    text = given.encode("utf-8", "replace").decode()
+    if text != given:
+        raise UserError(f'`{option}` is "{text}", which is not UTF-8: type it anew')
+
+
 @options
 class SamplingRequest:
     """A prompt, and how to sample it: what edits and pictures from nothing have in common.
@@ -68,9 +79,7 @@ class SamplingRequest:
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
-            text = getattr(self, name).encode("utf-8", "replace").decode()
-            if text != getattr(self, name):  # a command line may hold bytes of another encoding
-                raise UserError(f'`{name}` is "{text}", which is not UTF-8: type it anew')
+            check_text(name, getattr(self, name))
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             low, high = self.guidance_interval
             raise UserError(f"`guidance_interval` is {low:g} {high:g}: give the lower noise level first")
@@ -90,7 +99,31 @@ class SamplingRequest:
 
 
 @options
-class EditRequest(SamplingRequest):
+class Place:
+    """Where an image is edited, and how the edit joins it: what all methods have in common."""
+
+    region: Literal["auto", "whole"] = option(
+        "auto", "edit a window around the mask, or the whole image squashed to the working size", group="where"
+    )
+    context: float | None = option(
+        None,
+        "how much of the window lies around the mask on each side, as a share of the mask's extent",
+        group="where",
+        low=0,
+        shown="the model's, or else 0.5",
+    )
+    feather: float | None = option(
+        None,
+        "width of the band around the mask, in pixels of the image, in which the edit fades out",
+        group="where",
+        low=0,
+        shown="half a latent cell",
+    )
+    invert_mask: bool = option(False, "edit where the mask is black", group="where")
+
+
+@options
+class EditRequest(Place, SamplingRequest):
     """What to do with an image and a mask. None stands for what the model, the mask or the sampler decide.
 
     Raises:
@@ -106,28 +139,11 @@ class EditRequest(SamplingRequest):
     percentage_of_pixel_blending: float = option(
         0.0, "share of the steps, the last ones, that blend pixels instead of latents, 0 to 1", low=0, high=1
     )
-    region: Literal["auto", "whole"] = option(
-        "auto", "edit a window around the mask, or the whole image squashed to the working size", group="where"
-    )
     aspect: Literal["native", "mask"] = option(
         "native",
         "shape of the window, where neither `H` nor `W` is given: the model's own, or that of the mask's surroundings "
         "at about the same area",
         group="where",
-    )
-    context: float | None = option(
-        None,
-        "how much of the window lies around the mask on each side, as a share of the mask's extent",
-        group="where",
-        low=0,
-        shown="the model's, or else 0.5",
-    )
-    feather: float | None = option(
-        None,
-        "width of the band around the mask, in pixels of the image, in which the edit fades out",
-        group="where",
-        low=0,
-        shown="half a latent cell",
     )
     mask_dilation_iterations: Annotated[int | None, BeforeValidator(_auto)] = option(
         None,
@@ -146,7 +162,6 @@ class EditRequest(SamplingRequest):
         "shrink each prediction's mask to what the prompt painted: auto does where it holds background that is to stay",
         group="where",
     )
-    invert_mask: bool = option(False, "edit where the mask is black", group="where")
     soft_mask: bool = option(False, "use the mask's grey levels: the darker, the more stays", group="where")
     strip: bool = option(False, "leave EXIF, DPI and the like of the image out of the results", group="what comes out")
 

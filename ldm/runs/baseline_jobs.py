@@ -4,19 +4,40 @@ Imports nothing heavy: the command lines are made of these declarations.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from ldm.editing.guided_request import GuidanceOptions
-from ldm.options import option, options, required
-from ldm.runs.jobs import ModelChoice
+from ldm.editing.request import Place, SamplingRequest, check_text
+from ldm.errors import UserError
+from ldm.options import option, options, same
+from ldm.runs.jobs import EditJob, PrecisionChoice
 
 Side = Annotated[int, Field(ge=0)]
 
 
 @options
-class BlendedDiffusionJob(ModelChoice, GuidanceOptions):
+class Inputs:
+    """What is edited; the mask is the methods' own."""
+
+    prompt: str = same(SamplingRequest, "prompt", help="what to paint", kw_only=True)
+    init_image: Path = same(EditJob, "init_image")
+
+
+@options
+class MethodJob(PrecisionChoice, Place, Inputs):
+    """What the commands of the predecessor and of the baselines have in common."""
+
+    seed: int = same(SamplingRequest, "seed")
+    overwrite: bool = same(EditJob, "overwrite")
+
+    def __post_init__(self) -> None:
+        check_text("prompt", self.prompt)
+
+
+@options
+class BlendedDiffusionJob(GuidanceOptions, MethodJob):
     """One edit by Blended Diffusion, under the names and defaults of its public program."""
 
     model: str = option(
@@ -26,14 +47,10 @@ class BlendedDiffusionJob(ModelChoice, GuidanceOptions):
         shown="auto: the first of blended-diffusion-256, pixels and scenes that is there",
         record=False,
     )
-    prompt: str = required("what to paint; '' is guided by nothing", group="what to edit", short="-p", kw_only=True)
-    init_image: Path = required(
-        "the image, of any size and kind", group="what to edit", short="-i", kw_only=True, record=False
-    )
+    prompt: str = same(MethodJob, "prompt", help="what to paint; '' is guided by nothing")
     mask: Path | None = option(
         None, "the mask: white is edited", group="what to edit", shown="the whole image", record=False
     )
-    invert_mask: bool = option(False, "edit where the mask is black", group="what to edit")
     extrapolate: tuple[Side, Side, Side, Side] | None = option(
         None,
         "paint so many pixels beyond the image on its left, top, right and bottom",
@@ -44,92 +61,35 @@ class BlendedDiffusionJob(ModelChoice, GuidanceOptions):
     model_output_size: int | None = option(
         None, "size to work at; 512 takes the network of that size", low=8, high=4096, shown="the model's, 256"
     )
-    region: Literal["auto", "whole"] = option(
-        "auto", "edit a window around the mask, or the whole image squashed to the working size", group="where"
+    seed: int = same(MethodJob, "seed", default=404)
+    iterations_num: int = same(SamplingRequest, "n_iter", default=8)
+    batch_size: int = same(
+        SamplingRequest, "n_samples", help="predictions in one batch; halved where memory does not suffice"
     )
-    context: float | None = option(
-        None,
-        "how much of the window lies around the mask on each side, as a share of the mask's extent",
-        group="where",
-        low=0,
-        shown="the model's, or else 0.5",
-    )
-    feather: float | None = option(
-        None,
-        "width of the band around the mask, in pixels of the image, in which the edit fades out",
-        group="where",
-        low=0,
-        shown="half a latent cell",
-    )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto",
-        "precision of the networks",
-        group="with what",
-        shown="auto: bfloat16 where the device is fast in it, else float16 on a GPU, float32 on a CPU",
-        record=False,
-    )
-    seed: int = option(
-        404, "seed of prediction 0; prediction i has seed + i, whatever its batch", low=0, high=2**63 - 1
-    )
-    iterations_num: int = option(8, "how many batches", low=1, high=1024)
-    batch_size: int = option(4, "predictions in one batch; halved where memory does not suffice", low=1, high=1024)
     output_path: Path = option(Path("output"), "where results go", group="what comes out", record=False)
     output_file: str = option(
         "output.png", "what results in `ranked` are named after", group="what comes out", short="-o", record=False
     )
-    overwrite: bool = option(
-        False,
-        "replace the last run in `output_path`, which is otherwise kept as samples.1",
-        group="what comes out",
-        record=False,
+    overwrite: bool = same(
+        MethodJob, "overwrite", help="replace the last run in `output_path`, which is otherwise kept as samples.1"
     )
     vid: bool = option(False, "an mp4 of the x0 estimates for each prediction", group="what comes out", record=False)
     export_assets: bool = option(
         False, "taken as there; image and mask are always kept, in samples/assets", group="what comes out", record=False
     )
 
+    def __post_init__(self) -> None:
+        GuidanceOptions.__post_init__(self)
+        MethodJob.__post_init__(self)
+        if self.invert_mask and self.mask is None:
+            raise UserError("`invert_mask` needs `mask`: without one the whole image is edited")
+
 
 @options
-class BaselineJob(ModelChoice):
+class BaselineJob(MethodJob):
     """What the commands of the other baselines have in common."""
 
-    prompt: str = required("what to paint", group="what to edit", short="-p", kw_only=True)
-    init_image: Path = required(
-        "the image, of any size and kind", group="what to edit", short="-i", kw_only=True, record=False
-    )
-    mask: Path = required("the mask: white is edited", group="what to edit", kw_only=True, record=False)
-    invert_mask: bool = option(False, "edit where the mask is black", group="what to edit")
-    region: Literal["auto", "whole"] = option(
-        "auto", "edit a window around the mask, or the whole image squashed to the working size", group="where"
-    )
-    context: float | None = option(
-        None,
-        "how much of the window lies around the mask on each side, as a share of the mask's extent",
-        group="where",
-        low=0,
-        shown="the model's, or else 0.5",
-    )
-    feather: float | None = option(
-        None,
-        "width of the band around the mask, in pixels of the image, in which the edit fades out",
-        group="where",
-        low=0,
-        shown="half a latent cell",
-    )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto",
-        "precision of the networks",
-        group="with what",
-        shown="auto: bfloat16 where the device is fast in it, else float16 on a GPU, float32 on a CPU",
-        record=False,
-    )
-    seed: int = option(42, "seed of prediction 0; prediction i has seed + i, whatever its batch", low=0, high=2**63 - 1)
-    overwrite: bool = option(
-        False,
-        "replace the last run in `outdir`, which is otherwise kept as samples.1",
-        group="what comes out",
-        record=False,
-    )
+    mask: Path = same(EditJob, "mask")
     outdir: Path = option(
         Path("outputs/baseline_results"), "where results go", group="what comes out", short="-o", record=False
     )
@@ -147,8 +107,8 @@ class GlideJob(BaselineJob):
         group="with what",
         record=False,
     )
-    n_samples: int = option(24, "predictions in one batch", low=1, high=1024)
-    n_iter: int = option(1, "how many batches", low=1, high=1024)
+    n_samples: int = same(SamplingRequest, "n_samples", default=24)
+    n_iter: int = same(SamplingRequest, "n_iter")
     scale: float = option(5.0, "strength of classifier-free guidance of the base", low=0)
     base_respacing: str = option("100", "steps of the base, as `timestep_respacing`")
     upsample_respacing: str = option("fast27", "steps of the upsampler, as `timestep_respacing`")
@@ -164,5 +124,5 @@ class PaintByWordJob(BaselineJob):
     learning_rate: Annotated[float, Field(gt=0)] = option(0.1, "of Adam", expects="a number above 0")
     aug_num: int = option(32, "copies of the picture that CLIP sees, the plain one among them", low=1, high=256)
     clip_guidance_lambda: float = option(1000.0, "weight of CLIP's distance", low=0)
-    lpips_sim_lambda: float = option(1000.0, "weight of LPIPS outside the mask; needs the package lpips", low=0)
-    l2_sim_lambda: float = option(10000.0, "weight of the squared difference outside the mask", low=0)
+    lpips_sim_lambda: float = same(GuidanceOptions, "lpips_sim_lambda")
+    l2_sim_lambda: float = same(GuidanceOptions, "l2_sim_lambda")

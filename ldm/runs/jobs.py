@@ -64,8 +64,8 @@ class ModelChoice:
 
 
 @options
-class SamplingChoice(ModelChoice):
-    """The same for what samples."""
+class PrecisionChoice(ModelChoice):
+    """The same, and in which precision."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
@@ -74,6 +74,12 @@ class SamplingChoice(ModelChoice):
         shown="auto: bfloat16 where the device is fast in it, else float16 on a GPU, float32 on a CPU",
         record=False,
     )
+
+
+@options
+class SamplingChoice(PrecisionChoice):
+    """The same for what samples."""
+
     low_memory: bool = option(
         False, "keep text encoders off the GPU, in main memory, and decode large pictures in tiles", group="with what"
     )
