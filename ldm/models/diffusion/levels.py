@@ -100,13 +100,22 @@ class VariancePreserving:
         size: tuple[int, int] | None = None,
     ) -> SamplingSchedule:
         """See `NoiseLevels`; DDIM's are those of Song et al. 2021, eq. 12 and 16."""
-        ascending = ddim_timesteps(steps, len(self), self.spacing)
+        if not 1 <= steps <= len(self):
+            raise UserError(f"`ddim_steps` is {steps}: give 1 to {len(self)}, as many as the model was trained with")
         check_steps(steps, eta, skip_steps, sampler)
+        return self.along(self.timesteps(steps, skip_steps, sampler), sampler, eta)
+
+    def timesteps(self, steps: int, skip_steps: int = 0, sampler: str = "ddim") -> tuple[int, ...]:
+        """Those of a `schedule`, ascending: `steps - skip_steps` of them.
+
+        Raises:
+            UserError: a sampler that these levels have not, or more steps than it takes.
+        """
         if sampler == "lcm":
-            return self.along(lcm_timesteps(steps, len(self))[: steps - skip_steps], sampler)
+            return lcm_timesteps(steps, len(self))[: steps - skip_steps]
         if sampler == "dpmpp_2m" and self.spacing == "leading":
-            return self.along(dpmpp_timesteps(steps, len(self), skip_steps), sampler)
-        return self.along(ascending[: steps - skip_steps], sampler, eta)
+            return dpmpp_timesteps(steps, len(self), skip_steps)
+        return ddim_timesteps(steps, len(self), self.spacing)[: steps - skip_steps]
 
     def along(self, ascending: Sequence[int], sampler: str = "ddim", eta: float = 0.0) -> SamplingSchedule:
         """The schedule of given timesteps, for comparisons; see `schedule`, which chooses and checks them."""

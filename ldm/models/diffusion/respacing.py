@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.models.diffusion.levels import VariancePreserving, check_steps
+from ldm.models.diffusion.levels import VariancePreserving
 from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.sampling import NoiseSource
 from ldm.models.diffusion.schedule import NoiseLevel, SamplingSchedule
@@ -74,21 +74,11 @@ class RespacedLevels(VariancePreserving):
 
     final: float | None = 1.0
 
-    def schedule(
-        self,
-        steps: int,
-        eta: float = 0.0,
-        skip_steps: int = 0,
-        sampler: str = "ddim",
-        size: tuple[int, int] | None = None,
-    ) -> SamplingSchedule:
-        """See `NoiseLevels`; the timesteps are those of `space_timesteps`."""
-        if not 1 <= steps <= len(self):
-            raise UserError(f"`ddim_steps` is {steps}: give 1 to {len(self)}, as many as the model was trained with")
-        check_steps(steps, eta, skip_steps, sampler)
+    def timesteps(self, steps: int, skip_steps: int = 0, sampler: str = "ddim") -> tuple[int, ...]:
+        """See `VariancePreserving`; they are those of `space_timesteps`."""
         if sampler != "ddim":
             raise UserError(f"`sampler={sampler}` is not for this model: take ddim")
-        return self.respaced(str(steps), skip_steps, eta)
+        return space_timesteps(str(steps), len(self))[: steps - skip_steps]
 
     def respaced(self, respacing: str, skip_steps: int = 0, eta: float = 0.0) -> SamplingSchedule:
         """The trajectory along a subset of the timesteps, of which the first `skip_steps` are left out.
