@@ -106,6 +106,13 @@ def test_a_parquet_without_its_package_is_one_line(tmp_path, monkeypatch):
 # ---- which rows
 
 
+def test_a_row_of_another_method_is_refused_and_not_made_by_ours(tmp_path):
+    source = write(tmp_path, [record(0, method="glide"), record(1, method="blended_latent"), record(2)])
+    first, *others = read_rows(source, Path("out"), {})
+    assert isinstance(first, BadRow) and re.search(r'"glide", and a batch edits by .* docs/baselines\.md', first.error)
+    assert all(isinstance(row, Row) for row in others)
+
+
 def test_rows_are_chosen_by_any_column_and_by_number(tmp_path):
     records = [record(i, split="test" if i % 3 else "train", scale=i % 2) for i in range(12)]
     source = write(tmp_path, records)

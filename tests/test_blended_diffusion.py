@@ -1,5 +1,6 @@
 """Blended Diffusion: what is blended at which level, ranks that sort by name, and the command, files to folder."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ldm.editing.guided import guide_task, guided_schedule
 from ldm.editing.guided_request import GuidanceOptions
 from ldm.editing.request import EditRequest
 from ldm.editing.result import EditResult, EditTask
-from ldm.errors import OutOfMemory, UserError
+from ldm.errors import MissingExtra, OutOfMemory, UserError
 from ldm.imaging.canvas import Canvas
 from ldm.imaging.extrapolate import extended
 from ldm.models.diffusion.blending import blended_sample
@@ -24,14 +25,16 @@ from ldm.models.diffusion.respacing import RespacedLevels, ancestral_step
 from ldm.models.diffusion.sampling import NoiseSource, StepInfo
 from ldm.options import declared
 from ldm.runs.baseline_jobs import BlendedDiffusionJob
+from ldm.runs.blended_diffusion import in_words_of
 from ldm.runs.folder import read_run
-from ldm.runs.ranked import check_ranked, ranked_name
+from ldm.runs.ranked import check_ranked, ranked_name, write_ranked
+from ldm.runs.video import require_video_writer
 from scripts import blended_diffusion, reconstruct, text_editing
 from tests.denoisers import wavy
 from tests.tiny import tiny_model, tiny_picture
 from tests.tiny_pipelines import saved
 from tests.tiny_pixels import clip as tiny_clip
-from tests.tiny_pixels import pixel_model, save_pixel_model
+from tests.tiny_pixels import glide_config, pixel_model, save_model, save_pixel_model, vq_config
 
 STEPS = {"timestep_respacing": "4", "skip_timesteps": 1, "aug_num": 2}
 QUICK = ["--timestep_respacing", "4", "--skip_timesteps", "1", "--aug_num", "2", "--iterations_num", "1"]
@@ -329,15 +332,79 @@ def test_beyond_the_picture(files, model_folder, tmp_path):
         (["--timestep_respacing", "many"], "timestep_respacing"),
         (["-o", "a/b.png"], "output_file"),
         (["--extrapolate", "1", "2", "3"], "extrapolate"),
-        (["--model_output_size", "17"], "multiples of 2"),
+        (["--model_output_size", "17"], r"multiples of 2: the nearest is `model_output_size=16`$"),
         (["--gpu_id", "7"], "cuda:7"),
         (["--aug_num", "0"], "aug_num"),
+        (["-o", "n" * 250], "at most 200 bytes"),
+        (["-o", "a\nb.png"], "printable"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_writes_nothing(files, model_folder, tmp_path, more, said):
     with pytest.raises((UserError, SystemExit), match=said if "extrapolate" not in said else None):
         run(*files, *QUICK, "--model", str(model_folder), *more)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_inverted_mask_needs_a_mask(files, model_folder, tmp_path):
+    with pytest.raises(UserError, match="`invert_mask` needs `mask`"):
+        run(*files[:2], *files[4:], *QUICK, "--model", str(model_folder), "--invert_mask")
+
+
+def test_a_network_of_another_method_is_refused_in_a_line(files, tmp_path):
+    for name, config in (("glide", glide_config(False)), ("vq", vq_config())):
+        folder = save_model(tmp_path / name, config)
+        with pytest.raises(UserError, match=r"not a model that this command can use: scripts/glide_inpaint\.py"):
+            run(*files, *QUICK, "--model", str(folder))
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_of_the_core_are_in_the_commands_words():
+    words = {"H": "model_output_size", "n_samples": "batch_size"}
+    less = "try a smaller `H` and `W`, or fewer `n_samples`"
+    for own, text, said in (
+        (words, less, "try a smaller `model_output_size`, or fewer `batch_size`"),
+        ({}, less, "try fewer `n_samples`"),
+        (words, "the nearest is `W=64` `H=32` of `seed=1`", "the nearest is `model_output_size=64` of `seed=1`"),
+    ):
+        with pytest.raises(OutOfMemory) as told, in_words_of(own):
+            raise OutOfMemory(text)
+        assert str(told.value) == said
+
+
+def test_guidance_that_ends_in_nan_ends_at_that_step(clip):
+    seen: list[StepInfo] = []
+    told = GuidanceOptions(**STEPS | {"clip_guidance_lambda": 1e38})
+    with pytest.raises(UserError, match=r"step \d of 3 gave NaN: .*`clip_guidance_lambda`"):
+        guide_task(pixel_model(), task(), told, clip, on_step=seen.append)
+    assert len(seen) < 3
+
+
+def test_a_missing_writer_of_videos_is_told_as_this_command_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio.v3", None)
+    with pytest.raises(MissingExtra, match="`vid` needs the package"):
+        require_video_writer("vid")
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / ".ranked.new-0123456789ab").mkdir()
+    (tmp_path / "mine.png").write_text("mine")
+    write_ranked(tmp_path, [("00001_x_i_0_b_0.png", Image.new("RGB", (2, 2)), {"ldm": '{"index": 0}'})])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"ranked", "mine.png"} <= names and not any(name.startswith(".ranked") for name in names)
+
+
+def test_the_whole_image_is_told_once_and_without_a_file_that_nobody_gave(files, model_folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    Image.new("I;16", (20, 16), 40000).save(tmp_path / "in.png")
+    run(*files[:2], *files[4:], *QUICK, "--model", str(model_folder), "--batch_size", "1")
+    assert caplog.text.count("16 bits per channel") == 1 and "without `mask` the whole image" in caplog.text
+    assert "whole_image_mask" not in caplog.text
+
+
+def test_a_picture_that_is_extended_keeps_its_alpha():
+    image = Image.new("RGBA", (5, 4), (10, 20, 30, 0))
+    larger, _ = extended(image, (2, 0, 0, 1))
+    assert larger.mode == "RGBA" and larger.getpixel((2, 0))[3] == 0 and larger.getpixel((1, 0))[3] == 255
 
 
 def test_a_model_without_clip_cannot_be_guided(files, tmp_path, monkeypatch):

@@ -162,3 +162,21 @@ def test_another_network_is_refused(files, folders, tmp_path):
         glide_inpaint.main(
             [*files, "--model", str(other), "--upsampler", str(folders[1]), "--tokenizer", str(folders[2])]
         )
+
+
+def test_the_networks_in_each_others_place_are_told_apart(files, folders, tmp_path):
+    base, above, pairs = (str(folder) for folder in folders)
+    for model, upsampler, wrong in ((above, above, "model"), (base, base, "upsampler")):
+        with pytest.raises(UserError, match=f"not by `{wrong}`"):
+            glide_inpaint.main([*files, "--model", model, "--upsampler", upsampler, "--tokenizer", pairs])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_odd_is_told_once_and_so_is_a_prompt_that_is_too_long(files, folders, tmp_path, caplog):
+    base, above, pairs = (str(folder) for folder in folders)
+    Image.new("L", (40, 40), 255).save(tmp_path / "mask.png")
+    steps = ["--base_respacing", "2", "--upsample_respacing", "2", "--n_samples", "1", "--n_iter", "2"]
+    own = ["--model", base, "--upsampler", above, "--tokenizer", pairs, "--prompt", "red red red red"]
+    glide_inpaint.main([*files, *steps, *own])
+    assert caplog.text.count("it is resized") == caplog.text.count("all white") == 1
+    assert caplog.text.count("GLIDE reads 6 byte pairs") == 1

@@ -70,7 +70,7 @@ def guide_task(
 
     Raises:
         OutOfMemory: for a single prediction.
-        UserError: a size that does not fit the network, or steps that there are not.
+        UserError: a size that does not fit the network, steps that there are not, or guidance that ends in NaN.
     """
     check_size(model, *task.canvas.size)
     run = _Guided(model, task, options, clip, strength)
@@ -153,6 +153,11 @@ class _Guided:
         last: list[Tensor] = []
 
         def keep(info: StepInfo) -> None:
+            if not torch.isfinite(info.z0).all():
+                raise UserError(
+                    f"step {info.step + 1} of {info.total} gave NaN: try `precision=float32`, or smaller weights such "
+                    "as `clip_guidance_lambda`"
+                )
             last[:] = [info.z0]
             see(info)
 

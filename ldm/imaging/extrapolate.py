@@ -10,9 +10,9 @@ MOST = 16384
 
 
 def extended(image: Image.Image, room: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image]:
-    """An RGB picture with `room` (left, top, right, bottom) in pixels around it, and the mask of that room, in white.
+    """A picture with `room` (left, top, right, bottom) in pixels around it, and the mask of that room, in white.
 
-    The room shows the picture mirrored, so that what begins from it has its colours.
+    Alpha stays, the room is opaque. It shows the picture mirrored, so that what begins from it has its colours.
 
     Raises:
         UserError: no room, or more than a picture may have.
@@ -28,4 +28,9 @@ def extended(image: Image.Image, room: tuple[int, int, int, int]) -> tuple[Image
     mirrored = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="symmetric")
     mask = np.full((height, width), 255, np.uint8)
     mask[top : top + image.height, left : left + image.width] = 0
-    return Image.fromarray(mirrored), Image.fromarray(mask)
+    larger = Image.fromarray(mirrored)
+    if image.mode == "RGBA":
+        alpha = Image.new("L", larger.size, 255)
+        alpha.paste(image.getchannel("A"), (left, top))
+        larger.putalpha(alpha)
+    return larger, Image.fromarray(mask)

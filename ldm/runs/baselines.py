@@ -1,5 +1,6 @@
 """GLIDE and PaintByWord++ from files to a run folder: what scripts/glide_inpaint.py and scripts/paint_by_word.py do."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from ldm.models.diffusion.respacing import space_timesteps
 from ldm.models.paint_by_word import Painter
 from ldm.modules.diffusionmodules.glide import InpaintText2ImUNet
 from ldm.runs.baseline_jobs import BaselineJob, GlideJob, PaintByWordJob
-from ldm.runs.blended_diffusion import method_notes, require_clip
+from ldm.runs.blended_diffusion import in_words_of, method_notes, quiet, require_clip
 from ldm.runs.edit import SavedEdit, write_result
 from ldm.runs.folder import check_run
 from ldm.runs.jobs import EditJob
 from ldm.util import choose_device, choose_precision
+
+logger = logging.getLogger(__name__)
 
 
 def run_glide(job: GlideJob) -> SavedEdit:
@@ -34,6 +37,11 @@ def run_glide(job: GlideJob) -> SavedEdit:
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
+    with in_words_of({}):
+        return _run_glide(job)
+
+
+def _run_glide(job: GlideJob) -> SavedEdit:
     _check_input(job)
     files, above = zoo.resolve(**job.named), zoo.resolve(job.upsampler)
     told = GlideSampling(job.scale, job.base_respacing, job.upsample_respacing)
@@ -41,6 +49,8 @@ def run_glide(job: GlideJob) -> SavedEdit:
     tokenizer = byte_pairs(job.tokenizer)
     device = choose_device(job.device)
     model = load_glide(files, above, device, choose_precision(job.precision, device), tokenizer)
+    if len(tokenizer[0](job.prompt)) > model.base.text_ctx:
+        logger.warning("GLIDE reads %d byte pairs: it paints the beginning of the prompt alone", model.base.text_ctx)
     edit = _edit_job(job, model.image_size, n_samples=job.n_samples, n_iter=job.n_iter, scale=job.scale)
     editor = Editor(model, find_ranker(files.clip, device), files)
     task = editor.prepare(job.init_image, job.mask, edit.request)
@@ -56,6 +66,11 @@ def run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
+    with in_words_of({"H": "size"}):
+        return _run_paint_by_word(job)
+
+
+def _run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
     _check_input(job)
     files = zoo.resolve(**job.named)
     device = choose_device(job.device)
@@ -83,8 +98,9 @@ def run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
 def _check_input(job: BaselineJob) -> None:
     """Find what is wrong with the files before large weights are read."""
     check_run(job.outdir, job.prompt, job.overwrite)
-    picture = as_picture(job.init_image).rgb
-    mask_from(job.mask, (picture.height, picture.width), job.invert_mask)
+    with quiet("ldm.imaging"):  # what there is to say is said when they are prepared
+        picture = as_picture(job.init_image).rgb
+        mask_from(job.mask, (picture.height, picture.width), job.invert_mask)
 
 
 def load_glide(
@@ -96,6 +112,9 @@ def load_glide(
         UserError: a config or weights that are not theirs.
     """
     nets = [_load(one, InpaintText2ImUNet, device, dtype) for one in (files, above)]
+    if nets[0].low_res or not nets[1].low_res:
+        wrong, option, other = (files, "model", "upsampler") if nets[0].low_res else (above, "upsampler", "model")
+        raise UserError(f"{wrong.config} is of GLIDE's other network: give it by `{other}`, and not by `{option}`")
     configs = [zoo.read_config(one.config) for one in (files, above)]
     sizes, schedules = [], []
     for one, config in zip((files, above), configs, strict=True):

@@ -1,9 +1,11 @@
 """Blended Diffusion from files to a run folder: what `scripts/blended_diffusion.py` does."""
 
 import logging
+import os
+import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,20 @@ from ldm.runs.baseline_jobs import BlendedDiffusionJob
 from ldm.runs.edit import SavedEdit, write_result
 from ldm.runs.folder import check_run, read_run
 from ldm.runs.jobs import EditJob
-from ldm.runs.ranked import check_ranked, ranked_name, write_ranked
+from ldm.runs.ranked import LONGEST, check_ranked, ranked_name, write_ranked
 from ldm.runs.video import require_video_writer
 
 logger = logging.getLogger(__name__)
 
 METHOD = "blended-diffusion"
+
+_WORDS = {
+    "H": "model_output_size",
+    "n_samples": "batch_size",
+    "n_iter": "iterations_num",
+    "outdir": "output_path",
+    "scale": "clip_guidance_lambda",
+}
 
 
 @dataclass(frozen=True)
@@ -52,11 +62,16 @@ def run_blended_diffusion(job: BlendedDiffusionJob) -> SavedRanked:
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
+    with in_words_of(_WORDS):
+        return _run(job)
+
+
+def _run(job: BlendedDiffusionJob) -> SavedRanked:
     check_run(job.output_path, job.prompt, job.overwrite)
     check_ranked(job.output_path)
     stem = _stem(job.output_file)
     if job.vid:
-        require_video_writer()
+        require_video_writer("vid")
     options = GuidanceOptions(**subset(GuidanceOptions, vars(job)))
     if options.local_clip_guided_diffusion and not options.background_preservation_loss:
         logger.warning("without `background_preservation_loss` nothing holds the background")
@@ -65,7 +80,9 @@ def run_blended_diffusion(job: BlendedDiffusionJob) -> SavedRanked:
         edit = _edit_job(job, options, image, mask)
         outline = Editor.outline(files)
         guided_schedule(outline.model, options)
-        task = outline.prepare(image, mask, edit.request)
+        # What can be said of a mask that is made here has been said of the user's.
+        with quiet("ldm.imaging.masks") if mask != job.mask else nullcontext():
+            task = outline.prepare(image, mask, edit.request)
         editor = Editor.load(**files.given._asdict(), device=job.device, precision=job.precision)
         clip = require_clip(editor, files)
         check_clip_words(clip, job.prompt)
@@ -76,6 +93,39 @@ def run_blended_diffusion(job: BlendedDiffusionJob) -> SavedRanked:
         notes = method_notes(METHOD, job)
         saved = write_result(edit, editor, result, notes)
     return SavedRanked(saved, _write_ranked(job, result, stem))
+
+
+@contextmanager
+def in_words_of(words: Mapping[str, str]) -> Iterator[None]:
+    """Errors of the core, which names its own options, in those of a command.
+
+    Args:
+        words: an option of all edits -> the command's. `H` stands for both sides; without it there is no such choice.
+    """
+
+    def word(match: re.Match[str]) -> str:
+        return f"`{words.get(match[1], match[1])}{match[2]}`"
+
+    try:
+        yield
+    except UserError as error:
+        sides = "a smaller `H` and `W`, or "
+        text = re.sub(r"`W=(\d+)` `H=\d+`", r"`H=\1`", str(error))
+        text = text.replace(sides, "a smaller `H`, or " if "H" in words else "")
+        error.args = (re.sub(r"`(\w+)((?:=[^`]*)?)`", word, text),)
+        raise
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Without the notices of a part of this package."""
+    told = logging.getLogger(name)
+    before = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        told.setLevel(before)
 
 
 def method_notes(method: str, job: Any) -> dict[str, Any]:
@@ -129,7 +179,10 @@ def _model_of(job: BlendedDiffusionJob) -> dict[str, Any]:
 def _stem(name: str) -> str:
     if Path(name).name != name or name in ("", ".", ".."):
         raise UserError(f'`output_file` is "{name}": give a file\'s name alone, and the folder by `output_path`')
-    return Path(name).stem
+    stem = Path(name).stem
+    if not stem.isprintable() or len(os.fsencode(stem)) > LONGEST:
+        raise UserError(f"`output_file` is {name!a:.60}: give a printable name of at most {LONGEST} bytes")
+    return stem
 
 
 @contextmanager
@@ -138,7 +191,10 @@ def _files(job: BlendedDiffusionJob) -> Iterator[tuple[Path, Path]]:
     with tempfile.TemporaryDirectory() as made:
         image, mask = job.init_image, job.mask
         if job.extrapolate is not None:
-            picture = as_picture(image).rgb
+            source = as_picture(image)
+            picture = source.rgb.copy()
+            if source.alpha is not None:
+                picture.putalpha(source.alpha)
             larger, room = extended(picture, job.extrapolate)
             if mask is not None:
                 own = mask_from(mask, (picture.height, picture.width), job.invert_mask)
@@ -150,7 +206,9 @@ def _files(job: BlendedDiffusionJob) -> Iterator[tuple[Path, Path]]:
             larger.save(image)
             room.save(mask)
         elif mask is None:
-            size = as_picture(image).rgb.size
+            logger.info("without `mask` the whole image is edited")
+            with quiet("ldm.imaging"):  # it is read again
+                size = as_picture(image).rgb.size
             mask = Path(made) / "whole_image_mask.png"
             Image.fromarray(np.full(size[::-1], 255, np.uint8)).save(mask)
         yield image, mask

@@ -13,8 +13,13 @@ from ldm.errors import UserError
 from ldm.files import write_error
 from ldm.imaging.images import save_png
 from ldm.runs.ownership import check_png
+from ldm.runs.places import writing
+
+LONGEST = 200
+"""Bytes of the stem in a name of `ranked`, so that the name is no longer than file systems take."""
 
 NAME = re.compile(r"\d{5,}_.*_i_\d+_b_\d+\.png")
+_STAGING = ".ranked.new-"
 _LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
@@ -47,18 +52,21 @@ def write_ranked(outdir: Path, named: Sequence[tuple[str, Image.Image, dict[str,
         UserError: the folder cannot be written, or holds files of the user's.
     """
     check_ranked(outdir)
-    folder, staging = outdir / "ranked", outdir / f".ranked.new-{uuid.uuid4().hex[:12]}"
+    folder, staging = outdir / "ranked", outdir / f"{_STAGING}{uuid.uuid4().hex[:12]}"
     try:
-        staging.mkdir(parents=True)
-        try:
-            for name, image, text in named:
-                save_png(image, staging / name, text)
-            if folder.exists():
-                os.rename(folder, staging.with_suffix(".old"))
-            os.rename(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            shutil.rmtree(staging.with_suffix(".old"), ignore_errors=True)
+        with writing(outdir):
+            for left in outdir.glob(f"{_STAGING}*"):  # by a run that was killed here
+                shutil.rmtree(left, ignore_errors=True)
+            staging.mkdir()
+            try:
+                for name, image, text in named:
+                    save_png(image, staging / name, text)
+                if folder.exists():
+                    os.rename(folder, staging.with_suffix(".old"))
+                os.rename(staging, folder)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+                shutil.rmtree(staging.with_suffix(".old"), ignore_errors=True)
     except OSError as error:
         raise write_error(folder, error) from error
     return folder

@@ -12,13 +12,16 @@ from ldm.errors import MissingExtra
 from ldm.imaging.images import to_pil
 
 
-def require_video_writer() -> None:
-    """Raise MissingExtra where no library can write mp4; to be called before the work is done."""
+def require_video_writer(option: str = "save_video") -> None:
+    """Raise MissingExtra where no library can write mp4; to be called before the work is done.
+
+    option: what asks for it.
+    """
     try:
         import imageio.v3  # noqa: F401
         import imageio_ffmpeg  # noqa: F401
     except ModuleNotFoundError as error:
-        raise MissingExtra((error.name or "imageio").replace("_", "-"), "video", "`save_video`") from error
+        raise MissingExtra((error.name or "imageio").replace("_", "-"), "video", f"`{option}`") from error
 
 
 @torch.no_grad()

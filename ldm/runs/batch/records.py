@@ -135,8 +135,9 @@ def known_columns(record: Record, source: str, told: set[str]) -> Record:
         told: the names that have been told of; grows.
 
     Raises:
-        UserError: a name that is nearly an option's.
+        UserError: a name that is nearly an option's, or a method that a batch has not.
     """
+    _check_method(record)
     strange = [name for name in record if name not in COLUMNS]
     if not strange:
         return record
@@ -149,6 +150,20 @@ def known_columns(record: Record, source: str, told: set[str]) -> Record:
             told.add(name)
             logger.warning('"%s": "%s" is no option of a row and is ignored', source, name)
     return {name: value for name, value in record.items() if name in COLUMNS}
+
+
+def _check_method(record: Record) -> None:
+    """Refuse a row of another method, which would be made by ours.
+
+    Raises:
+        UserError: names the method.
+    """
+    method = record.get("method")
+    if method not in (None, "", "blended_latent"):
+        raise UserError(
+            f'the row\'s method is "{method}", and a batch edits by blended_latent alone: the commands of the others '
+            "are in docs/baselines.md"
+        )
 
 
 @cache
