@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from multiprocessing import get_context
@@ -64,7 +64,8 @@ class Evaluation:
 
     model, device: as `scripts/text_editing.py` has them. judge: see `judge_folder`. n_triples: of the edits;
     backgrounds and scribbles take a third as many. parts: names of `PARTS`. seed: of the triples.
-    ddim_steps, region, context: of every edit. workers: processes that paint, see `paint_all`.
+    ddim_steps, region, context: of every edit. workers: processes that paint, see `paint_all`. clip: the folder of
+    another ranker than the model's.
     """
 
     outdir: Path
@@ -78,6 +79,7 @@ class Evaluation:
     region: str = "auto"
     context: float | None = None
     workers: int = 1
+    clip: Path | None = None
 
 
 UNJUDGED = {"autoencoder", "cost"}
@@ -99,7 +101,8 @@ class _Session:
 
     def __init__(self, job: Evaluation):
         self.job = job
-        self.files = zoo.resolve(job.model)
+        files = zoo.resolve(job.model)
+        self.files = files if job.clip is None else replace(files, clip=job.clip)
         self.judge_folder = _judge_folder(job)
         self.device = choose_device(job.device)
         self.painter = Painter(job.model, job.device, job.region, job.context, job.ddim_steps)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal, get_args
 
+from ldm.errors import UserError
 from ldm.options import option, options, required, subset
 
 ClassifierName = Literal[
@@ -70,6 +71,41 @@ class EvaluationJob(MethodChoice):
     def choice(self) -> MethodChoice:
         """What methods are told."""
         return MethodChoice(**subset(MethodChoice, vars(self)))
+
+
+THINGS_PARTS = ("things", "autoencoder", "shapes", "sheet")
+
+
+@options
+class ThingsJob(MethodChoice):
+    """A model of everyday things and what is to be measured of it."""
+
+    parts: str = option(",".join(THINGS_PARTS), "what to measure, comma-separated", group="what")
+    split: Literal["test", "val"] = option(
+        "test", "test is for tables; val, other photographs and seeds, is what weights are chosen by", group="what"
+    )
+    count: int = option(180, "nouns to ask for", group="what", low=1)
+    n_triples: int = option(300, "prompts of shapes, colours and materials", group="what", low=1)
+    sampler: Literal["ddim", "dpmpp_2m"] = option("ddim", "as text_editing.py has it", group="methods")
+    ranker: Path | None = option(
+        None, "a folder or a checkpoint of a CLIP, to rank by", group="methods", shown="the model's own"
+    )
+    against: Path | None = option(
+        None, "the folder of another model's evaluation, to stand beside", group="what", shown="none"
+    )
+    seed: int = option(0, "of photographs, masks, prompts and predictions", group="what", low=0, high=2**31)
+    data: Path = option(Path("data/things"), "the folder of make_things.py: photographs and cut-outs", group="inputs")
+    workers: int = option(1, "processes that paint", low=1, high=64)
+    outdir: Path = option(Path("outputs/things"), "where results go", group="what comes out", short="-o")
+
+    def __post_init__(self) -> None:
+        if not self.chosen or set(self.chosen) - set(THINGS_PARTS):
+            raise UserError(f"`parts={self.parts}`: give some of {','.join(THINGS_PARTS)}")
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The parts."""
+        return tuple(part.strip() for part in self.parts.split(",") if part.strip())
 
 
 QUICK = {"count": 4, "n_samples": 2, "ddim_steps": 10}

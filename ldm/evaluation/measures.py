@@ -56,6 +56,21 @@ def difference(ours: Sequence[float | None], theirs: Sequence[float | None], see
     return estimate([None if a is None or b is None else a - b for a, b in both], seed)
 
 
+def ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0, level: float = 0.95) -> Estimate:
+    """The sum of ours over the sum of theirs, and its interval: inputs are resampled, both numbers of one together.
+
+    All are None where theirs is nothing.
+    """
+    pairs = np.array([ours, theirs], float)
+    if not len(ours) or pairs[1].sum() <= 0:
+        return Estimate(None, None, None, len(ours))
+    picked = np.random.default_rng(seed).integers(len(ours), size=(RESAMPLES, len(ours)))
+    above, below = pairs[:, picked].sum(-1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(above[below > 0] / below[below > 0], [tail, 1 - tail])
+    return Estimate(float(pairs[0].sum() / pairs[1].sum()), float(low), float(high), len(ours))
+
+
 def batch_precision(right: Sequence[bool]) -> float | None:
     """Of one input's predictions, the share that the classifier takes for what the prompt names."""
     return sum(right) / len(right) if right else None

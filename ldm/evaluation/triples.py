@@ -50,7 +50,7 @@ def object_triples(seed: int, size: int | None = None) -> Iterator[Triple]:
             masks at the same places.
     """
     generator = Generator().manual_seed(seed)
-    photos, looks, masks = _photos(generator), dealt_looks(generator), _deal(generator, MASKS)
+    photos, looks, masks = _photos(generator), dealt_looks(generator), deal(generator, MASKS)
     for photo in photos:
         prompt, expected = next(looks)
         mask = draw_mask(generator, size or photo.side, next(masks))
@@ -74,7 +74,7 @@ def background_triples(seed: int) -> Iterator[Triple]:
     """Backgrounds that have more to them than a colour, around an ellipse in the middle that is kept; square parts of
     the photographs, as they are."""
     generator = Generator().manual_seed(seed)
-    kinds = _deal(generator, SCENIC)
+    kinds = deal(generator, SCENIC)
     for photo in _photos(generator):
         size, kind = photo.side, KINDS[next(kinds)]
         radii = [uniform(generator, 0.22, 0.36) * size for _ in range(2)]
@@ -88,7 +88,7 @@ def replacement_triples(seed: int) -> Iterator[Triple]:
     """Objects in the place of others: a rendered one stands before a square part of a photograph, the mask is around
     it, and the prompt names another. Masks follow its outline, or are a box or an ellipse about it."""
     generator = Generator().manual_seed(seed)
-    looks, masks = dealt_looks(generator), _deal(generator, ("outline", "ellipse", "box"))
+    looks, masks = dealt_looks(generator), deal(generator, ("outline", "ellipse", "box"))
     for photo in _photos(generator):
         (_, old), (prompt, expected) = next(looks), next(looks)
         before = photo.part(SIZE).add(1).div(2).transpose(0, 1).contiguous()  # (3, 1, H, W), as `paint` takes it
@@ -143,7 +143,7 @@ def _plane(size: int, center: Sequence[float], radii: Sequence[float]) -> tuple[
     return x, y
 
 
-def _deal(generator: Generator, items: Sequence[T]) -> Iterator[T]:
+def deal(generator: Generator, items: Sequence[T]) -> Iterator[T]:
     """Shuffled items, and again, without end."""
     while True:
         for index in torch.randperm(len(items), generator=generator).tolist():
@@ -152,7 +152,7 @@ def _deal(generator: Generator, items: Sequence[T]) -> Iterator[T]:
 
 def dealt_looks(generator: Generator) -> Iterator[tuple[str, dict[str, str]]]:
     """Prompts of a shape, a material and a colour, all dealt equally often, and what each names."""
-    shapes, materials, colors = (_deal(generator, list(table)) for table in (SHAPES, MATERIALS, COLORS))
+    shapes, materials, colors = (deal(generator, list(table)) for table in (SHAPES, MATERIALS, COLORS))
     for shape in shapes:
         material = next(name for name in materials if name not in SHAPES[shape].avoids)
         color = next(colors)
@@ -188,7 +188,7 @@ class _Photo:
 def _photos(generator: Generator) -> Iterator[_Photo]:
     """Parts of half the photograph's shorter side to all of it."""
     pictures = {file: read_photo(Photo(file, weight=1.0))[None] * 2 - 1 for file in HELD_OUT}
-    for file in _deal(generator, HELD_OUT):
+    for file in deal(generator, HELD_OUT):
         height, width = pictures[file].shape[2:]
         side = round(min(height, width) * uniform(generator, 0.5, 1))
         top, left = (int(uniform(generator, 0, room - side + 1)) for room in (height, width))
