@@ -114,6 +114,11 @@ def _ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def add_words_option(parser: argparse.ArgumentParser) -> None:
+    """Let a command list the words of a model in the place of its work; see `ldm.runs.jobs.words_of`."""
+    parser.add_argument("--words", action="store_true", help="list all words that the model knows, and do nothing else")
+
+
 def add_released_options(parser: argparse.ArgumentParser, **same: str) -> None:
     """Take options of the released programs that have another name here, see docs/migration.md.
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli import Parser, add_released_options, run, with_released_options
+from ldm.cli import Parser, add_released_options, add_words_option, run, with_released_options
 from ldm.options import add_options, as_flags
-from ldm.runs.jobs import EditJob
+from ldm.runs.jobs import EditJob, words_of
 
 
 def build_parser() -> Parser:
@@ -24,6 +24,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--check", action="store_true", help="look at image and mask, tell what is odd, and do not run the model"
     )
+    add_words_option(parser)
     add_released_options(parser, batch_size="n_samples")
     return parser
 
@@ -31,7 +32,7 @@ def build_parser() -> Parser:
 def parse(argv: Sequence[str]) -> tuple[EditJob, bool]:
     """The job, and whether it is only to be checked. With --from, what is not given is as it was for that picture."""
     given: dict[str, Any] = with_released_options(vars(build_parser().parse_args(argv)))
-    source, check = given.pop("source"), given.pop("check")
+    source, check, _ = given.pop("source"), given.pop("check"), given.pop("words")
     options: dict[str, Any] = {"prompt": ""} if check else {}
     if source is not None:
         from ldm.runs.again import options_of
@@ -41,7 +42,11 @@ def parse(argv: Sequence[str]) -> tuple[EditJob, bool]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Edit, or check; print where the result is."""
+    """Edit, or check, or list words; print where the result is."""
+    given = vars(build_parser().parse_args(argv))
+    if given["words"]:
+        print(*words_of(given), sep="\n")
+        return
     job, check = parse(argv)
 
     # Nothing heavy is imported before the arguments are known to be good: --help answers at once.

@@ -75,6 +75,21 @@ def known_words(files: zoo.ModelFiles) -> Mapping[str, list[str]]:
     return words
 
 
+def words_in_full(files: zoo.ModelFiles) -> list[str]:
+    """All words that a model knows, as lines to be read: a kind and its words a line, and last what else it reads.
+
+    Only the config and the tokenizer are read.
+    """
+    listed = {kind: words for kind, words in known_words(files).items() if words}
+    tokenize = zoo.outline(files).tokenize
+    if tokenize is None or not tokenize.is_closed:
+        return [f"{files.name} reads any word"]
+    named = set(tokenize.words(" ".join(word for words in listed.values() for word in words)))
+    rest = sorted(word for word in tokenize.vocabulary() if word not in named)
+    lines = [f"{kind}: {', '.join(words)}" for kind, words in listed.items()]
+    return [*lines, *([f"other words: {', '.join(rest)}"] if rest else [])]
+
+
 def _quoted(text: str, length: int = 24) -> str:
     text = " ".join(text.split())  # the line is to stay one
     return f'"{text if len(text) <= length else text[: length - 1] + "…"}"'

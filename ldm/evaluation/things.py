@@ -3,8 +3,8 @@
 `things`: nouns into photographs that no training has seen; of each, what EfficientNet-Lite2 sees in the mask, beside
 the same thing pasted there by its own alpha, and how sharp the edit is beside it. On the split "val", which weights are
 chosen by, the classifier is another one, EfficientNet-Lite0: nothing is selected on what the tables show.
-`autoencoder`: what the first stage keeps. `shapes`: the evaluation of scenes, with the same prompts. `sheet`: edits that
-nobody chose, for people to look at.
+`autoencoder`: what the first stage keeps. `shapes`: the evaluation of scenes, with the same prompts. `sheet`: edits
+that nobody chose, for people to look at.
 
 What is painted is kept, and so are the answers: a run that was stopped resumes.
 """

@@ -77,7 +77,7 @@ def markdown(figures: Sequence[Figure], notes: Sequence[str] = ()) -> str:
 
 
 def draw_sheet(folder: Path, pairs: Sequence[tuple[Image.Image, Image.Image]], captions: Sequence[str]) -> None:
-    """Write `contact_sheet.png` and each pair at full size, `sheet/0000.png`: the photograph with its mask, the edit."""
+    """Write `contact_sheet.png`, and each pair of a photograph with its mask and the edit at full size in `sheet/`."""
     cells, texts = [], []
     for index, (pair, caption) in enumerate(zip(pairs, captions, strict=True)):
         text = f"{index}: {caption}"

@@ -4,6 +4,7 @@ Imports nothing heavy: the command lines are made of these declarations.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,6 +62,21 @@ class ModelChoice:
         shown="auto: the first of these that there is",
         record=False,
     )
+
+
+def words_of(given: Mapping[str, Any]) -> list[str]:
+    """Lines that say which words a model knows, see `ldm.backbones.words.words_in_full`.
+
+    Args:
+        given: options, of which those of `ModelChoice` name the model.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from ldm.backbones import zoo
+    from ldm.backbones.words import words_in_full
+
+    return words_in_full(zoo.resolve(**ModelChoice(**subset(ModelChoice, given)).named))
 
 
 @options

@@ -80,11 +80,10 @@ class AttributeHeads(nn.ModuleDict):
     """One linear classifier of a picture's embedding for each attribute.
 
     False captions teach one difference at a time; these teach all of a picture's attributes against all others.
+    classes: attribute -> how many there are, in the order of the columns.
     """
 
-    def __init__(self, width: int):
-        # The shape of a picture without an object is one more.
-        classes = {key: len(values) + (key == "shape") for key, values in VALUES.items()}
+    def __init__(self, width: int, classes: Mapping[str, int]):
         super().__init__({key: nn.Linear(width, count) for key, count in classes.items()})
 
     def loss(self, image: Tensor, attributes: Tensor) -> Tensor:
@@ -125,14 +124,24 @@ class CLIPTrainer(TrainingModule):
         pairwise_weight: float = 0.0,
     ):
         super().__init__()
-        words = list(words or vocabulary())  # fixed from here on, though the grammar may grow
+        words = list(words or self.all_words())  # fixed from here on, though the grammar may grow
         self.save_hyperparameters()
         from open_clip.model import CLIP
 
         self.clip = CLIP(**self.model_config()).to(memory_format=torch.channels_last)
-        self.heads = AttributeHeads(embed_dim) if attribute_weight else None
+        self.heads = AttributeHeads(embed_dim, self.classes()) if attribute_weight else None
         self.pairwise_bias = nn.Parameter(torch.tensor(PAIRWISE_BIAS)) if pairwise_weight else None
         self._tokenizer: Callable[[list[str]], Tensor] | None = None
+
+    @staticmethod
+    def all_words() -> list[str]:
+        """Every word that captions can hold."""
+        return vocabulary()
+
+    @staticmethod
+    def classes() -> dict[str, int]:
+        """Attribute -> how many classes; the shape of a picture without an object is one more."""
+        return {key: len(values) + (key == "shape") for key, values in VALUES.items()}
 
     def begin_with_model(self, path: str) -> None:
         """See `begin_from`."""
@@ -247,6 +256,8 @@ class CropData(EpochData):
         painted: folder for what it paints. What another model painted there is not used.
     """
 
+    crops: type[ObjectCrops] = ObjectCrops
+
     def __init__(
         self,
         train: str,
@@ -284,7 +295,7 @@ class CropData(EpochData):
     def _crops(self, name: str, painted: bool = False) -> ObjectCrops:
         h = self.hparams
         limit = h.limit if name == "train" else None
-        crops = ObjectCrops(h[name], h.size, h.margin, h.false_captions, h.seed, limit)
+        crops = self.crops(h[name], h.size, h.margin, h.false_captions, h.seed, limit)
         if painted and h.painter:
             crops.painted = self._painted(name, crops)
         return crops

@@ -16,6 +16,7 @@ from ldm.data.scenes.backgrounds import KINDS
 from ldm.data.scenes.colors import COLORS
 from ldm.data.scenes.materials import MATERIALS
 from ldm.data.scenes.shapes import SHAPES
+from ldm.data.things.nouns import NOUNS
 from ldm.errors import UserError
 from ldm.modules.encoders.modules import BERTTokenizer
 from ldm.training.begin import same_encoder
@@ -23,6 +24,7 @@ from ldm.training.clip import CLIPTrainer
 from ldm.training.clip import export as export_clip
 from ldm.training.judge import JudgeTrainer
 from ldm.training.judge import export as export_judge
+from ldm.training.things_clip import ThingsCLIPTrainer
 
 PARTS = ("clip.", "judge.", "ldm.", "first_stage_model.", "pixels.")
 """What a checkpoint's weights begin with, if they are of a model and not of what only its training needs."""
@@ -46,7 +48,8 @@ def export_checkpoint(
     checkpoint = _read(path)
     state = _average(path, checkpoint, average)
     if any(key.startswith("clip.") for key in state):
-        ranker = CLIPTrainer.load_from_checkpoint(path, map_location="cpu")
+        kind = ThingsCLIPTrainer if "heads.noun.weight" in state else CLIPTrainer
+        ranker = kind.load_from_checkpoint(path, map_location="cpu")
         ranker.load_state_dict(state)
         return export_clip(ranker, folder)
     if any(key.startswith("judge.") for key in state):
@@ -151,9 +154,36 @@ def _replace_decoder(path: Path, state: dict[str, Tensor], folder: Path) -> Path
     return folder
 
 
+THINGS = {
+    "animal": "animals",
+    "person": "people",
+    "food": "food",
+    "dish": "dishes",
+    "vehicle": "vehicles",
+    "plant": "plants",
+    "furniture": "furniture",
+    "machine": "appliances",
+    "tool": "tools",
+    "wear": "clothes",
+    "play": "sport, music and play",
+    "place": "places and weather",
+}
+"""Kind of a noun of the everyday things -> what the list of a model's words calls it."""
+
+
 def known_words(tokenize: BERTTokenizer) -> dict[str, list[str]]:
-    """What the captions name, by kind, each by its commonest words: those that a model with this tokenizer knows."""
-    names = {
+    """What the captions name, by kind, each by its commonest words: those that a model with this tokenizer knows.
+
+    Everyday things come first where most of them are known: of a tokenizer of the scenes a few are by chance, the fruit
+    of a colour's name among them. Of a kind, those that several objects or views show stand before the others.
+    """
+    nouns: dict[str, list[str]] = {name: [] for name in THINGS.values()}
+    for noun in sorted(NOUNS.values(), key=lambda noun: not noun.well_known):
+        nouns[THINGS[noun.kind]].append(noun.name)
+    listed_nouns = [name for listed in nouns.values() for name in listed]
+    if sum(not tokenize.unknown_words(name) for name in listed_nouns) < len(listed_nouns) / 2:
+        nouns = {}
+    names = nouns | {
         "shapes": [shape.words[0] for shape in SHAPES.values()],
         "colours": [color.words[0] for color in COLORS.values()],
         "materials": [material.adjectives[0] for material in MATERIALS.values()],

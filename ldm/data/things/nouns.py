@@ -25,6 +25,11 @@ class Noun:
         """What the code calls it: the commonest word."""
         return self.words[0]
 
+    @property
+    def well_known(self) -> bool:
+        """Whether several objects or views show it: a model learns such a noun better than one of a single picture."""
+        return bool(self.models) or len(self.emoji) > 1
+
 
 # A kind, then a line a noun: words | emoji | models. "=" stands for the first word; an indented line belongs to the one
 # before it.

@@ -99,6 +99,10 @@ class BERTTokenizer:
             return ""
         return prompt[max(end for _, end in encoding.offsets) :].strip()
 
+    def vocabulary(self) -> list[str]:
+        """Its whole words, without marks and special tokens."""
+        return [token for token in self.tokenizer.get_vocab() if token.isalnum()]
+
     @property
     def is_closed(self) -> bool:
         """Whether the vocabulary is of whole words only: BERT's spells any other word in pieces such as `##ing`."""
