@@ -26,6 +26,7 @@ def parse(argv: Sequence[str]):
     parser.add_argument("--shard_size", type=bounded(int, 1), default=500, help="composites to a shard (default 500)")
     parser.add_argument("--views", type=bounded(int, 1, 200), default=10, help="views of a 3D model (default 10)")
     parser.add_argument("--workers", type=bounded(int, 1, 256), default=1, help="processes that compose (default 1)")
+    parser.add_argument("--compose_only", action="store_true", help="fetch and cut out nothing: take what is in --out")
     parser.add_argument("--seed", type=bounded(int, 0, 2**31), default=0, help="default 0")
     return parser.parse_args(argv)
 
@@ -118,7 +119,8 @@ def draw_sheet(args) -> None:
 
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
-    make_cutouts(args)
+    if not args.compose_only:
+        make_cutouts(args)
     compose(args)
     draw_sheet(args)
     logger.info("%d composites in %s", args.count, args.out)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ldm.cli import Parser, run
+from ldm.cli import Parser, bounded, run
 from ldm.errors import UserError
 
 
@@ -16,6 +16,8 @@ def build_parser() -> Parser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. trainer.max_steps=1000")
     parser.add_argument("--rundir", type=Path, help="checkpoints and logs (default: runs/<name of the config>)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, and with the step of batches")
+    parser.add_argument("--minutes", type=bounded(float, 0), help="as many steps as fit, not the config's max_steps")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the networks, for a GPU")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     return parser
 
@@ -55,10 +57,19 @@ def main(argv: Sequence[str]) -> None:
     every = config.get("checkpoint_every", 500)
     checkpoints = ModelCheckpoint(rundir, save_last=True, every_n_train_steps=every, enable_version_counter=False)
     callbacks = [checkpoints, LearningRateMonitor(), *map(instantiate_from_config, config.get("callbacks", []))]
+    if args.minutes:
+        from ldm.training.budget import TimeBudget
+
+        callbacks.append(TimeBudget(args.minutes))
     trainer = pl.Trainer(logger=loggers, callbacks=callbacks, default_root_dir=rundir, **config["trainer"])
     data = instantiate_from_config(config["data"])  # first: it writes the tokenizer that a module may read
+    module = instantiate_from_config(config["module"])
+    if args.compile:
+        from ldm.training.compiled import compile_parts
+
+        compile_parts(module)
     trainer.fit(
-        instantiate_from_config(config["module"]),
+        module,
         datamodule=data,
         ckpt_path=last if last.exists() else None,
         weights_only=True,

@@ -1,7 +1,7 @@
 """What our trainings share: where they begin, what they draw with, in which order, and the optimiser."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -43,7 +43,8 @@ class TrainingModule(pl.LightningModule):
 
     def adamw(self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> dict[str, Any]:
         """The optimiser of these parameters, or groups of them, over the trainer's `max_steps`."""
-        return adamw_with_cosine(parameters, self.hparams.learning_rate, self.hparams.warmup, self.trainer.max_steps)
+        h = self.hparams
+        return adamw_with_cosine(parameters, h.learning_rate, h.warmup, lambda: self.trainer.max_steps)
 
 
 class EpochData(pl.LightningDataModule):
@@ -60,15 +61,19 @@ def adamw_with_cosine(
     parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     learning_rate: float,
     warmup: int,
-    total: int,
+    total: int | Callable[[], int],
     floor: float = 0.02,
 ) -> dict[str, Any]:
-    """AdamW with a linear warm-up and a cosine decay to `floor` of the rate at step `total`, for Lightning."""
+    """AdamW with a linear warm-up and a cosine decay to `floor` of the rate at step `total`, for Lightning.
+
+    total: a function is asked anew at each step, for a training whose end is not known at its beginning.
+    """
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        end = total() if callable(total) else total
+        progress = min(1.0, (step - warmup) / max(1, end - warmup))
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)

@@ -245,10 +245,13 @@ class LatentScenes(pl.LightningDataModule):
 @torch.no_grad()
 def _encode(first_stage: AutoencoderKL, shards: SceneShards, rows: range, batch: int = 64) -> Tensor:
     z = []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    first_stage.to(device)
     for i in range(0, len(rows), batch):
-        x = shards.stack(rows[i : i + batch]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
-            z.append(first_stage.encode(x).mode().half().contiguous())
+        x = shards.stack(rows[i : i + batch]).contiguous(memory_format=torch.channels_last).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or has_fast_bfloat16()):
+            z.append(first_stage.encode(x).mode().half().contiguous().cpu())
+    first_stage.cpu()
     return torch.cat(z)
 
 

@@ -96,6 +96,9 @@ def credit(photograph: Photograph, sources: Path) -> tuple[str, str]:
 
 def find(photograph: Photograph, sources: Path) -> Path:
     """The file of a photograph. Raises MissingExtra or UserError where its package is not here."""
+    packed = sources / photograph.source / "packed" / photograph.file  # see `ldm.data.things.pack`
+    if packed.exists():
+        return packed
     if photograph.source in PACKAGES:
         name, folder = PACKAGES[photograph.source]
         spec = importlib.util.find_spec(photograph.source)
