@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ldm.evaluation.jobs import BenchmarkJob, EvaluationJob, ExperimentJob, StudyJob
+from ldm.evaluation.jobs import BenchmarkJob, EvaluationJob, ExperimentJob, StudyJob, ThingsJob
 from ldm.files import atomic_file
 from ldm.options import markdown_rows
 from ldm.runs.baseline_jobs import BlendedDiffusionJob, GlideJob, PaintByWordJob
@@ -19,8 +19,8 @@ All options of the commands, as `--help` has them. The Python API takes those of
 
 EDIT_MORE = """
 `--from PNG` makes the prediction of a picture of a run again, alone, unless other options change it. `--check` is the
-mask doctor: it says what is odd about image and mask, draws it, and runs no model ([docs/masks.md](masks.md)). A switch
-such as `--soft_mask` is turned off again by `--no-soft_mask`, which is of use with `--from`. `--gpu_id` and
+mask doctor: it says what is odd about image and mask, draws it, and runs no model ([docs/masks.md](masks.md)). `--words` lists
+all words that the model knows; `txt2img.py` has it too. A switch such as `--soft_mask` is turned off again by `--no-soft_mask`, which is of use with `--from`. `--gpu_id` and
 `--batch_size` are taken as the released programs have them ([docs/migration.md](migration.md))."""
 
 BATCH_MORE = """
@@ -54,6 +54,7 @@ if __name__ == "__main__":
     page += section("`scripts/glide_inpaint.py`, `bld-glide`", GlideJob)
     page += section("`scripts/paint_by_word.py`, `bld-paint-by-word`", PaintByWordJob)
     page += section("`scripts/evaluate.py`", EvaluationJob, more=EVALUATE_MORE)
+    page += section("`scripts/evaluate_things.py`", ThingsJob)
     page += section("`scripts/experiments.py`", ExperimentJob, ("experiment",))
     page += section("`scripts/make_benchmark.py`", BenchmarkJob, ("folder",))
     page += section("`scripts/user_study.py make`", StudyJob)

@@ -7,7 +7,13 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("ldm.model", "first_stage_model.encoder", "first_stage_model.decoder", "discriminator", "clip.visual", "pixels")
+PARTS = (
+    "ldm.model",
+    "first_stage_model.encoder",
+    "first_stage_model.decoder",
+    "discriminator",
+    "clip.visual",
+)
 """Of our trainings, by their names in the module."""
 
 

@@ -13,18 +13,18 @@ from pathlib import Path
 from PIL import Image
 
 from ldm.data.things.cutouts import read_cutouts
-from ldm.data.things.photographs import PHOTOGRAPHS, find
+from ldm.data.things.photographs import PHOTOGRAPHS, find, read
 from ldm.errors import UserError
 from ldm.files import atomic_file
 
-LONGEST = 800
+LONGEST = 720
 """Side of a packed photograph in pixels."""
 
 VIEW = 224
 """Side of a packed cut-out in pixels."""
 
 
-def pack(data: Path, file: Path, quality: int = 80, most: float = 64.0) -> int:
+def pack(data: Path, file: Path, quality: int = 75, most: float = 64.0) -> int:
     """Write the archive of a folder of `scripts/make_things.py`; returns its size in bytes. "test" stays at home.
 
     Args:
@@ -47,11 +47,10 @@ def pack(data: Path, file: Path, quality: int = 80, most: float = 64.0) -> int:
         for photograph in PHOTOGRAPHS:
             if photograph.split == "test":
                 continue
-            with Image.open(find(photograph, data / "sources")) as opened:
-                picture = opened.convert("RGB")
+            picture = Image.fromarray(read(find(photograph, data / "sources")))
             picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
             name = f"sources/{photograph.source}/packed/{photograph.file}"
-            archive.writestr(name, _encoded(picture, "JPEG", quality + 10))
+            archive.writestr(name, _encoded(picture, "JPEG", quality))
     size = content.tell()
     if size > most * 1e6:
         raise UserError(f"the archive would be {size / 1e6:.0f} MB: lower --quality, or allow more by --most")
@@ -81,5 +80,5 @@ def unpack(file: Path, data: Path) -> None:
 
 def _encoded(picture: Image.Image, kind: str, quality: int) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, quality=quality)
+    picture.save(file, kind, quality=quality, **({"method": 2, "alpha_quality": quality} if kind == "WEBP" else {}))
     return file.getvalue()
