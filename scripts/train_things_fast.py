@@ -42,9 +42,7 @@ def build_parser() -> Parser:
     parser.add_argument("--out", "-o", type=Path, default=Path("runs/things-fast/model"), help="the exported model")
     parser.add_argument("--begin", type=Path, help="a first stage to begin with, instead of that of scenes")
     parser.add_argument("--compile", action="store_true", help="torch.compile; costs a minute a stage at its beginning")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="stage:key=value", help="e.g. diffusion:data.params.batch_size=8"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="STAGE:KEY=VALUE", help="as of train.py")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The evaluation of everyday things: its questions, its arithmetic, its forms, its card, and a run with a tiny model."""
+"""The evaluation of everyday things: questions, arithmetic, forms, card, and a run with a tiny model."""
 
 import csv
 import json
@@ -40,7 +40,8 @@ from tests.test_training import first_stage_checkpoint
 from tests.tiny import save_tiny_model
 
 WORDS = {"cup": "mug", "dog": "dog"}
-FEW = tuple(one for one in PHOTOGRAPHS if one.file in ("chelsea.png", "coffee.png")) + (
+FEW = (
+    *(one for one in PHOTOGRAPHS if one.file in ("chelsea.png", "coffee.png")),
     Photograph("grass.png", "skimage", "val"),
 )
 
@@ -250,7 +251,7 @@ def test_of_a_first_stage_alone_its_own_part_is_measured(job, tmp_path, data):
     stage = first_stage_checkpoint(tmp_path / "last.ckpt")
     assert as_model(str(stage), tmp_path / "m") is None and as_model("scenes", tmp_path / "m") == "scenes"
     own = replace(job, model=str(tmp_path), parts="autoencoder", outdir=tmp_path / "stage")
-    assert [one.name for one in evaluate_things(own)][0] == "first stage at 256 pixels, photographs"
+    assert evaluate_things(own)[0].name == "first stage at 256 pixels, photographs"
     with pytest.raises(UserError, match="is a first stage"):
         evaluate_things(replace(own, parts="things"))
 

