@@ -21,7 +21,8 @@ EDIT_MORE = """
 `--from PNG` makes the prediction of a picture of a run again, alone, unless other options change it. `--check` is the
 mask doctor: it says what is odd about image and mask, draws it, and runs no model ([docs/masks.md](masks.md)).
 `--words` lists all words that the model knows; `txt2img.py` has it too. A switch such as `--soft_mask` is turned off
-again by `--no-soft_mask`, which is of use with `--from`. `--gpu_id` and `--batch_size` are taken as the released programs have them ([docs/migration.md](migration.md))."""
+again by `--no-soft_mask`, which is of use with `--from`. `--gpu_id` and `--batch_size` are taken as the released
+programs have them ([docs/migration.md](migration.md))."""
 
 BATCH_MORE = """
 and all options of `text_editing.py` but `--outdir`, `--overwrite` and `--device`, as defaults of the rows: a row may
