@@ -159,11 +159,11 @@ def test_what_is_compiled_keeps_its_keys():
 def test_data_are_packed_without_test_photographs_and_unpacked(tmp_path, monkeypatch):
     few = tuple(one for one in PHOTOGRAPHS if one.file in ("grass.png", "chelsea.png"))
     monkeypatch.setattr(packing, "PHOTOGRAPHS", few)
-    cutout = Cutout("a.png", "fox", "fluent", "a", "MIT", "Somebody", "both")
+    cutout = Cutout("a.png", "fox", "fluent", "a", "MIT", "Somebody", "train")
     (tmp_path / "cutouts").mkdir()
     Image.new("RGBA", (300, 200), (200, 100, 0, 128)).save(tmp_path / "cutouts" / "a.png")
-    (tmp_path / "cutouts" / "index.json").write_text(json.dumps([asdict(cutout)]))
-    size = packing.pack(tmp_path, tmp_path / "pack.zip")
+    (tmp_path / "cutouts" / "index.json").write_text(json.dumps([asdict(cutout)] * 3))
+    size = packing.pack(tmp_path, tmp_path / "pack.zip", views=1)
     assert size == (tmp_path / "pack.zip").stat().st_size
     there = tmp_path / "there"
     packing.unpack(tmp_path / "pack.zip", there)

@@ -7,6 +7,7 @@ unpacked folder is what `scripts/make_things.py --compose_only` takes. Packages 
 import io
 import json
 import zipfile
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,19 +25,22 @@ VIEW = 224
 """Side of a packed cut-out in pixels."""
 
 
-def pack(data: Path, file: Path, quality: int = 75, most: float = 64.0) -> int:
+def pack(data: Path, file: Path, quality: int = 75, most: float = 64.0, views: int = 10) -> int:
     """Write the archive of a folder of `scripts/make_things.py`; returns its size in bytes. "test" stays at home.
 
     Args:
-        quality: of WebP and JPEG. most: megabytes.
+        quality: of WebP and JPEG. most: megabytes. views: of each 3D model that is trained on, the first.
 
     Raises:
         UserError: there is nothing to pack, or it is larger than `most`.
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
-        listed = []
+        listed, seen = [], Counter[str]()
         for cutout in read_cutouts(data / "cutouts"):
+            seen[cutout.instance] += cutout.split == "train"
+            if cutout.split == "train" and seen[cutout.instance] > views:
+                continue
             with Image.open(data / "cutouts" / cutout.file) as opened:
                 picture = opened.convert("RGBA")
             picture.thumbnail((VIEW, VIEW))
