@@ -229,7 +229,7 @@ class Session:
         """Side in pixels that the model works at."""
         if self.first_stage_only:
             return SIZE
-        outline = zoo.outline(self.files)
+        outline: Any = zoo.outline(self.files)
         return int(outline.image_size) * int(outline.factor)
 
 

@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ldm.backbones import zoo
 from ldm.backbones.words import known_words
@@ -79,7 +80,7 @@ def write_card(
         UserError: a file that is not there, or an evaluation of other weights or of the validation split.
     """
     files = zoo.resolve(model)
-    outline = zoo.outline(files)
+    outline: Any = zoo.outline(files)
     try:
         sources = credits.read_text(encoding="utf-8")
     except OSError as error:
