@@ -230,7 +230,7 @@ def test_the_pairwise_loss_asks_of_each_pair_by_itself():
 
 
 def test_heads_classify_what_is_known_and_a_missing_object_is_a_shape_of_its_own():
-    heads = AttributeHeads(4)
+    heads = AttributeHeads(4, CLIPTrainer.classes())
     image = torch.nn.functional.normalize(torch.randn(3, 4, generator=Generator().manual_seed(0)), dim=1)
     attributes = torch.tensor([[0, 1, UNSAID, 2], [NOTHING, UNSAID, UNSAID, 0], [3, 5, UNSAID, UNSAID]])
     shape, material, background = (heads[key](image).log_softmax(1) for key in ("shape", "material", "background"))
