@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
-from ldm.files import write_error
+from ldm.files import atomic_file, write_error
 
 
 class Answers:
@@ -24,13 +24,16 @@ class Answers:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             text = path.read_text(encoding="utf-8") if path.exists() else ""
-            text = text[: text.rfind("\n") + 1]  # a line that was cut off is asked again
-            text = text or json.dumps(settings) + "\n"
-            path.write_text(text, encoding="utf-8")
-            first, *self._lines = (json.loads(line) for line in text.splitlines())
+            whole = text[: text.rfind("\n") + 1] or json.dumps(settings) + "\n"
+            first, *self._lines = (json.loads(line) for line in whole.splitlines())
+            if not (isinstance(first, dict) and all({"part", "index"} <= line.keys() for line in self._lines)):
+                raise ValueError
+            if whole != text:  # new, or a line was cut off: that one is asked again
+                with atomic_file(path) as file:
+                    file.write(whole.encode())
         except OSError as error:
             raise write_error(path, error) from error
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             raise UserError(f'"{path}" is damaged: give another `outdir`, or remove it') from error
         changed = sorted(key for key in first.keys() | settings.keys() if first.get(key) != settings.get(key))
         if changed:
@@ -42,7 +45,10 @@ class Answers:
         return {line["index"]: line for line in self._lines if line["part"] == part}
 
     def add(self, answer: dict[str, Any]) -> None:
-        """Keep an answer, which has a "part" and an "index"."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(answer) + "\n")
+        """Keep an answer, which has a "part" and an "index"; raises UserError where it cannot be written."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(answer) + "\n")
+        except OSError as error:
+            raise write_error(self.path, error) from error
         self._lines.append(json.loads(json.dumps(answer)))

@@ -41,6 +41,9 @@ THINGS = (
 )
 """Looked up in the photographs by eye."""
 
+LOOKS = ("shape", "material", "color")
+"""What a render is made by: an input that does not name all of them has none."""
+
 
 def ceiling(classifier: Classifier, inputs: Sequence[Input], seed: int = 0) -> list[bool] | None:
     """Of each input, whether the classifier knows a real thing in the place of a prediction; None: there is no way.
@@ -49,7 +52,7 @@ def ceiling(classifier: Classifier, inputs: Sequence[Input], seed: int = 0) -> l
     outside the mask; the judge of scenes a render of what the prompt names.
     """
     if isinstance(classifier, JudgeClassifier):
-        return _rendered(classifier, inputs, seed)
+        return _rendered(classifier, [one for one in inputs if one.expected.keys() >= set(LOOKS)], seed)
     if isinstance(classifier, ImageNetClassifier):
         try:
             return [_cut_out(classifier, one, THINGS[i % len(THINGS)]) for i, one in enumerate(inputs)]
@@ -82,8 +85,8 @@ def _rendered(classifier: JudgeClassifier, inputs: Sequence[Input], seed: int) -
     for one, ground in zip(inputs, grounds, strict=True):
         before = ground[:, None].add(1).div(2)  # (3, 1, H, W), as `paint` takes it
         canvas = before.clone()
-        looks = (one.expected["shape"], one.expected["material"], one.expected["color"])
-        paint(canvas, [place(generator, 0, [looks])])
+        shape, material, color = (one.expected[attribute] for attribute in LOOKS)
+        paint(canvas, [place(generator, 0, [(shape, material, color)])])
         changed = ((canvas - before).abs().amax(0) > 0.08).float()[None]
         (verdict,) = verdicts(classifier.judge, canvas.transpose(0, 1) * 2 - 1, changed)
         answers.append(is_right(one.expected, verdict))

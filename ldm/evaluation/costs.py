@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -36,7 +37,7 @@ def cost(
         measured = None
     if measured is None:
         try:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+            with ProcessPoolExecutor(1, get_context("spawn"), _quiet) as executor:
                 measured = executor.submit(measure_cost, name, choice, one, n_samples).result()
         except Exception as error:  # isolated, as any input's
             logger.warning("the cost of %s cannot be measured: %s", name, error)
@@ -45,6 +46,12 @@ def cost(
         with atomic_file(path) as file:
             file.write((json.dumps({"settings": about, "measured": measured}, indent=1) + "\n").encode())
     return {key: Estimate(value, value, value, 1) for key, value in measured.items() if value is not None}
+
+
+def _quiet() -> None:
+    """What there is to tell of this edit was told when it was painted."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
+    logging.disable(logging.WARNING)
 
 
 def measure_cost(name: str, choice: MethodChoice, one: Input, n: int) -> dict[str, float | None]:

@@ -1,7 +1,7 @@
 """The tables of the paper: methods paint the inputs of a benchmark, a classifier looks, everything is measured.
 
 What is painted is kept in `paintings/`, what it costs in `cost/`, what was measured in `answers-*.jsonl`: a run that
-was stopped resumes, and another classifier is asked about the same pictures.
+was stopped resumes, another classifier is asked about the same pictures, and a benchmark may grow.
 """
 
 import hashlib
@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import Timeout
 from torch import Tensor
 from tqdm import tqdm
 
 from ldm.backbones import zoo
 from ldm.editing.ranking import CLIPRanker, find_ranker
+from ldm.errors import UserError
 from ldm.evaluation import tables
 from ldm.evaluation.answers import Answers
 from ldm.evaluation.ceiling import ceiling
 from ldm.evaluation.classifiers import Classifier, Frame, load_classifier
 from ldm.evaluation.costs import cost
-from ldm.evaluation.inputs import Input, make_benchmark, read_benchmark
+from ldm.evaluation.inputs import Input, looked_for, make_benchmark, painted_from, read_benchmark
 from ldm.evaluation.jobs import EvaluationJob
 from ldm.evaluation.labels import labels
 from ldm.evaluation.measures import (
@@ -43,12 +45,17 @@ from ldm.evaluation.sheet import contact_sheet
 from ldm.evaluation.summaries import Answer, fifths_table, summary
 from ldm.files import atomic_file, file_sha256
 from ldm.imaging.images import save_png
+from ldm.runs.folder import check_writable
+from ldm.runs.places import locked
 from ldm.util import choose_device
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_COUNT = 50
 """Inputs of the default benchmark, as many as the paper's."""
+
+LOCK = ".evaluation.lock"
+"""In `outdir`, held while an evaluation writes there."""
 
 
 @dataclass(frozen=True)
@@ -75,33 +82,45 @@ def evaluate_methods(job: EvaluationJob) -> Outcome:
 
     Raises:
         UserError: a method, a classifier or a benchmark that is not here; a folder that cannot be written, or that
-            holds another evaluation. What goes wrong with one input alone is told, and left out.
+            holds another evaluation, or that another process is writing to. What goes wrong with one input alone is
+            told, and left out.
         MissingExtra: a package is missing.
     """
+    check_writable(job.outdir)
+    job.outdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(job.outdir / LOCK, timeout=0):
+            return _evaluate(job)
+    except Timeout:
+        raise UserError(
+            f'another evaluation is writing to "{job.outdir}": wait until it is done, or give another `outdir`'
+        ) from None
+
+
+def _evaluate(job: EvaluationJob) -> Outcome:
     chosen, missing = choose_methods(job.methods, job.choice)
     for name, why in missing.items():
         logger.warning("%s is left out: %s", name, why)
     path = job.benchmark or default_benchmark(job.outdir, job.model, job.labels, job.seed)
     inputs = read_benchmark(path)[: job.count]
     eyes = eyes_for(job, inputs)
-    shared = {"benchmark_sha256": file_sha256(path), "n_samples": job.n_samples, "seed": job.seed}
+    shared = {"n_samples": job.n_samples, "seed": job.seed}
     places = {
         name: Paintings(job.outdir / "paintings" / name, {**settings, **shared}) for name, settings in chosen.items()
     }
+    made_of = _made_of(inputs)
+    for name, place in places.items():
+        _check_same(path, name, place, made_of)
     failures = [failure for name in chosen for failure in _paint(job, name, places[name], inputs)]
-    costs = {}
-    if job.cost:
-        for name, settings in chosen.items():
-            costs[name] = cost(
-                job.outdir / "cost" / f"{name}.json", name, settings, job.choice, inputs[0], job.n_samples
-            )
-    answers = _look(job, places, inputs, eyes, shared, chosen)
+    costs = _costs(job, chosen, places, inputs) if job.cost else {}
+    answers = _look(job, places, inputs, made_of, eyes, shared, chosen)
     results = {name: summary(list(answers[name].values())) | costs.get(name, {}) for name in chosen}
     best = ceiling(eyes.classifier, [one for one in inputs if eyes.classifier.knows(one)], job.seed)
     limit = estimate([float(one) for one in best]) if best else None
     notes = _notes(job, inputs, eyes, missing, failures)
     text = tables.markdown(results, limit, notes) + fifths_table(answers)
-    _write(job, text, results, limit, shared, chosen, missing, failures)
+    used = {"benchmark_sha256": file_sha256(path), "classifier": eyes.classifier.name, "lpips": eyes.perceptual.name}
+    _write(job, text, results, limit, {**shared, **used}, chosen, missing, failures)
     save_png(contact_sheet(places, inputs, answers, job.n_samples), job.outdir / "contact_sheet.png")
     return Outcome(text, results, answers, failures)
 
@@ -116,8 +135,9 @@ def default_benchmark(outdir: Path, model: str, kind: str = "auto", seed: int = 
 def eyes_for(job: EvaluationJob, inputs: Sequence[Input]) -> Eyes:
     """Who looks at the predictions for some inputs."""
     name = job.classifier
-    if name == "auto":
-        name = "scenes" if all(one.expected for one in inputs) else "efficientnet-lite2"
+    if name == "auto":  # whom most inputs have something for
+        scenes, imagenet = (sum(bool(getattr(one, of)) for one in inputs) for of in ("expected", "classes"))
+        name = "scenes" if scenes and scenes >= imagenet else "efficientnet-lite2"
     ranker = find_ranker(zoo.resolve(job.model).clip, choose_device(job.device))
     return Eyes(load_classifier(name, job.framing), Perceptual(job.lpips), ranker)
 
@@ -141,10 +161,50 @@ def _paint(job: EvaluationJob, name: str, place: Paintings, inputs: Sequence[Inp
     return failures
 
 
+def _made_of(inputs: Sequence[Input]) -> list[str | None]:
+    """`painted_from` of each input."""
+    known: dict[Path, str] = {}
+    return [painted_from(one, known) for one in inputs]
+
+
+def _check_same(path: Path, name: str, place: Paintings, made_of: Sequence[str | None]) -> None:
+    """Make sure that what a method has painted is of these inputs; raises UserError for the first that is not."""
+    for index, now in enumerate(made_of):
+        if now is not None and place.has(name, index) and place.about(name, index).get("input") != now:
+            raise UserError(
+                f'input {index} of "{path}" has another photograph, mask or prompt than what {name} has painted in '
+                f'"{place.folder}": give another `outdir`, or remove that'
+            )
+
+
+def _costs(
+    job: EvaluationJob,
+    chosen: Mapping[str, Mapping[str, Any]],
+    places: Mapping[str, Paintings],
+    inputs: Sequence[Input],
+) -> dict[str, dict[str, Estimate]]:
+    """What each method costs, on the first input that all of them could paint; else on the first of its own."""
+    there = {name: [i for i in range(len(inputs)) if place.has(name, i)] for name, place in places.items()}
+    common = sorted(set.intersection(*map(set, there.values())))
+    return {
+        name: cost(
+            job.outdir / "cost" / f"{name}.json",
+            name,
+            settings,
+            job.choice,
+            inputs[(common or there[name])[0]],
+            job.n_samples,
+        )
+        for name, settings in chosen.items()
+        if there[name]
+    }
+
+
 def _look(
     job: EvaluationJob,
     places: Mapping[str, Paintings],
     inputs: Sequence[Input],
+    made_of: Sequence[str | None],
     eyes: Eyes,
     shared: Mapping[str, Any],
     chosen: Mapping[str, Mapping[str, Any]],
@@ -156,11 +216,16 @@ def _look(
     answers: dict[str, dict[int, Answer]] = {}
     for name, place in places.items():
         of = hashlib.sha256(json.dumps(chosen[name], sort_keys=True).encode()).hexdigest()[:8]
-        known = {index: line for index, line in kept.of(name).items() if line["settings"] == of}
+        asked = [{"settings": of, "input": made_of[i], "looked_for": looked_for(one)} for i, one in enumerate(inputs)]
+        known = {
+            index: line
+            for index, line in kept.of(name).items()
+            if index < len(inputs) and all(line.get(key) == value for key, value in asked[index].items())
+        }
         there = [index for index in range(len(inputs)) if place.has(name, index)]
         for index in tqdm([one for one in there if one not in known], desc=f"{name}: looking", disable=None):
             painting = place.read(name, index, delivered=True)
-            line = {"part": name, "index": index, "settings": of, **look(painting, inputs[index], eyes)}
+            line = {"part": name, "index": index, **asked[index], **look(painting, inputs[index], eyes)}
             kept.add(line)
             known[index] = line
         answers[name] = {index: known[index] for index in there}
@@ -206,11 +271,14 @@ def mean(values: Sequence[float | None]) -> float | None:
 def _notes(
     job: EvaluationJob, inputs: Sequence[Input], eyes: Eyes, missing: Mapping[str, str], failures: Sequence[Failure]
 ) -> list[str]:
+    known = sum(map(eyes.classifier.knows, inputs))
+    unknown = "" if known == len(inputs) else f" Of {len(inputs)} inputs it knows what {known} ask for: the others say "
+    unknown += "nothing of precision, diversity and ceiling." if unknown else ""
     notes = [
         f"{len(inputs)} inputs, {job.n_samples} predictions each, {job.ddim_steps} steps; in brackets 95 % "
         "intervals by the bootstrap over inputs.",
         f"classifier: {eyes.classifier.name}; distances: {eyes.perceptual.name}; "
-        f"CLIP score: {'the ranker of ' + job.model if eyes.ranker else 'not measured, no CLIP here'}.",
+        f"CLIP score: {'the ranker of ' + job.model if eyes.ranker else 'not measured, no CLIP here'}.{unknown}",
         "Diversity counts inputs with two correct predictions or more. As painted: the method's own picture of its "
         "window; as delivered: composed with the photograph, whose pixels are exact beyond the band at the border.",
     ]

@@ -26,9 +26,11 @@ class Experiment:
 
 
 def _reconstruction(trial: Trial) -> str:
-    editor, job = trial.editor(), trial.job
+    job, inputs = trial.job, trial.inputs if trial.job.benchmark else ()
     return reconstructions.table(
-        reconstructions.compare(editor, trial.count, job.seed, job.ddim_steps, trial.outdir, lambdas=True)
+        reconstructions.compare(
+            trial.editor(), trial.count, job.seed, job.ddim_steps, trial.outdir, lambdas=True, inputs=inputs
+        )
     )
 
 
@@ -43,7 +45,8 @@ def _ranking(trial: Trial) -> str:
     require_plot()
     job = trial.job
     told = {name: getattr(job, name) for name in ("model", "ddim_steps", "region", "context", "device", "precision")}
-    told |= {name: getattr(job, name) for name in ("methods", "classifier", "seed", "workers")}
+    told |= {name: getattr(job, name) for name in ("methods", "classifier", "framing", "lpips", "seed", "workers")}
+    told |= {name: getattr(job, name) for name in ("benchmark", "labels")}
     outcome = evaluate_methods(
         EvaluationJob(**told, count=trial.count, n_samples=trial.n_samples, cost=False, outdir=trial.outdir)
     )

@@ -4,8 +4,10 @@ Each line of `benchmark.jsonl` is a row of `scripts/batch_editing.py` (image, ma
 classifier is to find beside it.
 """
 
+import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +23,10 @@ from torch import Generator
 from ldm.data.scenes.backgrounds import HELD_OUT, PACKAGES
 from ldm.data.scenes.draw import integer
 from ldm.errors import MissingExtra, UserError
-from ldm.files import atomic_file, write_error
+from ldm.files import atomic_file, file_sha256, write_error
 from ldm.imaging.images import load_image, save_png
+
+logger = logging.getLogger(__name__)
 
 FILE = "benchmark.jsonl"
 
@@ -69,24 +73,22 @@ def make_benchmark(folder: Path | None, outdir: Path, count: int, seed: int, lab
 
     Args:
         folder: of photographs, which are named where they lie; None takes those of `LICENCES`, which are copied.
-        labels: photographs and labels are dealt like cards.
+        labels: photographs and labels are dealt like cards. A photograph that cannot be read is told and left out.
 
     Raises:
-        UserError: a folder without photographs, or an `outdir` that holds another benchmark or cannot be written.
+        UserError: a folder without photographs that can be read, or an `outdir` that holds another benchmark or cannot
+            be written.
     """
     if not labels:
         raise UserError("there is no label to ask for: the model's vocabulary names no class of the classifier")
     sources = package_photographs() if folder is None else _photographs(folder)
     generator = Generator().manual_seed(seed)
-    photos, asked = _deal(generator, sources), _deal(generator, labels)
-    lines, masks = [], []
-    sizes: dict[Path, tuple[int, int]] = {}
+    photos, asked = _readable(_deal(generator, sources), len(sources)), _deal(generator, labels)
+    lines: list[str] = []
+    boxes: list[tuple[tuple[int, int], tuple[slice, slice]]] = []  # a mask of each would fill the memory
     for index in range(count):
-        photo, label = next(photos), next(asked)
-        if photo not in sizes:
-            sizes[photo] = load_image(photo).rgb.size
-        width, height = sizes[photo]
-        masks.append(rectangle(generator, height, width))
+        (photo, (width, height)), label = next(photos), next(asked)
+        boxes.append(((height, width), rectangle_box(generator, height, width)))
         image = Path("images") / photo.name if folder is None else Path(os.path.relpath(photo, outdir))
         row: dict[str, Any] = {"name": f"{index:04d}", "image": image.as_posix(), "mask": f"masks/{index:04d}.png"}
         row |= {"prompt": label.prompt, "label": label.name}
@@ -104,8 +106,8 @@ def make_benchmark(folder: Path | None, outdir: Path, count: int, seed: int, lab
             shutil.copyfile(photo, outdir / "images" / photo.name)
     except OSError as error:
         raise write_error(outdir, error) from error
-    for index, mask in enumerate(masks):
-        save_png(Image.fromarray(mask), outdir / "masks" / f"{index:04d}.png")
+    for index, (shape, box) in enumerate(boxes):
+        save_png(Image.fromarray(_filled(shape, box)), outdir / "masks" / f"{index:04d}.png")
     with atomic_file(path) as file:  # last: where it is, all is
         file.write(content)
     return path
@@ -113,14 +115,23 @@ def make_benchmark(folder: Path | None, outdir: Path, count: int, seed: int, lab
 
 def rectangle(generator: Generator, height: int, width: int) -> np.ndarray:
     """A mask (h, w) of uint8, white in a random rectangle inside, each side of dim/5 to dim/2 (appendix C.1)."""
-    mask = np.zeros((height, width), np.uint8)
+    return _filled((height, width), rectangle_box(generator, height, width))
+
+
+def rectangle_box(generator: Generator, height: int, width: int) -> tuple[slice, slice]:
+    """The rows and columns of `rectangle`."""
     spans = []
     for dim in (height, width):
         low, high = -(-dim // 5), max(dim // 2, 1)
         side = min(low, high) + integer(generator, max(high - low, 0) + 1)
         start = integer(generator, dim - side + 1)
         spans.append(slice(start, start + side))
-    mask[spans[0], spans[1]] = 255
+    return spans[0], spans[1]
+
+
+def _filled(shape: tuple[int, int], box: tuple[slice, slice]) -> np.ndarray:
+    mask = np.zeros(shape, np.uint8)
+    mask[box] = 255
     return mask
 
 
@@ -141,12 +152,30 @@ def package_photograph(file: str, package: str = "skimage") -> Path:
 def _photographs(folder: Path) -> list[Path]:
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     try:
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.name[0] != ".")
+        found = [path for path in folder.iterdir() if path.suffix.lower() in known and path.name[0] != "."]
+        found = sorted(path for path in found if not path.is_dir())
     except OSError as error:
         raise UserError(f'"{folder}" cannot be read ({error.strerror}): give a folder of photographs') from error
     if not found:
         raise UserError(f'"{folder}" holds no picture: give a folder of photographs')
     return found
+
+
+def _readable(photos: Iterator[Path], count: int) -> Iterator[tuple[Path, tuple[int, int]]]:
+    """Photographs with their sizes (w, h), without those that cannot be read; count: how many different ones."""
+    sizes: dict[Path, tuple[int, int] | None] = {}
+    for photo in photos:
+        if photo not in sizes:
+            try:
+                sizes[photo] = load_image(photo).rgb.size
+            except UserError as error:
+                logger.warning("left out: %s", error)
+                sizes[photo] = None
+        size = sizes[photo]
+        if size is not None:
+            yield photo, size
+        elif len(sizes) == count and not any(sizes.values()):
+            raise UserError(f'no picture in "{photo.parent}" can be read: give a folder of photographs')
 
 
 def _deal(generator: Generator, items: Sequence[Any]) -> Iterator[Any]:
@@ -163,7 +192,9 @@ def read_benchmark(path: Path) -> list[Input]:
         UserError: there is no such file, or a line that is no input.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f'the benchmark "{path}" is no text in UTF-8: save it as that') from error
     except OSError as error:
         raise UserError(
             f'the benchmark "{path}" cannot be read ({error.strerror}): scripts/make_benchmark.py writes one'
@@ -192,3 +223,22 @@ def read_benchmark(path: Path) -> list[Input]:
     if not inputs:
         raise UserError(f'"{path}" holds no input')
     return inputs
+
+
+def painted_from(one: Input, known: dict[Path, str] | None = None) -> str | None:
+    """A hash of what the pictures of an input depend on: photograph, mask and prompt. None where a file is not there.
+
+    known: hashes of files that have been read before; those that are read now are added.
+    """
+    known = {} if known is None else known
+    try:
+        for file in (one.image, one.mask):
+            known[file] = known.get(file) or file_sha256(file)
+    except (OSError, ValueError):  # a name with a zero in it is a ValueError
+        return None
+    return hashlib.sha256(json.dumps([known[one.image], known[one.mask], one.prompt]).encode()).hexdigest()[:16]
+
+
+def looked_for(one: Input) -> str:
+    """A hash of what a classifier is to find in the pictures of an input."""
+    return hashlib.sha256(json.dumps([one.classes, sorted(one.expected.items())]).encode()).hexdigest()[:16]

@@ -135,6 +135,12 @@ class ExperimentJob(MethodChoice):
     """An experiment, and where it is written. Numbers that are not given are the experiment's own."""
 
     experiment: str = required("which experiment; `list` tells what there is", group="what", kw_only=True)
+    benchmark: Path | None = option(
+        None, "a file of make_benchmark.py", group="inputs", shown="50 inputs, made in `outdir`"
+    )
+    labels: Literal["auto", "imagenet", "scenes"] = option(
+        "auto", "what the default benchmark asks for; auto is what the model was trained on", group="inputs"
+    )
     count: int | None = option(None, "inputs", group="inputs", low=1, shown="the experiment's")
     n_samples: int | None = option(None, "predictions of each", group="inputs", low=1, shown="the experiment's")
     seed: int = option(0, "of inputs and predictions", group="inputs", low=0, high=2**31)
@@ -142,6 +148,12 @@ class ExperimentJob(MethodChoice):
     classifier: ClassifierName = option(
         "auto", "who says what is right", group="measures", shown="auto, by what the inputs ask for"
     )
+    framing: Literal["square", "picture"] = option(
+        "square",
+        "an ImageNet classifier sees the square around the mask, or all of the masked picture, as in the paper",
+        group="measures",
+    )
+    lpips: BackboneName = option("efficientnet-lite0", "backbone of perceptual distances", group="measures")
     workers: int = option(1, "processes that paint, where methods are compared", low=1, high=64)
     outdir: Path | None = option(
         None, "where results go", group="what comes out", short="-o", shown="outputs/experiments/NAME"

@@ -5,9 +5,11 @@ A run that was stopped resumes there, and another judge or ranker is asked about
 
 import json
 import logging
+import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -22,6 +24,7 @@ from torch import Tensor
 from ldm.backbones import zoo
 from ldm.editing.editor import Editor
 from ldm.errors import UserError
+from ldm.evaluation.inputs import Input, painted_from
 from ldm.evaluation.jobs import MethodChoice
 from ldm.evaluation.methods import BlendedLatent, Edited, Method
 from ldm.evaluation.registry import METHODS
@@ -94,6 +97,19 @@ class Paintings:
         """Whether the triple `index` of a part has been painted."""
         return self._path(part, index).exists()
 
+    def about(self, part: str, index: int) -> dict[str, Any]:
+        """What else is known of a painting.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self._path(part, index)
+        try:
+            about = json.loads(read_png_text(path).get(ABOUT, "{}"))
+        except (UserError, ValueError) as error:
+            raise UserError(f'"{path}" is damaged: remove it, and it is painted again') from error
+        return about if isinstance(about, dict) else {}
+
     def save(self, part: str, index: int, painting: Painting) -> None:
         """Keep a painting as the triple `index` of a part, rounded to 8 bits."""
         delivered = () if painting.delivered is None else painting.delivered.split(1)
@@ -117,10 +133,11 @@ class Paintings:
             UserError: the file is damaged, or was painted with another number of predictions.
         """
         path = self._path(part, index)
-        strip = to_tensor(load_image(path).rgb)
-        text = read_png_text(path).get(ABOUT)
-        about = json.loads(text) if text else {}
-        predictions = len(about["seeds"]) if predictions is None else predictions
+        try:
+            strip, about = to_tensor(load_image(path).rgb), self.about(part, index)
+            predictions = len(about["seeds"]) if predictions is None else predictions
+        except (UserError, KeyError, TypeError) as error:
+            raise UserError(f'"{path}" is damaged: remove it, and it is painted again') from error
         pictures = 2 + predictions * (1 + delivered)
         if strip.shape[-1] % pictures:
             raise UserError(f'"{path}" does not hold {predictions} predictions: remove it')
@@ -186,7 +203,8 @@ class MethodPainter:
             start = time.perf_counter()
             edited = tool.edit(question.image, question.mask, question.prompt, **options)
             seconds = time.perf_counter() - start
-        return painting_of(edited, {"seconds": round(seconds, 3), "threads": torch.get_num_threads()})
+        told = {"input": painted_from(question)} if isinstance(question, Input) else {}
+        return painting_of(edited, {"seconds": round(seconds, 3), "threads": torch.get_num_threads(), **told})
 
 
 def painting_of(edited: Edited, more: Mapping[str, Any]) -> Painting:
@@ -225,6 +243,9 @@ def paint_all(artist: Artist, paintings: Paintings, jobs: Iterable[Job], workers
     """Paint and save; yields after each what went wrong with it, or None.
 
     workers: processes, each with a model of its own, that share this one's threads.
+
+    Raises:
+        UserError: a process was ended by another hand, such as for want of memory; what was saved stays.
     """
     if workers == 1:
         tool = None
@@ -233,8 +254,9 @@ def paint_all(artist: Artist, paintings: Paintings, jobs: Iterable[Job], workers
             yield _paint(artist, paintings, tool, job)
         return
     jobs, context, threads = iter(jobs), get_context("spawn"), max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, context, _start, (artist, paintings, threads)) as pool:
-        running: set[Future] = set()
+    pool = ProcessPoolExecutor(workers, context, _start, (artist, paintings, threads))
+    running: set[Future] = set()
+    try:
         while True:
             # A few at a time: a triple holds a whole photograph.
             running |= {pool.submit(_work, job) for job in islice(jobs, 2 * workers - len(running))}
@@ -243,6 +265,13 @@ def paint_all(artist: Artist, paintings: Paintings, jobs: Iterable[Job], workers
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"one of the {workers} processes that paint has died, perhaps for want of memory: the same command goes on "
+            "where it stood, give fewer `workers`"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _load(artist: Artist) -> Any:
@@ -269,6 +298,7 @@ _AT_WORK: list[tuple[Artist, Paintings, Any]] = []
 
 
 def _start(artist: Artist, paintings: Paintings, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
     torch.set_num_threads(threads)
     _AT_WORK.append((artist, paintings, _load(artist)))
 
@@ -283,12 +313,12 @@ def _work(job: Job) -> Failure | None:
 
 
 @contextmanager
-def silent() -> Iterator[None]:
-    """Without what one edit tells its user: here there are hundreds."""
+def silent(level: int = logging.WARNING) -> Iterator[None]:
+    """Without what one edit tells its user below a level: here there are hundreds."""
     told = [logging.getLogger(name) for name in ("ldm.editing", "ldm.backbones.words")]
     levels = [logger.level for logger in told]
     for logger in told:
-        logger.setLevel(logging.ERROR if logger.name == "ldm.backbones.words" else logging.WARNING)
+        logger.setLevel(logging.ERROR if logger.name == "ldm.backbones.words" else level)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ name stands in every table.
 
 import importlib.util
 import logging
+import pickle
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from ldm.errors import MissingExtra, UserError
 from ldm.evaluation.jobs import BACKBONES, LITE
+
+DOWNLOAD = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
+"""What torchvision raises without a network (URLError is an OSError), or of a file that came half."""
 
 _LITE_STRIDES = (2, 4, 8, 16)  # layers that are looked at: the last block before each halving
 
@@ -98,9 +102,9 @@ def _load_lpips(backbone: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision's, of an argument that the package passes
             return lpips.LPIPS(net=backbone, verbose=False).requires_grad_(False)
-    except OSError as error:  # URLError is one
+    except DOWNLOAD as error:
         raise UserError(
-            f"the weights of `lpips={backbone}` are torchvision's and cannot be downloaded here ({error}): "
+            f"the weights of `lpips={backbone}` are torchvision's and cannot be had here ({error}): "
             f"put them into {torch.hub.get_dir()}/checkpoints, or take `lpips={LITE}`"
         ) from error
 

@@ -1,11 +1,15 @@
-"""All ways to restore the background, side by side on the same edits."""
+"""All ways to restore the background, side by side on the same edits.
 
+What is measured of an edit is kept as it comes, in `answers.jsonl`: a comparison that was stopped resumes.
+"""
+
+import hashlib
 import importlib.util
 import json
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +20,26 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
+from ldm.checkpoint import weights_hash
 from ldm.data.scenes.backgrounds import HELD_OUT, Photo, read_photo
 from ldm.data.scenes.draw import integer
 from ldm.editing.editor import Editor, Restored
 from ldm.editing.reconstruct import RECONSTRUCTIONS
 from ldm.editing.request import EditRequest, ReconstructionOptions
 from ldm.editing.result import EditResult
+from ldm.evaluation.answers import Answers
+from ldm.evaluation.inputs import Input
 from ldm.evaluation.measures import EXACT, difference
+from ldm.evaluation.paintings import silent
 from ldm.evaluation.triples import draw_mask, object_triples
 from ldm.files import atomic_file
-from ldm.imaging.images import make_grid, save_png, to_pil
+from ldm.imaging.images import load_image, make_grid, save_png, to_pil
+from ldm.imaging.masks import mask_from
 from ldm.imaging.region import mask_box
 
 logger = logging.getLogger(__name__)
+
+PART = "reconstruction"
 
 SIDE = 400
 """Shorter side that the photographs are brought to, in pixels: larger than what `scenes` sees of them."""
@@ -97,52 +108,93 @@ def cases(count: int, seed: int) -> Iterator[Case]:
         yield Case(file, pixels, (mask * 255).to(torch.uint8).numpy(), triple.prompt, seed + i)
 
 
+def cases_of(inputs: Iterable[Input], seed: int) -> Iterator[Case]:
+    """The same of the inputs of a benchmark, in their photographs as they are."""
+    for i, one in enumerate(inputs):
+        image = np.asarray(load_image(one.image).rgb)
+        mask = (mask_from(one.mask, image.shape[:2])[0, 0].numpy() * 255).astype(np.uint8)
+        yield Case(one.name, image, mask, one.prompt, seed + i)
+
+
 LAMBDAS = {f"weights, lambda {weight:g}": {"background_weight": weight} for weight in (1.0, 10.0, 1000.0)}
 LAMBDAS["weights, no foreground"] = {"background_weight": 1e9}
 """Figure 20: the paper's lambda is 100. Adam does not see the scale of a loss: beside 1e9 the foreground is nothing."""
 
 
 def compare(
-    editor: Editor, count: int, seed: int, ddim_steps: int, outdir: Path, lambdas: bool = False, **options: Any
+    editor: Editor,
+    count: int,
+    seed: int,
+    ddim_steps: int,
+    outdir: Path,
+    lambdas: bool = False,
+    inputs: Sequence[Input] = (),
+    **options: Any,
 ) -> dict[str, list[Outcome]]:
     """Edit each case once, restore it in every way, and write comparison.json, comparison.md and comparison.png.
 
-    The picture is of the case whose border runs through the strongest texture. lambdas: restore by `LAMBDAS` too. The
-    options are those of `ReconstructionOptions` but for the kind.
+    The picture is of the case whose border runs through the strongest texture. lambdas: restore by `LAMBDAS` too.
+    inputs: to edit instead of `cases`. The options are those of `ReconstructionOptions` but for the kind.
 
     Returns:
         The outcomes of each kind, in the order of the cases.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or holds a comparison of another model, seed or options.
     """
     kinds = [kind for kind in RECONSTRUCTIONS if kind != "poisson" or _has_opencv()]
     ways = {kind: ReconstructionOptions.way(kind) for kind in kinds} | (LAMBDAS if lambdas else {})
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in ways}
-    edits: list[dict[str, Any]] = []
-    hardest: tuple[Case, EditResult, dict[str, Restored]] | None = None
-    roughest = -math.inf
-    outdir.mkdir(parents=True, exist_ok=True)
-    for case in tqdm(cases(count, seed), total=count, desc="comparing", unit="edit", disable=None):
-        request = EditRequest(
-            case.prompt, seed=case.seed, n_samples=1, ddim_steps=ddim_steps, fit_mask="off", force=True
-        )
-        (edited,) = editor.run([editor.prepare(case.image, case.mask, request)])
-        restored = {name: editor.reconstruct(edited, 0, **options | way) for name, way in ways.items()}
-        for name in ways:
-            outcomes[name].append(Outcome.of(name, restored[name]))
-        edits.append({"photo": case.photo, "prompt": case.prompt, "seed": case.seed})
-        roughness = edited.measures[0].source_seam
-        if roughness > roughest:
-            hardest, roughest = (case, edited, restored), roughness
+    weights = weights_hash(editor.files.weights) if editor.files else None
+    settings = {
+        "model_sha256": weights,
+        "ddim_steps": ddim_steps,
+        "options": {n: options | way for n, way in ways.items()},
+    }
+    kept = Answers(outdir / "answers.jsonl", settings)
+    known = kept.of(PART)
+    rows: list[dict[str, Any]] = []
+    made = cases_of(inputs, seed) if inputs else cases(count, seed)
+    for index, case in enumerate(tqdm(made, total=len(inputs) or count, desc="comparing", unit="edit", disable=None)):
+        edit = {"photo": case.photo, "prompt": case.prompt, "seed": case.seed, "pixels": _digest(case)}
+        row = known.get(index, {})
+        if any(row.get(key) != value for key, value in edit.items()):
+            with silent():
+                edited, restored = _restore(editor, case, ddim_steps, {n: options | way for n, way in ways.items()})
+            row = {"part": PART, "index": index, **edit, "roughness": edited.measures[0].source_seam}
+            row |= {name: asdict(Outcome.of(name, one)) for name, one in restored.items()}
+            if row["roughness"] > max((before["roughness"] for before in rows), default=-math.inf):
+                save_png(sheet(case, edited, restored), outdir / "comparison.png")
+            kept.add(row)
+        rows.append(row)
+    outcomes = {name: [Outcome(**row[name]) for row in rows] for name in ways}
     with atomic_file(outdir / "comparison.json") as file:
-        rows = [edit | {name: asdict(outcomes[name][i]) for name in ways} for i, edit in enumerate(edits)]
-        file.write((json.dumps(rows, indent=1, default=str) + "\n").encode())
+        file.write((json.dumps([_plain(row) for row in rows], indent=1, allow_nan=False) + "\n").encode())
     with atomic_file(outdir / "comparison.md") as file:
         file.write(table(outcomes).encode())
-    if hardest is not None:
-        save_png(sheet(*hardest), outdir / "comparison.png")
     return outcomes
+
+
+def _restore(
+    editor: Editor, case: Case, ddim_steps: int, ways: Mapping[str, Mapping[str, Any]]
+) -> tuple[EditResult, dict[str, Restored]]:
+    request = EditRequest(case.prompt, seed=case.seed, n_samples=1, ddim_steps=ddim_steps, fit_mask="off", force=True)
+    (edited,) = editor.run([editor.prepare(case.image, case.mask, request)])
+    return edited, {name: editor.reconstruct(edited, 0, **options) for name, options in ways.items()}
+
+
+def _digest(case: Case) -> str:
+    return hashlib.sha256(case.image.tobytes() + case.mask.tobytes()).hexdigest()[:16]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as JSON has it, which knows no infinity: pictures that are equal have `EXACT` dB."""
+    told = {key: value for key, value in row.items() if key not in ("part", "index", "pixels")}
+    return {
+        key: {name: EXACT if one == math.inf else one for name, one in value.items()}
+        if isinstance(value, dict)
+        else value
+        for key, value in told.items()
+    }
 
 
 def table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
@@ -151,7 +203,7 @@ def table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
     head = ("type", "background, dB", "band, dB", "seam", "foreground, dB", "seconds")
     lines = [head, ("---", *["---:"] * len(columns))]
     for kind, made in outcomes.items():
-        lines.append((kind, *(_shown(statistics.median(getattr(one, column) for one in made)) for column in columns)))
+        lines.append((kind, *(_median([getattr(one, column) for one in made]) for column in columns)))
     source = statistics.median(one.source_seam for one in next(iter(outcomes.values())))
     lines.append(("the input itself", "", "", _shown(source), "", ""))
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -206,6 +258,11 @@ def sheet(case: Case, edited: EditResult, restored: dict[str, Restored]) -> Imag
     whole = [picture.crop(box).resize(size, Image.Resampling.LANCZOS) for picture in pictures.values()]
     close = [picture.crop(border).resize(size, Image.Resampling.NEAREST) for picture in pictures.values()]
     return make_grid([*whole, *close], len(whole), [*pictures, *[f"{name}: the upper border" for name in pictures]])
+
+
+def _median(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return _shown(statistics.median(known)) if known else "–"
 
 
 def _shown(value: float) -> str:

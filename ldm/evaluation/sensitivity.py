@@ -84,7 +84,7 @@ def run(trial: Trial) -> str:
     """Edit each input as it is and changed, on the same seed; write sensitivity.md, .json and .png."""
     names = ["as it is", *VARIANTS]
     distances: dict[str, list[float]] = {name: [] for name in names}
-    right: dict[str, list[float]] = {name: [] for name in names}
+    right: dict[str, list[float | None]] = {name: [] for name in names}
     cells: list[Image.Image] = []
     captions: list[str] = []
     for index, one in enumerate(tqdm(trial.inputs, desc="sensitivity", unit="input", disable=None)):
@@ -99,7 +99,7 @@ def run(trial: Trial) -> str:
             seen = inside(made.delivered[0], mask)
             first = seen if first is None else first
             distances[name].append(float(trial.eyes.perceptual.between(seen, first)[0]))
-            right[name].append(float(trial.right(made.canvas, made.x, one)[0]))
+            right[name].append(trial.right(made.canvas, made.x, one))
             if index < ROWS:
                 cells.append(made.delivered[0].convert("RGB"))
                 captions.append(one.prompt if name == "as it is" else name)

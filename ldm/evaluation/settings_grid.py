@@ -1,10 +1,11 @@
 """How many steps, and how much guidance: precision and CLIP score over both."""
 
 import logging
+import math
 
 from tqdm import tqdm
 
-from ldm.evaluation.measures import batch_precision, clip_score, estimate
+from ldm.evaluation.measures import clip_score, estimate
 from ldm.evaluation.paintings import silent
 from ldm.evaluation.report import require_plot
 from ldm.evaluation.tables import OF, shown
@@ -26,7 +27,7 @@ def run(trial: Trial) -> str:
         seed = trial.job.seed + 1000 * index
         with silent():
             made = trial.method.edit(one.image, one.mask, one.prompt, trial.n_samples, seed, ddim_steps=n, scale=scale)
-        right[n, scale].append(batch_precision(trial.right(made.canvas, made.x, one)))
+        right[n, scale].append(trial.right(made.canvas, made.x, one))
         known = made.distances
         score[n, scale].append(None if known is None else sum(map(clip_score, known)) / len(known))
     blocks = []
@@ -52,7 +53,7 @@ def _plot(trial: Trial, right: dict[tuple[int, float], list[float | None]], step
     axes = figure.subplots()
     for n in steps:
         each = [estimate(right[n, scale]) for scale in SCALES]
-        values = [100 * (one.value or 0) for one in each]
+        values = [math.nan if one.value is None else 100 * one.value for one in each]  # which is left out
         axes.plot(SCALES, values, marker="o", markersize=4, label=f"{n} steps")
     axes.set(xlabel="scale of guidance", ylabel="batch precision, %", ylim=(0, 100))
     axes.legend()

@@ -13,6 +13,9 @@ from ldm.imaging.images import make_grid, to_pil
 ON_SHEET = 4
 """Of each method's predictions, the best ones."""
 
+ROWS = 100
+"""Inputs, the first ones: a picture of thousands opens nowhere."""
+
 CELL = 160
 """Side of a picture in pixels, at most."""
 
@@ -23,12 +26,12 @@ def contact_sheet(
     answers: Mapping[str, Mapping[int, Answer]],
     n_samples: int,
 ) -> Image.Image:
-    """A row for each input: what the first method sees of it with the mask marked, then each method's best."""
+    """A row for each of the first inputs: what the first method sees of it, the mask marked, then each one's best."""
     shown = min(ON_SHEET, n_samples)
     cells: list[Image.Image] = []
     captions: list[str] = []
     blank = Image.new("RGB", (CELL, CELL), "white")
-    for index, one in enumerate(inputs):
+    for index, one in enumerate(inputs[:ROWS]):
         marked = blank
         row: list[Image.Image] = []
         said: list[str] = []

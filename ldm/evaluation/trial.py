@@ -12,10 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.editing.editor import Editor
+from ldm.errors import UserError
 from ldm.evaluation.classifiers import Frame
 from ldm.evaluation.evaluate import Eyes, default_benchmark, eyes_for
 from ldm.evaluation.inputs import Input, read_benchmark
 from ldm.evaluation.jobs import EvaluationJob, ExperimentJob
+from ldm.evaluation.measures import batch_precision
 from ldm.evaluation.methods import BlendedLatent
 from ldm.evaluation.paintings import silent
 from ldm.files import atomic_file
@@ -49,19 +51,34 @@ class Trial:
 
     @cached_property
     def inputs(self) -> list[Input]:
-        """The first inputs of the default benchmark."""
-        return read_benchmark(default_benchmark(self.outdir, self.job.model, seed=self.job.seed))[: self.count]
+        """The first inputs of the benchmark.
+
+        Raises:
+            UserError: one of their files is not there: better now than after an hour.
+        """
+        job = self.job
+        path = job.benchmark or default_benchmark(self.outdir, job.model, job.labels, job.seed)
+        inputs = read_benchmark(path)[: self.count]
+        for index, one in enumerate(inputs):
+            for file in (one.image, one.mask):
+                if not file.is_file():
+                    raise UserError(f'input {index} of "{path}" names "{file}", which is not there: check the path')
+        return inputs
 
     @cached_property
     def eyes(self) -> Eyes:
         """Who looks at what is painted."""
-        return eyes_for(EvaluationJob(model=self.job.model, classifier=self.job.classifier), self.inputs)
+        names = ("model", "device", "classifier", "framing", "lpips")
+        return eyes_for(EvaluationJob(**{name: getattr(self.job, name) for name in names}), self.inputs)
 
-    def right(self, canvas: Canvas, x: Tensor, one: Input) -> list[bool]:
-        """Of each prediction x (n, 3, H, W) of a canvas's window, whether it is what the prompt names."""
+    def right(self, canvas: Canvas, x: Tensor, one: Input) -> float | None:
+        """Of the predictions x (n, 3, H, W) of a canvas's window, the share of what the prompt names; None where the
+        classifier does not know that."""
+        if not self.eyes.classifier.knows(one):
+            return None
         window = canvas.window
         frame = Frame(window.left, window.top, window.width, window.height, window.image_size)
-        return self.eyes.classifier.right(x, canvas.x_mask, frame, one)
+        return batch_precision(self.eyes.classifier.right(x, canvas.x_mask, frame, one))
 
     def write(self, name: str, table: str, numbers: Mapping[str, Any], figure: Image.Image | None) -> str:
         """Write NAME.md, NAME.json and NAME.png; returns the table."""

@@ -39,7 +39,7 @@ def run(trial: Trial) -> str:
             numbers.setdefault(f"step {step + 1} of {len(steps)}", []).append(
                 {
                     "distance": float(trial.eyes.perceptual.between(seen, final)[0]),
-                    "right": float(trial.right(canvas, x, one)[0]),
+                    "right": trial.right(canvas, x, one),
                     "clip": score,
                 }
             )
