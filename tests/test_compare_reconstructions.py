@@ -8,6 +8,8 @@ from PIL import Image
 
 from ldm.editing.editor import Editor
 from ldm.editing.reconstruct import RECONSTRUCTIONS
+from ldm.errors import UserError
+from ldm.evaluation.inputs import Label, make_benchmark, read_benchmark
 from ldm.evaluation.reconstructions import Outcome, cases, compare, table
 from tests.tiny import tiny_model
 
@@ -35,6 +37,20 @@ def test_every_way_is_measured_on_the_same_edits(tmp_path):
     assert len(rows) == 2 and rows[1]["pixel"]["kind"] == "pixel" and rows[0]["photo"]
     assert (tmp_path / "comparison.md").read_text() == table(outcomes)
     assert Image.open(tmp_path / "comparison.png").size[0] > 7 * 320
+
+
+def test_a_comparison_that_was_stopped_resumes_and_takes_inputs_of_a_benchmark(tmp_path, monkeypatch):
+    path = make_benchmark(None, tmp_path / "benchmark", 2, 0, [Label("a red ball", "ball")])
+    editor, out, asked = Editor(tiny_model()), tmp_path / "out", read_benchmark(path)
+    once = compare(editor, 1, 0, 2, out, inputs=asked[:1], optimization_steps=2)
+    twice = compare(editor, 2, 0, 2, out, inputs=asked, optimization_steps=2)
+    assert twice["optimization"][0] == once["optimization"][0] and len(twice["optimization"]) == 2
+    monkeypatch.setattr("ldm.evaluation.reconstructions._restore", lambda *_: pytest.fail("restored again"))
+    again = compare(editor, 2, 0, 2, out, inputs=asked, optimization_steps=2)
+    assert again == twice and (out / "comparison.png").exists()
+    assert "Infinity" not in (out / "comparison.json").read_text()
+    with pytest.raises(UserError, match="another ddim_steps"):
+        compare(editor, 2, 0, 3, out, inputs=asked, optimization_steps=2)
 
 
 def test_the_table_has_medians():

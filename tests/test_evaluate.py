@@ -1,7 +1,8 @@
 """The benchmark and its evaluation: inputs, methods, what is looked at, tables; whole runs with a tiny model."""
 
 import json
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ldm.cli import run
 from ldm.editing.editor import Editor
 from ldm.errors import UserError
 from ldm.evaluation import evaluate, inputs, tables
+from ldm.evaluation.answers import Answers
 from ldm.evaluation.ceiling import THINGS, ceiling
 from ldm.evaluation.classifiers import CLASSIFIERS, Frame, ImageNetClassifier, framed, load_classifier
 from ldm.evaluation.costs import measure_cost
@@ -24,10 +26,12 @@ from ldm.evaluation.jobs import EvaluationJob, MethodChoice
 from ldm.evaluation.labels import imagenet_labels, scenes_labels
 from ldm.evaluation.measures import Estimate, estimate
 from ldm.evaluation.methods import BlendedLatent, Known, Pasted
+from ldm.evaluation.paintings import Paintings, paint_all
 from ldm.evaluation.registry import METHODS, choose_methods
 from ldm.evaluation.summaries import fifths, fifths_table, summary
 from ldm.imaging.images import load_image, to_tensor
 from ldm.runs.batch.rows import good, read_rows
+from ldm.runs.places import locked
 from scripts import make_benchmark as script
 from scripts.evaluate import main
 from tests.tiny import save_tiny_model, tiny_model
@@ -132,6 +136,26 @@ def test_a_line_that_is_no_input_is_told(tmp_path, line, said):
     (tmp_path / "b.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=said):
         read_benchmark(tmp_path / "b.jsonl")
+
+
+def test_a_benchmark_in_another_encoding_is_told(tmp_path):
+    (tmp_path / "b.jsonl").write_bytes('{"prompt": "caf\u00e9"}\n'.encode("latin-1"))
+    with pytest.raises(UserError, match="is no text in UTF-8"):
+        read_benchmark(tmp_path / "b.jsonl")
+
+
+def test_photographs_that_cannot_be_read_are_left_out(tmp_path, caplog):
+    folder = tmp_path / "photos"
+    (folder / "folder.png").mkdir(parents=True)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    with pytest.raises(UserError, match=r"no picture in .*photos.* can be read"):
+        make_benchmark(folder, tmp_path / "none", 2, 0, [BALL])
+    Image.new("L", (5, 5)).save(folder / "tiny.png")
+    found = read_benchmark(make_benchmark(folder, tmp_path / "some", 3, 0, [BALL]))
+    assert {one.image.name for one in found} == {"tiny.png"} and len(found) == 3
+    assert len([record for record in caplog.records if "left out: the image" in record.message]) >= 1
+    assert all(0 < np.asarray(Image.open(one.mask)).astype(bool).sum() <= 4 for one in found)
 
 
 def test_no_folder_no_pictures_no_labels(tmp_path):
@@ -285,6 +309,100 @@ def test_a_run_ends_in_tables_resumes_and_asks_another_classifier(job, tmp_path,
     assert again.results["pasted"]["precision"].value == 1 and again.results["pasted"]["diversity"].count == 3
     with pytest.raises(UserError, match="painted with another seed"):
         evaluate_methods(job(seed=1))
+
+
+def test_a_benchmark_may_grow_and_its_labels_be_mended_but_its_inputs_stay(job, tmp_path, monkeypatch):
+    path = tmp_path / "benchmark" / inputs.FILE
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0])
+    assert evaluate_methods(job(methods="blended_latent")).results["blended_latent"]["precision"].count == 1
+    painted = tmp_path / "out" / "paintings" / "blended_latent" / "blended_latent-0000.png"
+    before = painted.stat().st_mtime_ns
+
+    monkeypatch.setattr(Stub, "right", lambda self, x, mask, frame, one: [one.classes == (7,)] * len(x))
+    path.write_text(json.dumps(json.loads(lines[0]) | {"classes": [7]}) + "\n" + lines[1])
+    grown = evaluate_methods(job(methods="blended_latent"))
+    assert painted.stat().st_mtime_ns == before
+    assert grown.results["blended_latent"]["precision"].value == 0.5  # the first was asked again
+
+    path.write_text(lines[1] + lines[0])
+    with pytest.raises(
+        UserError, match=r"input 0 of .* has another photograph, mask or prompt than what blended_latent"
+    ):
+        evaluate_methods(job(methods="blended_latent"))
+    path.write_text(lines[0])
+    Image.new("L", Image.open(tmp_path / "benchmark" / "masks" / "0000.png").size, 255).save(
+        tmp_path / "benchmark" / "masks" / "0000.png"
+    )
+    with pytest.raises(UserError, match="input 0 of"):
+        evaluate_methods(job(methods="blended_latent"))
+    assert painted.stat().st_mtime_ns == before
+
+
+def test_a_folder_has_one_evaluation_at_a_time(job, tmp_path):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out" / evaluate.LOCK), pytest.raises(UserError, match="another evaluation is writing to"):
+        evaluate_methods(job())
+    assert not (tmp_path / "out" / "paintings").exists()
+
+
+def test_inputs_that_the_classifier_does_not_know_are_told(job, tmp_path):
+    path = tmp_path / "benchmark" / inputs.FILE
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    del rows[0]["classes"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = evaluate_methods(job(methods="blended_latent"))
+    assert outcome.results["blended_latent"]["precision"].count == 2
+    assert "Of 3 inputs it knows what 2 ask for" in outcome.markdown
+
+
+def test_judges_know_their_own_words_alone():
+    judge, imagenet = load_classifier("scenes"), load_classifier("efficientnet-lite0")
+    plain = Input("0", Path("x.png"), Path("m.png"), "a ball")
+    ball = {"shape": "ball", "material": "metal", "color": "red"}
+    for expected, known in ((ball, True), ({"shape": "giraffe"}, False), ({"wings": "two"}, False), ({}, False)):
+        assert judge.knows(replace(plain, expected=expected)) is known
+    for classes, known in (((0, 999), True), ((1000,), False), ((-1,), False), ((), False)):
+        assert imagenet.knows(replace(plain, classes=classes)) is known
+    # No render without a shape.
+    assert ceiling(judge, [replace(plain, expected={"color": "red"})]) == []
+
+
+def test_a_damaged_painting_is_told(job, tmp_path):
+    evaluate_methods(job(methods="blended_latent", count=1))
+    path = tmp_path / "out" / "paintings" / "blended_latent" / "blended_latent-0000.png"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"blended_latent-0000\.png.* is damaged: remove it"):
+        evaluate_methods(job(methods="blended_latent", count=1))
+
+
+def test_answers_are_whole_or_asked_again(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    kept = Answers(path, {"seed": 0})
+    for index in range(2):
+        kept.add({"part": "a", "index": index})
+    path.write_text(path.read_text()[:-4])
+    assert list(Answers(path, {"seed": 0}).of("a")) == [0]
+    path.write_text('{"seed": 0}\n[1]\n')
+    with pytest.raises(UserError, match="is damaged"):
+        Answers(path, {"seed": 0})
+
+
+@dataclass(frozen=True)
+class Dying:
+    """An artist whose process ends as one does that the system kills."""
+
+    def load(self) -> None:
+        """Nothing."""
+
+    def paint(self, tool, question, **options):
+        os._exit(1)
+
+
+def test_a_process_that_dies_is_one_line(tmp_path):
+    paintings = Paintings(tmp_path / "paintings", {})
+    with pytest.raises(UserError, match="one of the 2 processes that paint has died"):
+        list(paint_all(Dying(), paintings, [("a", 0, None, {})], workers=2))
 
 
 def test_an_input_that_fails_is_left_out_and_told(job, tmp_path, caplog):

@@ -12,6 +12,7 @@ from ldm.backbones import zoo
 from ldm.cli import run
 from ldm.evaluation.classifiers import CLASSIFIERS
 from ldm.evaluation.experiments import EXPERIMENTS
+from ldm.evaluation.inputs import Label, make_benchmark
 from ldm.evaluation.sensitivity import VARIANTS, Asked, gaussian_blur, grown, reworded, rotated
 from ldm.evaluation.trial import inside
 from scripts.experiments import main
@@ -126,3 +127,14 @@ def test_inside_the_mask_alone_is_compared():
     assert seen.shape == (1, 3, 20, 20) and (seen == 1).all()
     mask[..., 5:15, 10:20] = 0
     assert inside(image, mask, 20)[..., :10, :10].max() == -1
+
+
+def test_an_experiment_takes_a_benchmark_of_ones_own(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(zoo, "OPENAI_CLIP", None)
+    path = make_benchmark(None, tmp_path / "own", 2, 0, [Label("a red ball", "ball")])  # no class, so nobody knows
+    assert experiment("sensitivity", model, tmp_path / "out", "--benchmark", str(path), "--count", "1") == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| as it is |"))
+    assert row.endswith("| \u2013 |")
+    (tmp_path / "own" / "masks" / "0001.png").unlink()
+    assert experiment("sensitivity", model, tmp_path / "out", "--benchmark", str(path)) == 2
+    assert "which is not there" in capsys.readouterr().err

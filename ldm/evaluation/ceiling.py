@@ -79,6 +79,8 @@ def _cut_out(classifier: ImageNetClassifier, one: Input, thing: Thing) -> bool:
 
 
 def _rendered(classifier: JudgeClassifier, inputs: Sequence[Input], seed: int) -> list[bool]:
+    if not inputs:
+        return []
     generator = Generator().manual_seed(seed)
     grounds = held_out_windows(len(inputs), seed, 128)
     answers = []
