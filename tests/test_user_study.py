@@ -12,8 +12,10 @@ from scipy.stats import binomtest
 from ldm.cli import run
 from ldm.errors import UserError
 from ldm.evaluation.inputs import Input
+from ldm.evaluation.jobs import StudyJob
 from ldm.evaluation.paintings import best_file
-from ldm.evaluation.user_study import KEY, Verdict, analyse, majority, make_study, markdown, pairs_of
+from ldm.evaluation.user_study import KEY, Verdict, analyse, majority, make_study, markdown, pairs_in, pairs_of
+from ldm.imaging.images import save_png
 from scripts.user_study import main
 
 PROMPTS = ("a red ball", "a mug with </script> in it", "a blue cube")
@@ -117,6 +119,10 @@ def test_ratings_become_verdicts(study):
     [
         ("nonsense", "is no JSON"),
         ('{"study": "other"}', "is of another study"),
+        ("[" * 100_000, "is no JSON"),
+        ("rater,quality\n1,left\n", "is no JSON"),
+        ("[1]", "is no file of a study"),
+        ('{"study": "STUDY", "rater": [1]}', "does not say whose ratings"),
         ('{"study": "STUDY", "rater": 1}', "has no ratings"),
         ('{"study": "STUDY", "rater": 1, "ratings": {"x": {}}}', 'rates "x", which is no pair'),
         ('{"study": "STUDY", "rater": 1, "ratings": {}}', "there is no rating"),
@@ -127,6 +133,40 @@ def test_a_file_that_is_no_rating_is_told(study, content, said):
     path.write_text(content.replace("STUDY", json.loads((study / KEY).read_text())["study"]))
     with pytest.raises(UserError, match=said):
         analyse(study, [path])
+
+
+def test_one_rater_and_a_tie(study):
+    (quality, _) = analyse(study, [ratings(study, 1, "theirs")])
+    assert (quality.wins, quality.equal, quality.losses) == (0, 0, 3)
+    (quality, _) = analyse(study, [ratings(study, 1, "theirs"), ratings(study, 2, "ours")])
+    assert (quality.wins, quality.equal, quality.losses, quality.share, quality.p) == (0, 3, 0, 0.5, None)
+
+
+def test_a_key_that_is_none_is_told(study):
+    file = ratings(study, 1, "ours")
+    (study / KEY).write_text('{"study": "x", "ours": "y", "pairs": {"a": {}}}')
+    with pytest.raises(UserError, match="is no key of a study"):
+        analyse(study, [file])
+
+
+def test_a_method_that_painted_nothing_is_not_compared_unless_it_is_named(evaluation):
+    (evaluation / "paintings" / "paint_by_word").mkdir()
+    (evaluation / "paintings" / ".DS_Store").write_text("")
+    assert {pair.against for pair in pairs_in(StudyJob(evaluation=evaluation))} == {"pasted", "glide"}
+    with pytest.raises(UserError, match="has no input that both blended_latent and paint_by_word"):
+        pairs_in(StudyJob(evaluation=evaluation, against="paint_by_word"))
+
+
+def test_the_inputs_are_those_that_were_painted(evaluation, tmp_path):
+    for file in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / file)
+    (tmp_path / "own.jsonl").write_text('{"image": "a.png", "mask": "b.png", "prompt": "a red ball"}')
+    (evaluation / "evaluation.json").write_text('{"settings": {"benchmark": "../own.jsonl"}}')
+    assert [pair.prompt for pair in pairs_in(StudyJob(evaluation=evaluation))] == ["a red ball"] * 2
+    painting = evaluation / "paintings" / "blended_latent" / "blended_latent-0000.png"
+    save_png(Image.new("RGB", (40, 30)), painting, {"about": '{"input": "of another prompt"}'})
+    with pytest.raises(UserError, match=r"input 0 of .*own\.jsonl. is not what"):
+        pairs_in(StudyJob(evaluation=evaluation))
 
 
 def test_the_script(evaluation, tmp_path, capsys):

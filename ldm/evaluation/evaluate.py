@@ -7,6 +7,7 @@ was stopped resumes, another classifier is asked about the same pictures, and a 
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,8 @@ def _evaluate(job: EvaluationJob) -> Outcome:
     limit = estimate([float(one) for one in best]) if best else None
     notes = _notes(job, inputs, eyes, missing, failures)
     text = tables.markdown(results, limit, notes) + fifths_table(answers)
-    used = {"benchmark_sha256": file_sha256(path), "classifier": eyes.classifier.name, "lpips": eyes.perceptual.name}
+    used = {"benchmark": Path(os.path.relpath(path, job.outdir)).as_posix(), "benchmark_sha256": file_sha256(path)}
+    used |= {"classifier": eyes.classifier.name, "lpips": eyes.perceptual.name}
     _write(job, text, results, limit, {**shared, **used}, chosen, missing, failures)
     save_png(contact_sheet(places, inputs, answers, job.n_samples), job.outdir / "contact_sheet.png")
     return Outcome(text, results, answers, failures)

@@ -62,6 +62,15 @@ def best_file(folder: Path, part: str, index: int) -> Path:
     return folder / "best" / f"{part}-{index:04d}.png"
 
 
+def about_painting(path: Path) -> dict[str, Any]:
+    """What a painting says of itself; raises UserError where it is damaged."""
+    try:
+        about = json.loads(read_png_text(path).get(ABOUT, "{}"))
+    except (UserError, ValueError) as error:
+        raise UserError(f'"{path}" is damaged: remove it, and it is painted again') from error
+    return about if isinstance(about, dict) else {}
+
+
 class Paintings:
     """A folder of `Painting`s, each a PNG of its pictures side by side.
 
@@ -103,12 +112,7 @@ class Paintings:
         Raises:
             UserError: the file is damaged.
         """
-        path = self._path(part, index)
-        try:
-            about = json.loads(read_png_text(path).get(ABOUT, "{}"))
-        except (UserError, ValueError) as error:
-            raise UserError(f'"{path}" is damaged: remove it, and it is painted again') from error
-        return about if isinstance(about, dict) else {}
+        return about_painting(self._path(part, index))
 
     def save(self, part: str, index: int, painting: Painting) -> None:
         """Keep a painting as the triple `index` of a part, rounded to 8 bits."""

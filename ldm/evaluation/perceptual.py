@@ -24,6 +24,7 @@ from ldm.evaluation.jobs import BACKBONES, LITE
 DOWNLOAD = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
 """What torchvision raises without a network (URLError is an OSError), or of a file that came half."""
 
+_TORCHVISION = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 _LITE_STRIDES = (2, 4, 8, 16)  # layers that are looked at: the last block before each halving
 
 
@@ -103,9 +104,12 @@ def _load_lpips(backbone: str) -> Any:
             warnings.simplefilter("ignore")  # torchvision's, of an argument that the package passes
             return lpips.LPIPS(net=backbone, verbose=False).requires_grad_(False)
     except DOWNLOAD as error:
+        from torchvision import models
+
+        file = models.get_model_weights(_TORCHVISION[backbone]).DEFAULT.url.rpartition("/")[2]
         raise UserError(
             f"the weights of `lpips={backbone}` are torchvision's and cannot be had here ({error}): "
-            f"put them into {torch.hub.get_dir()}/checkpoints, or take `lpips={LITE}`"
+            f"put {file} into {torch.hub.get_dir()}/checkpoints, or take `lpips={LITE}`"
         ) from error
 
 

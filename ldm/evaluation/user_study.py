@@ -19,9 +19,9 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from ldm.errors import UserError
-from ldm.evaluation.inputs import FILE, Input, read_benchmark
+from ldm.evaluation.inputs import FILE, Input, painted_from, read_benchmark
 from ldm.evaluation.jobs import StudyJob
-from ldm.evaluation.paintings import best_file
+from ldm.evaluation.paintings import about_painting, best_file
 from ldm.files import atomic_file, write_error
 from ldm.imaging.images import load_image
 
@@ -73,14 +73,34 @@ def pairs_in(job: StudyJob) -> list[Pair]:
     Raises:
         UserError: see `pairs_of`; no benchmark, or no method to compare with.
     """
-    inputs = read_benchmark(job.benchmark or job.evaluation / "benchmark" / FILE)
+    path = job.benchmark or _benchmark_of(job.evaluation)
+    inputs = read_benchmark(path)
     painted = job.evaluation / "paintings"
-    others = sorted(path.name for path in painted.iterdir()) if painted.is_dir() else []
-    against = [name.strip() for name in job.against.split(",")] if job.against else others
-    against = [name for name in against if job.against or name != job.ours]
+    if job.against:
+        against = [name.strip() for name in job.against.split(",") if name.strip()]
+    else:  # those that have painted something: a method that failed everywhere leaves an empty folder
+        folders = sorted(painted.iterdir()) if painted.is_dir() else []
+        against = [one.name for one in folders if (one / "best").is_dir() and one.name != job.ours]
     if not against:
         raise UserError(f'"{job.evaluation}" has no method to compare {job.ours} with: run evaluate.py with several')
-    return pairs_of(job.evaluation, inputs, job.ours, against, job.count)
+    pairs = pairs_of(job.evaluation, inputs, job.ours, against, job.count)
+    for index, one in enumerate(inputs):  # a prompt of another file would be rated without anybody's noticing
+        painting = painted / job.ours / f"{job.ours}-{index:04d}.png"
+        now = painted_from(one)
+        if now and painting.is_file() and about_painting(painting).get("input", now) != now:
+            raise UserError(
+                f'input {index} of "{path}" is not what "{job.evaluation}" has painted: give its `benchmark`'
+            )
+    return pairs
+
+
+def _benchmark_of(evaluation: Path) -> Path:
+    """Where the inputs of an evaluation lie: as it says itself, else where it makes them."""
+    try:
+        told = json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8"))["settings"]["benchmark"]
+        return evaluation / told
+    except (OSError, ValueError, KeyError, TypeError):
+        return evaluation / "benchmark" / FILE
 
 
 def make_study(pairs: Sequence[Pair], ours: str, outdir: Path, raters: int = 5, seed: int = 0) -> list[Path]:
@@ -92,10 +112,15 @@ def make_study(pairs: Sequence[Pair], ours: str, outdir: Path, raters: int = 5, 
     pictures = [(_data_uri(pair.ours), _data_uri(pair.theirs)) for pair in pairs]
     digest = hashlib.sha256(json.dumps([seed, raters, ours, [p for both in pictures for p in both]]).encode())
     study = digest.hexdigest()[:12]
+    _check_free(outdir, study)
+    try:
+        (outdir / PAGES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(outdir, error) from error
     random = np.random.default_rng(int(study, 16) + seed)
     names = [f"{value:010x}" for value in random.choice(2**40, len(pairs) * raters, replace=False)]
     key: dict[str, Any] = {"study": study, "ours": ours, "raters": raters, "pairs": {}}
-    pages: dict[str, bytes] = {}
+    pages: list[Path] = []
     template = Path(__file__).with_name("study.html").read_text(encoding="utf-8")
     for rater in range(1, raters + 1):
         shown = []
@@ -107,16 +132,12 @@ def make_study(pairs: Sequence[Pair], ours: str, outdir: Path, raters: int = 5, 
             about = {"rater": rater, "pair": index, "prompt": pair.prompt, "against": pair.against}
             key["pairs"][name] = about | {"ours": "left" if left else "right"}
         data = json.dumps({"study": study, "rater": rater, "pairs": shown}).replace("<", "\\u003c")
-        pages[f"{PAGES}/rater-{rater}.html"] = template.replace("__DATA__", data).encode()
-    _check_free(outdir, study)
-    try:
-        (outdir / PAGES).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(outdir, error) from error
-    for file, content in {**pages, KEY: (json.dumps(key, indent=1) + "\n").encode()}.items():
-        with atomic_file(outdir / file) as out:
-            out.write(content)
-    return [outdir / file for file in pages]
+        pages.append(outdir / PAGES / f"rater-{rater}.html")
+        with atomic_file(pages[-1]) as file:  # at once: each holds all pictures
+            file.write(template.replace("__DATA__", data).encode())
+    with atomic_file(outdir / KEY) as file:  # last: where it is, all is
+        file.write((json.dumps(key, indent=1) + "\n").encode())
+    return pages
 
 
 def _check_free(outdir: Path, study: str) -> None:
@@ -138,7 +159,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f'"{path}" cannot be read ({error.strerror})') from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f'"{path}" is no JSON ({error})') from error
     if not isinstance(content, dict):
         raise UserError(f'"{path}" is no file of a study')
@@ -187,15 +208,20 @@ def analyse(folder: Path, files: Sequence[Path]) -> list[Verdict]:
         UserError: no study, or a file that is not of it, or of a rater who is there twice.
     """
     key = _read(folder / KEY)
-    if not {"study", "ours", "pairs"} <= key.keys():
+    pairs = key.get("pairs")
+    told = {"rater", "pair", "against", "ours"}
+    whole = isinstance(pairs, dict) and all(isinstance(one, dict) and told <= one.keys() for one in pairs.values())
+    if not (whole and {"study", "ours"} <= key.keys()):
         raise UserError(f'"{folder / KEY}" is no key of a study')
     votes: dict[tuple[str, str, int], list[str]] = {}
-    seen: dict[Any, Path] = {}
+    seen: dict[int, Path] = {}
     for file in files:
         content = _read(file)
         if content.get("study") != key["study"]:
             raise UserError(f'"{file}" is of another study than "{folder}"')
         rater = content.get("rater")
+        if not isinstance(rater, int):
+            raise UserError(f'"{file}" does not say whose ratings it holds')
         if rater in seen:
             raise UserError(f'"{file}" is of rater {rater}, as "{seen[rater]}" is: give one of them')
         seen[rater] = file
