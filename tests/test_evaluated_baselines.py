@@ -85,6 +85,15 @@ def test_steps_are_those_of_the_public_program_beside_our_default():
     assert baselines.guidance("local_clip_guided", MethodChoice()).background_preservation_loss
 
 
+def test_beside_the_small_pixel_model_the_background_is_kept_without_a_download():
+    small, public = MethodChoice(model="scenes"), MethodChoice(model="text2img-large")
+    told = baselines.guidance("local_clip_guided", small)
+    assert told.background_preservation_loss and told.lpips_sim_lambda == 0 < told.l2_sim_lambda
+    assert "by its L2 loss alone" in METHODS["local_clip_guided"].note(small)
+    assert baselines.guidance("local_clip_guided", public).lpips_sim_lambda > 0
+    assert not METHODS["local_clip_guided"].note(public) and not METHODS["blended_diffusion"].note(small)
+
+
 def test_the_small_pixel_model_stands_beside_scenes():
     assert baselines.pixel_model(MethodChoice(model="scenes")) == "pixels"
     assert baselines.pixel_model(MethodChoice(model="text2img-large")) == "blended-diffusion-256"

@@ -147,9 +147,17 @@ def pixel_model(choice: MethodChoice) -> str:
 
 
 def guidance(name: str, choice: MethodChoice) -> GuidanceOptions:
-    """Of a method of `GUIDED`: twice as many steps as ours, a quarter of them left out, as 100 and 25 are there."""
+    """Of a method of `GUIDED`: twice as many steps as ours, a quarter of them left out, as 100 and 25 are there.
+
+    Beside the small model of pixels, which needs no download, the background is kept by L2 alone: LPIPS needs one.
+    """
     steps = min(2 * choice.ddim_steps, TRAIN_STEPS)
-    return replace(GUIDED[name], timestep_respacing=str(steps), skip_timesteps=steps // 4)
+    told = replace(GUIDED[name], timestep_respacing=str(steps), skip_timesteps=steps // 4)
+    return replace(told, lpips_sim_lambda=0.0) if _without_lpips(name, choice) else told
+
+
+def _without_lpips(name: str, choice: MethodChoice) -> bool:
+    return GUIDED[name].background_preservation_loss and pixel_model(choice) == "pixels"
 
 
 def _guided(name: str) -> Known:
@@ -163,7 +171,12 @@ def _guided(name: str) -> Known:
         return Guided(editor, files, guidance(name, choice), _place(choice))
 
     about = "Blended Diffusion" if name == "blended_diffusion" else "local CLIP-guided diffusion, without blending"
-    return Known(about, find, load)
+
+    def note(choice: MethodChoice) -> str:
+        why = "without the term of LPIPS, which needs weights of VGG"
+        return f"{name} keeps the background by its L2 loss alone, {why}." if _without_lpips(name, choice) else ""
+
+    return Known(about, find, load, note)
 
 
 def _glide() -> Known:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import signal
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +15,7 @@ from ldm.evaluation.inputs import Input
 from ldm.evaluation.jobs import MethodChoice
 from ldm.evaluation.measures import Estimate
 from ldm.evaluation.methods import BlendedLatent
-from ldm.evaluation.paintings import silent
+from ldm.evaluation.paintings import end_at_ctrl_c, silent
 from ldm.evaluation.registry import METHODS
 from ldm.files import atomic_file
 from ldm.util import choose_device, peak_memory
@@ -50,7 +49,7 @@ def cost(
 
 def _quiet() -> None:
     """What there is to tell of this edit was told when it was painted."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
+    end_at_ctrl_c()
     logging.disable(logging.WARNING)
 
 

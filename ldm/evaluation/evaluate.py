@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from ldm.evaluation.measures import (
 )
 from ldm.evaluation.paintings import Failure, MethodPainter, Painting, Paintings, paint_all
 from ldm.evaluation.perceptual import Perceptual
-from ldm.evaluation.registry import choose_methods
+from ldm.evaluation.registry import METHODS, choose_methods
 from ldm.evaluation.sheet import contact_sheet
 from ldm.evaluation.summaries import Answer, fifths_table, summary
 from ldm.files import atomic_file, file_sha256
@@ -118,7 +118,7 @@ def _evaluate(job: EvaluationJob) -> Outcome:
     results = {name: summary(list(answers[name].values())) | costs.get(name, {}) for name in chosen}
     best = ceiling(eyes.classifier, [one for one in inputs if eyes.classifier.knows(one)], job.seed)
     limit = estimate([float(one) for one in best]) if best else None
-    notes = _notes(job, inputs, eyes, missing, failures)
+    notes = _notes(job, inputs, eyes, chosen, missing, failures)
     text = tables.markdown(results, limit, notes) + fifths_table(answers)
     used = {"benchmark": Path(os.path.relpath(path, job.outdir)).as_posix(), "benchmark_sha256": file_sha256(path)}
     used |= {"classifier": eyes.classifier.name, "lpips": eyes.perceptual.name}
@@ -244,7 +244,10 @@ def look(painting: Painting, one: Input, eyes: Eyes) -> dict[str, Any]:
     answer: dict[str, Any] = {"right": right, "ranked": about["distances"] is not None}
     answer["precision"] = None if right is None else batch_precision(right)
     answer["best"] = float(right[0]) if right and answer["ranked"] else None
-    answer["diversity"] = None if right is None else diversity(eyes.perceptual.pairwise(masked), right)
+    answer["diversity"] = None
+    if right and sum(right) > 1:  # of the correct ones alone: distances grow with the square
+        correct = masked[torch.tensor(right)]
+        answer["diversity"] = diversity(eyes.perceptual.pairwise(correct), [True] * len(correct))
     answer["clip"] = None
     if eyes.ranker is not None:
         answer["clip"] = mean([clip_score(float(one)) for one in eyes.ranker.distances(x, mask, one.prompt)])
@@ -271,7 +274,12 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def _notes(
-    job: EvaluationJob, inputs: Sequence[Input], eyes: Eyes, missing: Mapping[str, str], failures: Sequence[Failure]
+    job: EvaluationJob,
+    inputs: Sequence[Input],
+    eyes: Eyes,
+    chosen: Iterable[str],
+    missing: Mapping[str, str],
+    failures: Sequence[Failure],
 ) -> list[str]:
     known = sum(map(eyes.classifier.knows, inputs))
     unknown = "" if known == len(inputs) else f" Of {len(inputs)} inputs it knows what {known} ask for: the others say "
@@ -284,6 +292,7 @@ def _notes(
         "Diversity counts inputs with two correct predictions or more. As painted: the method's own picture of its "
         "window; as delivered: composed with the photograph, whose pixels are exact beyond the band at the border.",
     ]
+    notes += [note for name in chosen if (note := METHODS[name].note(job.choice))]
     notes += [f"left out: {name} ({why})" for name, why in missing.items()]
     return notes + [f"could not be painted: {failure}" for failure in failures]
 

@@ -77,12 +77,13 @@ class Known:
     """A method by name.
 
     about: a line. find: raises UserError where its weights are not here, else says what its pictures depend on: other
-    settings, other pictures. load: the method, ready.
+    settings, other pictures. load: the method, ready. note: what tables say of it, "" for nothing.
     """
 
     about: str
     find: Callable[[MethodChoice], Mapping[str, Any]]
     load: Callable[[MethodChoice], Method]
+    note: Callable[[MethodChoice], str] = lambda _: ""
 
 
 class Counted:

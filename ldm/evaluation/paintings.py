@@ -302,7 +302,7 @@ _AT_WORK: list[tuple[Artist, Paintings, Any]] = []
 
 
 def _start(artist: Artist, paintings: Paintings, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
+    end_at_ctrl_c()
     torch.set_num_threads(threads)
     _AT_WORK.append((artist, paintings, _load(artist)))
 
@@ -314,6 +314,12 @@ def _work(job: Job) -> Failure | None:
     if failure is None or isinstance(failure.error, UserError):
         return failure
     return Failure(failure.part, failure.index, UserError(f"{type(failure.error).__name__}: {failure.error}"))
+
+
+def end_at_ctrl_c() -> None:
+    """In a process that works for another: Ctrl-C ends it at once, and without a traceback of its own."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
