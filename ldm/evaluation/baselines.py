@@ -173,8 +173,11 @@ def _guided(name: str) -> Known:
     about = "Blended Diffusion" if name == "blended_diffusion" else "local CLIP-guided diffusion, without blending"
 
     def note(choice: MethodChoice) -> str:
+        if not GUIDED[name].local_clip_guided_diffusion:
+            return ""
+        told = f"{name} delivers all of its window: its seam is that at the window's border."
         why = "without the term of LPIPS, which needs weights of VGG"
-        return f"{name} keeps the background by its L2 loss alone, {why}." if _without_lpips(name, choice) else ""
+        return told + (f" It keeps the background by its L2 loss alone, {why}." if _without_lpips(name, choice) else "")
 
     return Known(about, find, load, note)
 
