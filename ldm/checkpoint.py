@@ -5,7 +5,6 @@ unpickler. Files are memory-mapped and models are built on the meta device, so t
 its weights once, in the dtype that is asked for. The mapping is private: changing a loaded tensor leaves the file.
 """
 
-import hashlib
 import logging
 import os
 import pickle
@@ -15,7 +14,7 @@ import warnings
 import zipfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.files import atomic_file, file_sha256, write_error
+from ldm.files import atomic_file, write_error
 from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -181,49 +180,6 @@ def _describe(tensor: Tensor) -> str:
 def _list(names: Iterable[str], shown: int = 3) -> str:
     names = list(dict.fromkeys(names))
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
-def weights_hash(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits.
-
-    Seconds for gigabytes, and no Python lock held meanwhile: a thread does it while the model is loaded. Remembered in
-    the user's cache folder under path, size and time of change, as far as that can be written.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    path = Path(path)
-    try:
-        about = path.stat()
-        key = f"{path.resolve()}\0{about.st_size}\0{about.st_mtime_ns}"
-        cached = _cache_dir() / "weights" / hashlib.sha256(os.fsencode(key)).hexdigest()
-        with suppress(OSError, UnicodeDecodeError):
-            if re.fullmatch("[0-9a-f]{64}", text := cached.read_text(encoding="ascii")):
-                return text
-        digest = file_sha256(path)
-    except OSError as error:
-        raise UserError(f'"{path}" cannot be read ({error.strerror}): check the path') from error
-    with suppress(OSError, UserError):
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(cached) as file:
-            file.write(digest.encode())
-    return digest
-
-
-def files_hash(folder: Path, names: Iterable[str]) -> str:
-    """SHA-256 of files of a folder, given by their paths in it: of their names and of what `weights_hash` says of each.
-
-    Raises:
-        UserError: one cannot be read.
-    """
-    parts = [f"{name}\0{weights_hash(Path(folder) / name)}" for name in sorted(names)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _cache_dir() -> Path:
-    """Where the hub's library keeps its own, too."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "blended-latent-diffusion"
 
 
 def load_model(

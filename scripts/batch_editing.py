@@ -32,12 +32,12 @@ def main(argv: Sequence[str]) -> None:
     options.pop("outdir", None)
 
     # Nothing heavy is imported before the arguments are known to be good: --help answers at once.
-    from ldm.runs.batch.job import check_batch, run_batch
-
     if given["check"]:
-        check = check_batch(job, options)
-        print(*map(as_flags, check.errors), check.summary(), sep="\n")
-        failed = bool(check.errors)
+        from ldm.runs.batch.check import check_batch
+
+        check = check_batch(job, options, lambda text: print(as_flags(text), flush=True))
+        print(check.summary())
+        failed = check.bad > 0
     elif given["merge"]:
         from ldm.runs.batch.merge import merge_batch
 
@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
         print(merged.summary())
         failed = merged.failed + merged.missing > 0
     else:
+        from ldm.runs.batch.job import run_batch
+
         result = run_batch(job, options)
         print(result.summary())
         failed = result.failed > 0

@@ -110,7 +110,7 @@ def test_every_command_works_with_a_folder(files: Path, tmp_path: Path, capsys: 
     row = {"image": str(files / "img.png"), "mask": str(files / "mask.png"), "prompt": "a red ball"}
     row |= {"model": str(model), "ddim_steps": 2, "n_samples": 1, "precision": "float32"}
     (tmp_path / "edits.jsonl").write_text("\n".join(json.dumps(row | {"seed": seed}) for seed in (1, 2)))
-    argv = [str(tmp_path / "edits.jsonl"), "-o", str(tmp_path / "batch"), "--devices", "cpu"]
+    argv = [str(tmp_path / "edits.jsonl"), "-o", str(tmp_path / "batch"), "--devices", "cpu", "--workers", "0"]
     assert run(batch_editing.main, argv) == 0
     records = [json.loads(path.read_text()) for path in sorted((tmp_path / "batch").glob("*/samples/run.json"))]
     assert sorted(record["seed"] for record in records) == [1, 2]

@@ -54,9 +54,11 @@ def write_jsonl(folder: Path, rows: list, name: str = "edits.jsonl") -> Path:
 
 
 def batch(folder: Path, source: Path, out: Path, *more) -> int:
+    """The command; in this process, with what a test has patched, unless devices are named."""
     argv = [str(source), "--outdir", str(out), "--model", str(folder / "model"), "--ddim_steps", "2"]
+    argv += [] if "--devices" in more else ["--devices", "cpu", "--workers", "0"]
     try:
-        return run(batch_editing.main, [*argv, "--n_samples", "2", "--devices", "cpu", "--force", *map(str, more)])
+        return run(batch_editing.main, [*argv, "--n_samples", "2", "--force", *map(str, more)])
     except SystemExit as stop:
         return stop.code
 
@@ -727,7 +729,7 @@ def test_a_row_and_an_edit_of_the_same_options_are_the_same_bit_for_bit(folder, 
     options = ["--model", str(model), "--ddim_steps", "3", "--n_samples", "2", "--precision", "float32", "--force"]
     files = {"image": str(folder / "a.png"), "mask": str(folder / "a_mask.png"), "prompt": "a red ball"}
     source = write_jsonl(tmp_path, [files])
-    assert run(batch_editing.main, [str(source), "-o", str(tmp_path / "batch"), "--devices", "cpu", *options]) == 0
+    assert run(batch_editing.main, [str(source), "-o", str(tmp_path / "batch"), "--devices", "cpu", "--workers", "0", *options]) == 0
     argv = ["-p", files["prompt"], "-i", files["image"], "--mask", files["mask"], "--device", "cpu"]
     assert run(text_editing.main, [*argv, "-o", str(tmp_path / "edit"), *options]) == 0
     (row,) = (tmp_path / "batch").glob("*/samples")

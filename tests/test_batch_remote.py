@@ -45,7 +45,7 @@ def hasty(monkeypatch):
 
 
 def batch(source: object, out: object, model: Path, *more: object) -> int:
-    argv = [str(source), "-o", str(out), "--model", str(model), *OPTIONS, "--devices", "cpu", *map(str, more)]
+    argv = [str(source), "-o", str(out), "--model", str(model), *OPTIONS, "--devices", "cpu", "--workers", "0", *map(str, more)]
     try:
         return run(batch_editing.main, argv)
     except SystemExit as stop:
@@ -201,7 +201,7 @@ def test_a_batch_from_and_to_urls_is_that_of_this_machine(folder, memory, tmp_pa
     assert "0 made, 1 failed, 3 were there already" in capsys.readouterr().out
     assert run_ids(brought(memory, "/out/run", tmp_path / "again")) == first
     assert run(batch_editing.main, [str(folder / "three.jsonl"), "-o", str(there), "--model", str(folder / "model"),
-                                    *OPTIONS, "--devices", "cpu"]) == 0  # fmt: skip
+                                    *OPTIONS, "--devices", "cpu", "--workers", "0"]) == 0  # fmt: skip
     assert "0 made, 0 failed, 3 were there already" in capsys.readouterr().out, "a bucket that was copied to disk"
 
     # Another picture under the same name: that row alone; a file of the user's in its folder stays.

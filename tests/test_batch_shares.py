@@ -26,6 +26,7 @@ def folder(tmp_path_factory):
 
 def batch(source: Path, out: Path, model: Path, *more: object) -> int:
     argv = [str(source), "-o", str(out), "--model", str(model), *OPTIONS, "--devices", "cpu", *map(str, more)]
+    argv += [] if "--shard" in more else ["--workers", "0"]
     try:
         return run(batch_editing.main, argv)
     except SystemExit as stop:

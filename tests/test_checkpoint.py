@@ -16,8 +16,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ldm.checkpoint import assign, load_model, read_state_dict, save_safetensors, weights_hash
+from ldm.checkpoint import assign, load_model, read_state_dict, save_safetensors
 from ldm.errors import UserError
+from ldm.files import weights_hash
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENDINGS = [".safetensors", ".ckpt", ".pt", ".pth", ".bin"]

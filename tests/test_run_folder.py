@@ -432,7 +432,7 @@ def test_pictures_from_a_prompt_alone(tmp_path):
 
 
 FAILURES = [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("a bug"), KeyboardInterrupt()]
-STEPS = ["save_png", "save_safetensors", "os.rename", "os.replace", "shutil.copyfile"]
+STEPS = ["save_png", "_save_z0", "os.rename", "os.replace", "shutil.copyfile"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -15,6 +15,7 @@ from ldm.backbones import diffusers_models, families, hub
 from ldm.backbones.original_configs import without_training_keys
 from ldm.download import Remote, fetch
 from ldm.errors import UserError
+from ldm.files import files_hash, weights_hash
 
 if TYPE_CHECKING:
     import torch
@@ -158,8 +159,6 @@ class ModelFiles:
         Raises:
             UserError: a file cannot be read.
         """
-        from ldm.checkpoint import files_hash, weights_hash
-
         if self.library != "diffusers":
             return weights_hash(self.weights)
         folder = self.weights if self.weights.is_dir() else self.config

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ldm.backbones import zoo
-from ldm.checkpoint import load_model, weights_hash
+from ldm.checkpoint import load_model
 from ldm.editing.baselines import glide_task, paint_by_word_task
 from ldm.editing.editor import Editor
 from ldm.editing.guided import TRAIN_STEPS, guide_task
@@ -17,6 +17,7 @@ from ldm.editing.ranking import find_ranker
 from ldm.editing.request import EditRequest
 from ldm.evaluation.jobs import MethodChoice
 from ldm.evaluation.methods import Counted, Edited, Known, clip_sha256, count_parameters, edited_of
+from ldm.files import weights_hash
 from ldm.imaging.images import ImageLike
 from ldm.models.diffusion.glide import GlideSampling
 from ldm.models.diffusion.respacing import space_timesteps

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from ldm.backbones import zoo
 from ldm.backbones.contract import Backbone
-from ldm.checkpoint import weights_hash
 from ldm.editing.editor import Editor
 from ldm.editing.request import EditRequest
 from ldm.editing.result import EditResult
 from ldm.evaluation.classifiers import Frame
 from ldm.evaluation.jobs import MethodChoice
-from ldm.files import file_sha256
+from ldm.files import file_sha256, weights_hash
 from ldm.imaging.canvas import Canvas
 from ldm.imaging.finish import Measures
 from ldm.imaging.images import ImageLike, to_tensor

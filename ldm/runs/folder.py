@@ -33,19 +33,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from ldm.checkpoint import save_safetensors
 from ldm.errors import UserError
 from ldm.files import atomic_file, write_error
 from ldm.imaging.images import load_image, save_png
 from ldm.runs.ownership import PICTURES, RUN, check_lock, check_png, run_id
 from ldm.runs.places import LOCK, check_place, latest, openable, places, portable, replacing, writing
 from ldm.runs.record import RunRecord, portable_path, prompt_slug
+
+if TYPE_CHECKING:
+    import torch  # by name alone: who looks for what is done does without
 
 T = TypeVar("T")
 
@@ -128,7 +129,7 @@ class Run:
         path = self.find() / "masks" / f"{self.check(index):04d}.png"
         return path if path.is_file() else None
 
-    def z0(self, index: int) -> torch.Tensor | None:
+    def z0(self, index: int) -> "torch.Tensor | None":
         """Its latent (1,c,h,w), times the scale factor as the sampler left it; None for a run that kept none."""
         self.check(index)
         return self.read(lambda folder: _read_z0(folder / "latents.safetensors", index))
@@ -144,7 +145,7 @@ class Run:
         return self.read(lambda folder: load_image(folder / "assets" / "mask.png").rgb.convert("L"))
 
 
-def _read_z0(path: Path, index: int) -> torch.Tensor | None:
+def _read_z0(path: Path, index: int) -> "torch.Tensor | None":
     if not path.exists():
         return None
     try:
@@ -218,7 +219,7 @@ def write_run(
     grid: Image.Image,
     images: Sequence[Image.Image],
     results: Sequence[Image.Image],
-    latents: torch.Tensor,
+    latents: "torch.Tensor",
     assets: Mapping[str, Image.Image],
     originals: Mapping[str, str | os.PathLike] | None = None,
     videos: Sequence[str | os.PathLike] | None = None,
@@ -272,7 +273,7 @@ def write_pictures(
     record: RunRecord,
     grid: Image.Image,
     images: Sequence[Image.Image],
-    latents: torch.Tensor,
+    latents: "torch.Tensor",
     overwrite: bool = True,
 ) -> Path:
     """Write a run that edited nothing as `<prompt-slug>`, as a whole, in the place of that prompt's run before.
@@ -356,11 +357,13 @@ def write_reconstruction(run: Run, kind: str, index: int, image: Image.Image, in
     return folder / f"{name}.png"
 
 
-def _check_counts(*parts: Sequence[Any] | torch.Tensor) -> None:
+def _check_counts(*parts: "Sequence[Any] | torch.Tensor") -> None:
     counts = {*map(len, parts)}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"as many seeds, images, results, latents and videos are needed, not {sorted(counts)}")
 
 
-def _save_z0(latents: torch.Tensor, folder: Path) -> None:
+def _save_z0(latents: "torch.Tensor", folder: Path) -> None:
+    from ldm.checkpoint import save_safetensors
+
     save_safetensors({"z0": latents.detach().float().cpu().contiguous()}, folder / "latents.safetensors")

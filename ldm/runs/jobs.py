@@ -235,9 +235,18 @@ class BatchJob:
     engine: Literal["local", "ray"] = option(
         "local", "this machine's devices, or those of a Ray cluster", group="engine"
     )
-    address: str = option("auto", "of the Ray cluster: auto, host:port, ray://host:port, or local", group="engine")
+    address: str | None = option(
+        None,
+        "of the Ray cluster: auto, host:port, ray://host:port, or local",
+        group="engine",
+        shown="auto: this machine's",
+    )
     workers: int | None = option(
-        None, "most workers in the Ray cluster", group="engine", low=1, shown="as many as it has place for"
+        None,
+        "most workers in the Ray cluster; on this machine only 0, which makes the rows in the command's own process",
+        group="engine",
+        low=0,
+        shown="as many as it has place for; on this machine one for each device",
     )
     cpus: int | None = option(
         None,

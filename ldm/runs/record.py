@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import PIL
-import torch
 
 from ldm.errors import UserError
 
@@ -52,6 +51,8 @@ def portable_path(path: str | os.PathLike) -> str:
 
 
 def _versions() -> dict[str, str]:
+    import torch  # of who makes a run: those who only read records do without
+
     try:
         own = importlib.metadata.version("blended-latent-diffusion")
     except importlib.metadata.PackageNotFoundError:  # run from a folder that was not installed

@@ -2,7 +2,7 @@
 
 Scheduling, nodes that come and go, and the moving of rows are Ray's. Here is which rows go where, as on one machine
 (`Dispatch`), and what is made of a death: a node that goes is nobody's fault, a worker's process that is killed may be
-its rows'.
+its rows'. Nothing of this imports torch but an actor, once it is in its place.
 """
 
 import logging
@@ -18,14 +18,11 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-import torch
-
 from ldm.errors import MissingExtra, UserError
 from ldm.runs.batch.dispatch import DEPTH, Dispatch
-from ldm.runs.batch.outcome import Outcome
+from ldm.runs.batch.outcome import Outcome, Profile
 from ldm.runs.batch.rows import Chunk
 from ldm.runs.batch.site import Site
-from ldm.runs.batch.work import Profile, Worker
 from ldm.runs.jobs import BatchJob
 
 logger = logging.getLogger(__name__)
@@ -43,7 +40,7 @@ def run_cluster(job: BatchJob, site: Site, chunks: Iterator[Chunk], report: Call
         UserError: there is no such cluster, none of its machines can have a worker, or the disk is full.
         MissingExtra: Ray is not installed.
     """
-    ray = _connect(job.address)
+    ray = _connect(job.address or "auto")
     try:
         return _Crew(ray, job, site, Dispatch(chunks, report)).run()
     finally:
@@ -123,6 +120,8 @@ class Actor:
                 yield chunk
 
         try:
+            from ldm.runs.batch.work import Worker
+
             with site.opened() as files:
                 worker = Worker(device, batch_size, files, lambda one: self.rows.pop(one.name).set_result(one))
                 self.profile.set_result(worker.run(given()))
@@ -160,7 +159,8 @@ class _Crew:
         self.numbers = count(1)
         self.stillborn = 0
         self.profile = Profile()
-        self.gpu = job.cpus is None and (job.address != "local" or torch.cuda.is_available())
+        here = job.address != "local" or ray.cluster_resources().get("GPU", 0) > 0  # another's may still come
+        self.gpu = job.cpus is None and here
         self.asked = time.monotonic()  # when a worker was asked for that has no place yet
 
     def run(self) -> Profile:
@@ -279,5 +279,7 @@ class RayActor(Actor):
 
     def __init__(self, device: str, batch_size: int, site: Site, folder: str | None, threads: int):
         if threads:
+            import torch
+
             torch.set_num_threads(threads)
         super().__init__(device, batch_size, replace(site, node=_node_name(site.node)), folder)

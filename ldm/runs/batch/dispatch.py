@@ -9,9 +9,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 
 from ldm.errors import UserError
-from ldm.runs.batch.outcome import Outcome
+from ldm.runs.batch.outcome import Outcome, failure
 from ldm.runs.batch.rows import Chunk, Row
-from ldm.runs.batch.work import failure
 
 DEPTH = 4
 """Chunks that a worker has in hand: one being read, one being sampled, one being written, and one on its way."""

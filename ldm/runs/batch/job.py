@@ -6,6 +6,9 @@ outdir/
 
 A row is done when its run folder is whole and made of the same row; nothing else is remembered, so a batch may be
 killed at any moment and started again.
+
+Nothing of this imports torch, which takes half a gigabyte and seconds: only who makes rows, or looks into their
+pictures, needs it.
 """
 
 import logging
@@ -24,13 +27,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from ldm.backbones import zoo
-from ldm.editing.editor import Editor
 from ldm.errors import UserError
 from ldm.options import subset
-from ldm.runs.batch.outcome import Outcome, summary_name
+from ldm.runs.batch.outcome import Outcome, Profile, outcome_of, summary_name
 from ldm.runs.batch.page import PAGE
 from ldm.runs.batch.progress import Progress, check_metrics
 from ldm.runs.batch.remote import as_local, is_url, stem_of
@@ -38,13 +38,12 @@ from ldm.runs.batch.report import Summary, check_report
 from ldm.runs.batch.rows import BadRow, Chunk, Row, Rows, Selection, good, plan, windows
 from ldm.runs.batch.site import Files, Site
 from ldm.runs.batch.store import LocalStore, Store
-from ldm.runs.batch.work import Profile, Worker, outline_editor, prepare_row
-from ldm.runs.batch.workers import run_workers
+from ldm.runs.batch.workers import AUTO, run_workers
 from ldm.runs.jobs import BatchJob, EditJob, ModelChoice
 
 logger = logging.getLogger(__name__)
 
-_READERS = 8  # threads that look at files before the work
+READERS = 8  # threads that look at files before the work
 
 
 @dataclass(frozen=True)
@@ -64,21 +63,6 @@ class BatchResult:
         return f"rows: {self.made} made, {self.failed} failed{found}\n{self.profile.summary()}\n{kind}: {self.page}"
 
 
-@dataclass(frozen=True)
-class BatchCheck:
-    """What a batch would do: its rows, the errors of the bad ones, how many are done, and how many batches to come."""
-
-    rows: int
-    errors: Sequence[str]
-    found: int
-    batches: int
-
-    def summary(self) -> str:
-        """What to print at the end."""
-        todo = self.rows - self.found - len(self.errors)
-        return f"rows: {todo} to make in {self.batches} batches, {self.found} done, {len(self.errors)} bad"
-
-
 def run_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchResult:
     """Make the rows that are missing. What goes wrong with a row is reported, and the rest goes on.
 
@@ -94,7 +78,7 @@ def run_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchResult:
     share = share_name(selection)
     check_source(job, share)
     check_metrics(job.metrics)
-    rows, waiting = _begin(job, options, selection)
+    rows, waiting = begin(job, options, selection)
     shared = bool(share) or job.engine == "ray" or is_url(as_local(job.outdir))
     site = Site(job.outdir, job.cache, shared, socket.gethostname())
     with _sigterm_as_exit(), site.opened() as files, files.store.held(share):
@@ -118,46 +102,40 @@ def run_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchResult:
     return BatchResult(progress.made, progress.found, progress.failed, told, profile)
 
 
-def check_batch(job: BatchJob, options: Mapping[str, Any]) -> BatchCheck:
-    """Look at all rows and their files as the batch would use them, without weights; writes nothing.
-
-    Args:
-        options: as of `run_batch`.
-
-    Raises:
-        UserError: the rows cannot be read.
-    """
-    rows, waiting = _begin(job, options, Selection.of(job.shard, job.where, job.limit))
-    errors: list[str] = []
-    found = batches = 0
-    with Site(job.outdir, job.cache).opened() as files, ThreadPoolExecutor(_READERS) as pool:
-        for window in chain([waiting], windows(rows.rest)):
-            known = list(pool.map(files.known, good(window)))
-            todo = [row for row, marker in zip(good(window), known, strict=True) if marker is None]
-            found += len(known) - len(todo)
-            outlines = {model: outline_editor(row) for model, row in {row.model: row for row in todo}.items()}
-            looks = pool.map(lambda row, outlines=outlines: _look(files, outlines[row.model], row), todo)
-            wrong = {row.number: error for row, error in zip(todo, looks, strict=True)}
-            fine = [row for row in todo if wrong[row.number] is None]
-            chunks = plan(fine, job.batch_size)
-            batches += sum(-(-sum(row.predictions for row in chunk) // job.batch_size) for chunk in chunks)
-            wrong |= {row.number: row.error for row in window if isinstance(row, BadRow)}
-            errors += [f"row {number}: {error}" for number, error in sorted(wrong.items()) if error is not None]
-    return BatchCheck(rows.wanted, errors, found, batches)
-
-
 def choose_devices(names: str) -> list[str]:
-    """The devices of "auto" or of names with commas between, one for each worker.
+    """The devices of names with commas between, one for each worker; `AUTO` alone.
 
     Raises:
         UserError: an empty name.
     """
-    if names == "auto":
-        return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
     devices = [name.strip() for name in names.split(",")]
+    if devices != [AUTO] and AUTO in devices:
+        raise UserError(f'`devices` "{names}" has {AUTO} among names: give {AUTO} alone, or names')
     if not all(devices):
         raise UserError(f'`devices` "{names}" has an empty name: give for example cuda:0,cuda:1')
     return devices
+
+
+def check_engine(job: BatchJob) -> None:
+    """Refuse what the engine takes no notice of.
+
+    Raises:
+        UserError: an option is another engine's.
+    """
+    if job.engine == "ray":
+        if job.devices != AUTO:
+            raise UserError(f"`devices={job.devices}` is of this machine: a Ray cluster's workers have a GPU or `cpus`")
+        if job.workers == 0:
+            raise UserError("`workers=0` makes the rows in this process: leave `engine=ray` out, or allow a worker")
+        return
+    for name in ("address", "cpus"):
+        if (value := getattr(job, name)) is not None:
+            raise UserError(f"`{name}={value}` is of a Ray cluster: give `engine=ray` with it, or leave it out")
+    if job.workers:
+        mend = "give `engine=ray` with it; on this machine there is a worker for each of `devices`, such as cpu,cpu"
+        raise UserError(f"`workers={job.workers}` is of a Ray cluster: {mend}")
+    if job.workers == 0 and "," in job.devices:
+        raise UserError(f"`workers=0` makes the rows in this process, by one device: `devices={job.devices}` are more")
 
 
 def share_name(selection: Selection) -> str:
@@ -189,16 +167,17 @@ def folder_of(job: BatchJob) -> Path:
     return Path() if is_url(outdir) else Path(outdir)
 
 
-class _Rest(Rows):
+class Rest(Rows):
     """Rows of which the first have been taken already."""
 
     rest: Iterator[Row | BadRow]
 
 
-def _begin(job: BatchJob, options: Mapping[str, Any], selection: Selection) -> tuple[_Rest, list[Row | BadRow]]:
+def begin(job: BatchJob, options: Mapping[str, Any], selection: Selection) -> tuple[Rest, list[Row | BadRow]]:
     """The rows, and the first window of them: the command line's own mistakes are found before anything is written."""
+    check_engine(job)
     EditJob(**{"prompt": "", "init_image": Path("image"), "mask": Path("mask"), **options})
-    rows = _Rest(job.rows, folder_of(job), options, selection)
+    rows = Rest(job.rows, folder_of(job), options, selection)
     rows.rest = iter(rows)
     first = next(windows(rows.rest), [])
     asked = ModelChoice(**subset(ModelChoice, options))
@@ -219,7 +198,7 @@ class _Batch:
         self.job, self.files, self.rows, self.summary = job, files, rows, summary
 
     def make(self, devices: Sequence[str], waiting: Iterator[list[Row | BadRow]]) -> Profile:
-        """Make rows by one worker here or by several elsewhere."""
+        """Make rows by workers in processes of their own, or by one in this."""
         chunks = self._chunks(waiting)
         if (first := next(chunks, None)) is None:  # then no engine need be started
             return Profile()
@@ -229,13 +208,16 @@ class _Batch:
             from ldm.runs.batch.cluster import run_cluster
 
             return run_cluster(self.job, site, chunks, self._report)
-        if len(devices) == 1 and self.job.shard is None:
-            return Worker(devices[0], self.job.batch_size, self.files, self._report).run(chunks)
+        if self.job.workers == 0:
+            from ldm.runs.batch.work import Worker, devices_here
+
+            device = devices_here()[0] if devices == [AUTO] else devices[0]
+            return Worker(device, self.job.batch_size, self.files, self._report).run(chunks)
         return run_workers(devices, self.job.batch_size, site, chunks, self._report)
 
     def _chunks(self, waiting: Iterator[list[Row | BadRow]]) -> Iterator[Chunk]:
         """What there is to make, a window of rows at a time; what there is not is told by the way."""
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             for window in waiting:
                 markers = pool.map(self.files.known, good(window))
                 known = {row.number: marker for row, marker in zip(good(window), markers, strict=True)}
@@ -255,6 +237,8 @@ class _Batch:
                 yield from plan(todo, self.job.batch_size)
 
     def _report(self, outcome: Outcome, made: bool = True) -> None:
+        if outcome.status == "failed":
+            logger.error("row %d: %s", outcome.row, outcome.error)
         self.progress.note(outcome, made)
         self.summary.total = max(self.rows.total, self.rows.wanted)
         self.summary.add(outcome)
@@ -272,7 +256,6 @@ def _clear(folder: Path) -> None:
 
 
 def _bad(row: BadRow) -> Outcome:
-    logger.error("row %d: %s", row.number, row.error)
     given = {name: row.given.get(name) for name in ("prompt", "image", "mask")}
     given["image"] = given["image"] or row.given.get("init_image")
     texts: dict[str, Any] = {name: None if value is None else str(value) for name, value in given.items()}
@@ -281,22 +264,7 @@ def _bad(row: BadRow) -> Outcome:
 
 def _set_aside(row: Row) -> Outcome:
     error = "it has killed two workers, and was not tried again: `retry_failed` does"
-    logger.error("row %d: %s", row.number, error)
-    about = (row.job.prompt, row.given("init_image"), row.given("mask"))
-    return Outcome(row.number, row.name, "failed", *about, error=error, set_aside=True)
-
-
-def _look(files: Files, outline: Editor | UserError, row: Row) -> str | None:
-    """What is wrong with a row; None for nothing."""
-    try:
-        local = files.take(row)
-        try:
-            prepare_row(outline, local)
-        finally:
-            files.give_back(row)
-    except UserError as error:
-        return str(error)
-    return None
+    return outcome_of(row, "failed", error=error, set_aside=True)
 
 
 @contextmanager

@@ -1,11 +1,17 @@
 """What has become of a row of a batch: one schema for reports, markers and the summary."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from ldm.errors import UserError
+from ldm.runs.batch.rows import Row
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,48 @@ class Outcome:
             outcome = cls(**{name: value for name, value in values.items() if name in names})
             return outcome if isinstance(outcome.row, int) and outcome.status in ("done", "failed") else None
         return None
+
+
+def outcome_of(row: Row, status: str, **more: Any) -> Outcome:
+    """The outcome of a row, with what it was given."""
+    return Outcome(row.number, row.name, status, row.job.prompt, row.given("init_image"), row.given("mask"), **more)
+
+
+def failure(row: Row, error: Exception, set_aside: bool = False) -> Outcome:
+    """The outcome of a row that came to nothing. What is not the user's to mend is logged as a whole."""
+    expected = isinstance(error, UserError)
+    text = str(error) if expected else f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if not expected:
+        logger.error("an error that nobody has thought of, in row %d", row.number, exc_info=error)
+    return outcome_of(row, "failed", error=text, set_aside=set_aside)
+
+
+@dataclass
+class Profile:
+    """Where a worker's time went, in seconds.
+
+    total: all of it, of which `loading` models, `waiting` for rows to be read or written, and `sampling`. `reading`
+    and `writing` ran beside.
+    """
+
+    total: float = 0.0
+    loading: float = 0.0
+    waiting: float = 0.0
+    sampling: float = 0.0
+    reading: float = 0.0
+    writing: float = 0.0
+
+    def __add__(self, other: "Profile") -> "Profile":
+        return Profile(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+    def summary(self) -> str:
+        """What to print at the end."""
+        at_work = self.total - self.loading
+        share = self.sampling / at_work if at_work else 0.0
+        return (
+            f"loading {self.loading:.1f} s, then {at_work:.1f} s: sampling {share:.0%} of it, waiting for files "
+            f"{self.waiting:.1f} s; beside it reading {self.reading:.1f} s, writing {self.writing:.1f} s"
+        )
 
 
 def summary_name(share: str) -> str:

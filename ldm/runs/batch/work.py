@@ -5,10 +5,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
 
+import torch
 from PIL import Image
 
 from ldm.backbones import zoo
@@ -17,7 +18,7 @@ from ldm.editing.edit import edit_tasks
 from ldm.editing.editor import Editor
 from ldm.editing.result import EditResult, EditTask
 from ldm.errors import OutOfMemory, UserError
-from ldm.runs.batch.outcome import Outcome
+from ldm.runs.batch.outcome import Outcome, Profile, failure, outcome_of
 from ldm.runs.batch.rows import Chunk, Row
 from ldm.runs.batch.site import Files, content_of, digest_of, stamps_of
 from ldm.runs.batch.store import Marker
@@ -37,34 +38,6 @@ class DiskFullError(UserError):
     """No row can be written any more."""
 
 
-@dataclass
-class Profile:
-    """Where a worker's time went, in seconds.
-
-    total: all of it, of which `loading` models, `waiting` for rows to be read or written, and `sampling`. `reading`
-    and `writing` ran beside.
-    """
-
-    total: float = 0.0
-    loading: float = 0.0
-    waiting: float = 0.0
-    sampling: float = 0.0
-    reading: float = 0.0
-    writing: float = 0.0
-
-    def __add__(self, other: "Profile") -> "Profile":
-        return Profile(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
-
-    def summary(self) -> str:
-        """What to print at the end."""
-        at_work = self.total - self.loading
-        share = self.sampling / at_work if at_work else 0.0
-        return (
-            f"loading {self.loading:.1f} s, then {at_work:.1f} s: sampling {share:.0%} of it, waiting for files "
-            f"{self.waiting:.1f} s; beside it reading {self.reading:.1f} s, writing {self.writing:.1f} s"
-        )
-
-
 @dataclass(frozen=True)
 class _Ready:
     """A row whose files have been read; `row` has them on this machine, `asked` as it was given."""
@@ -76,14 +49,6 @@ class _Ready:
     content: tuple[str, str]
     stamps: tuple[Any, Any]
     seconds: float
-
-
-def failure(row: Row, error: Exception, set_aside: bool = False) -> Outcome:
-    """The outcome of a row that came to nothing. What is not the user's to mend is logged as a whole."""
-    expected = isinstance(error, UserError)
-    text = str(error) if expected else f"{type(error).__name__}: {' '.join(str(error).split())}"
-    logger.error("row %d: %s", row.number, text, exc_info=None if expected else error)
-    return _outcome(row, "failed", error=text, set_aside=set_aside)
 
 
 class Worker:
@@ -212,7 +177,7 @@ class Worker:
             # Not in the writers' threads, whose tokenizer this one uses.
             unknown = unknown_words(editor.model, one.row.job.prompt)
             where = {"device": str(self.device), "node": self.files.site.node}
-            note = _outcome(one.asked, "done", unknown_words=unknown, seconds=times, digest=one.digest, **where)
+            note = outcome_of(one.asked, "done", unknown_words=unknown, seconds=times, digest=one.digest, **where)
             self._write(editor, one, result, note)
 
     def _edit(self, editor: Editor, ready: Sequence[_Ready]) -> list[EditResult]:
@@ -253,6 +218,11 @@ class Worker:
             self.files.give_back(one.asked)
             self.profile.writing += outcome.seconds.get("writing", 0.0)
             self.report(outcome)
+
+
+def devices_here() -> list[str]:
+    """Every CUDA device of this machine; else what `choose_device` takes for "auto"."""
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
 
 
 def outline_editor(row: Row) -> Editor | UserError:
@@ -327,10 +297,6 @@ def _write_row(files: Files, editor: Editor, one: _Ready, result: EditResult, no
     outcome = replace(note, seconds=seconds, **found)
     files.store.finish(one.asked.name, Marker(one.digest, one.content, one.stamps, asdict(outcome)))
     return outcome
-
-
-def _outcome(row: Row, status: str, **more: Any) -> Outcome:
-    return Outcome(row.number, row.name, status, row.job.prompt, row.given("init_image"), row.given("mask"), **more)
 
 
 def _free_memory() -> None:

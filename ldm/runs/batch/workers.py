@@ -1,4 +1,7 @@
-"""The engine of this machine: a process for each device, which is handed rows as it takes them."""
+"""The engine of this machine: a process for each device, which is handed rows as it takes them.
+
+The process that hands them out imports no torch: it needs little memory, and has begun before a worker has.
+"""
 
 import logging
 import multiprocessing
@@ -12,20 +15,21 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 
-import torch
-
 from ldm import cli
 from ldm.errors import UserError
 from ldm.runs.batch.dispatch import DEPTH, Dispatch
-from ldm.runs.batch.outcome import Outcome
+from ldm.runs.batch.outcome import Outcome, Profile
 from ldm.runs.batch.rows import Chunk
 from ldm.runs.batch.site import Site
-from ldm.runs.batch.work import Profile, Worker
 
 logger = logging.getLogger(__name__)
 
-# What a worker says: what became of a row; last of all, where its time went; or why all must stop.
-_ROW, _END, _STOP = "row", "end", "stop"
+AUTO = "auto"
+"""All CUDA devices there are, or the best other one: the first worker finds out."""
+
+# What a worker says: first, which devices it has found; what became of a row; last of all, where its time went; or why
+# all must stop.
+_DEVICES, _ROW, _END, _STOP = "devices", "row", "end", "stop"
 _STILLBORN = 3  # workers of a device that may die without having made a row
 
 
@@ -35,6 +39,9 @@ def run_workers(
     """`Worker.run` on several devices at once; a chunk is sampled as one worker alone would sample it.
 
     In the place of a worker that is killed comes another, see `Dispatch`.
+
+    Args:
+        devices: a worker for each; `AUTO` alone is all that there are.
 
     Raises:
         UserError: a device cannot be used, or the disk is full.
@@ -68,16 +75,21 @@ class _Team:
 
     def run(self) -> None:
         """Until everything has been done, or nobody is left to do it."""
-        for device in self.devices:
-            if self.dispatch.waiting:
-                self._give(self._start(device), most=1)  # each has one before any has more
-        for started in list(self.members):
-            self._give(started)
+        self._open(self.devices)
         while self.members:
             for link in self._speaking():
                 self._hear(link)
         if not self.dispatch.over:
             self.dispatch.abandon(UserError("no worker is left to make it: start the batch again"))
+
+    def _open(self, devices: Sequence[str]) -> None:
+        """Start workers, each of which has one chunk before any has more."""
+        for device in devices:
+            if self.dispatch.waiting:
+                self._give(self._start(device), most=1)
+        if AUTO not in devices:  # else others may come
+            for started in list(self.members):
+                self._give(started)
 
     def stop(self) -> None:
         """End the workers that are left: they write what they have sampled, and what they say of it is passed on."""
@@ -91,10 +103,10 @@ class _Team:
 
     def _start(self, device: str, stillborn: int = 0) -> Connection:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        threads = max(1, torch.get_num_threads() // max(1, self.devices.count("cpu")))
+        share = max(1, self.devices.count("cpu"))  # of the processors' cores
         with _ignoring_ctrl_c():
             here, there = context.Pipe()
-            arguments = (there, device, self.batch_size, self.site, threads)
+            arguments = (there, device, self.batch_size, self.site, share)
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             there.close()  # so that the end of the process is the end of the pipe
@@ -125,7 +137,10 @@ class _Team:
         except (EOFError, ConnectionError):
             self._part(link)
             return
-        if kind == _ROW:
+        if kind == _DEVICES:
+            member.device = value[0]
+            self._open(value[1:])
+        elif kind == _ROW:
             member.stillborn = 0
             self.dispatch.done(link, value)
             if not self.stopping:
@@ -152,11 +167,10 @@ class _Team:
                 self._give(other)  # what it had, or the end
 
 
-def _work(link: Connection, device: str, batch_size: int, site: Site, threads: int) -> None:
-    """The life of a worker's process."""
+def _work(link: Connection, device: str, batch_size: int, site: Site, share: int) -> None:
+    """The life of a worker's process, which is one of `share` on the same processors."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # then what has been sampled is written
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
 
     def chunks() -> Iterator[Chunk]:
         while True:
@@ -170,8 +184,15 @@ def _work(link: Connection, device: str, batch_size: int, site: Site, threads: i
     def work(_: Sequence[str]) -> None:
         logging.getLogger("ldm").setLevel(logging.WARNING)
         try:
+            import torch
+
+            from ldm.runs.batch.work import Worker, devices_here
+
+            torch.set_num_threads(max(1, torch.get_num_threads() // share))
+            devices = devices_here() if device == AUTO else [device]
+            link.send((_DEVICES, devices))
             with site.opened() as files:
-                worker = Worker(device, batch_size, files, lambda outcome: link.send((_ROW, outcome)))
+                worker = Worker(devices[0], batch_size, files, lambda outcome: link.send((_ROW, outcome)))
                 link.send((_END, worker.run(chunks())))
         except UserError as error:
             link.send((_STOP, str(error)))
