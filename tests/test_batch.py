@@ -8,6 +8,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from ldm.runs.batch.report import Summary
 from ldm.runs.batch.rows import BadRow, Row, good, plan, read_rows
 from ldm.runs.batch.store import LocalStore
 from scripts import batch_editing, reconstruct, text_editing
+from tests.batches import ROOT
 from tests.tiny import save_tiny_model
 
 
@@ -216,6 +219,50 @@ def test_a_bad_command_line_is_exit_code_2_and_nothing_is_written(folder, tmp_pa
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (("--cpus", 4), "--cpus 4 is of a Ray cluster"),
+        (("--address", "auto"), "--address auto is of a Ray cluster"),
+        (("--workers", 2), "--workers 2 is of a Ray cluster"),
+        (("--engine", "ray", "--workers", 2), "--devices cpu is of this machine"),
+        (("--engine", "ray", "--workers", 0, "--devices", "auto"), "--workers 0 makes the rows in this process"),
+        (("--devices", "cpu,cpu", "--workers", 0), "--devices cpu,cpu are more"),
+        (("--devices", "auto,cpu"), "give auto alone"),
+    ],
+)
+def test_an_option_of_another_engine_is_refused(folder, tmp_path, capsys, more, named):
+    assert batch(folder, write_jsonl(folder, edit_rows(1)), tmp_path / "out", *more) == 2
+    said = capsys.readouterr().err
+    assert named in said and len(said.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_process_that_hands_out_rows_imports_no_torch(folder, tmp_path):
+    """It holds a million rows in the memory that torch alone would take, and begins before a worker has."""
+    source = write_jsonl(folder, [*edit_rows(2), bad(scale=-1)])
+    assert batch(folder, source, tmp_path) == 1
+    (tmp_path / "summary.jsonl").rename(tmp_path / "summary-1-of-2.jsonl")
+    options = [str(source), "-o", str(tmp_path), "--model", str(folder / "model"), "--ddim_steps", "2"]
+    options += ["--n_samples", "2", "--force"]
+    program = """
+import json, sys
+from ldm.cli import run
+from scripts import batch_editing
+import ldm.runs.batch.cluster, ldm.runs.batch.workers
+for more in ([], ["--merge"]):
+    try:
+        code = run(batch_editing.main, [*sys.argv[1:], *more])
+    except SystemExit as stop:
+        code = stop.code
+    print(code)
+heavy = {"torch", "transformers", "pytorch_lightning", "diffusers", "open_clip", "ldm.editing.editor"}
+print(sorted(heavy & sys.modules.keys()))
+"""
+    said = subprocess.run([sys.executable, "-c", program, *options], cwd=ROOT, capture_output=True, text=True)
+    assert "2 were there already" in said.stdout and "2 done, 1 failed" in said.stdout, said.stderr
+    assert said.stdout.splitlines()[-1] == "[]" and "row 3: " in said.stderr
+
+
 def test_rows_of_the_same_settings_are_sampled_together(tmp_path):
     rows = [bad(n_samples=n, **more) for n, more in
             [(3, {}), (2, {"scale": 3}), (3, {}), (3, {}), (9, {}), (2, {"prompt": "q", "seed": 1, "scale": 3}),
@@ -327,7 +374,9 @@ def test_started_again_only_what_is_missing_or_changed_is_made(folder, tmp_path,
     changed = {name.rpartition("-")[0] for name in again if again[name] != first.get(name)}
     assert changed == {"a-red-ball-1", "a-red-ball-2", ""} and len(again) == 6, "the old third row's run stays"
     assert [line["row"] for line in summary(out)] == [1, 2, 3, 4, 5]
+    capsys.readouterr()
     assert batch(folder, write_jsonl(home, rows), out, "--scale", 3) == 0
+    assert capsys.readouterr().err.count("was made of other options, files or weights") == 1
     assert len(when_made(out)) == 6, "another option of the command line's makes rows again in their place"
 
 
@@ -729,7 +778,8 @@ def test_a_row_and_an_edit_of_the_same_options_are_the_same_bit_for_bit(folder, 
     options = ["--model", str(model), "--ddim_steps", "3", "--n_samples", "2", "--precision", "float32", "--force"]
     files = {"image": str(folder / "a.png"), "mask": str(folder / "a_mask.png"), "prompt": "a red ball"}
     source = write_jsonl(tmp_path, [files])
-    assert run(batch_editing.main, [str(source), "-o", str(tmp_path / "batch"), "--devices", "cpu", "--workers", "0", *options]) == 0
+    argv = [str(source), "-o", str(tmp_path / "batch"), "--devices", "cpu", "--workers", "0", *options]
+    assert run(batch_editing.main, argv) == 0
     argv = ["-p", files["prompt"], "-i", files["image"], "--mask", files["mask"], "--device", "cpu"]
     assert run(text_editing.main, [*argv, "-o", str(tmp_path / "edit"), *options]) == 0
     (row,) = (tmp_path / "batch").glob("*/samples")

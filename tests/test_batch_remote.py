@@ -45,7 +45,8 @@ def hasty(monkeypatch):
 
 
 def batch(source: object, out: object, model: Path, *more: object) -> int:
-    argv = [str(source), "-o", str(out), "--model", str(model), *OPTIONS, "--devices", "cpu", "--workers", "0", *map(str, more)]
+    argv = [str(source), "-o", str(out), "--model", str(model), *OPTIONS, "--devices", "cpu", "--workers", "0"]
+    argv += map(str, more)
     try:
         return run(batch_editing.main, argv)
     except SystemExit as stop:

@@ -30,7 +30,7 @@ def write(folder: Path, records: list[dict], name: str = "rows.jsonl") -> Path:
         parquet.write_table(pyarrow.Table.from_pylist(records), path, row_group_size=100)
     elif name.endswith(".csv"):
         columns = list(dict.fromkeys(column for one in records for column in one))
-        cells = [columns, *([str(one.get(column, "")) for column in columns] for one in records)]
+        cells = [columns, *([str(one.get(column) or "") for column in columns] for one in records)]
         path.write_text("\n".join(map(",".join, cells)))
     else:
         path.write_text("\n".join(map(json.dumps, records)))
@@ -111,6 +111,18 @@ def test_a_row_of_another_method_is_refused_and_not_made_by_ours(tmp_path):
     first, *others = read_rows(source, Path("out"), {})
     assert isinstance(first, BadRow) and re.search(r'"glide", and a batch edits by .* docs/baselines\.md', first.error)
     assert all(isinstance(row, Row) for row in others)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_an_empty_cell_can_be_asked_for(tmp_path, kind):
+    records = [record(i, split="test" if i % 2 else None, notes=None) for i in range(4)]
+    source = write(tmp_path, records, f"rows.{kind}")
+    every = names(source)
+    assert names(source, where=(("split", ""),)) == every[::2]
+    assert names(source, where=(("split", "test"),)) == every[1::2]
+    assert names(source, where=(("notes", ""), ("split", ""))) == every[::2]
+    with pytest.raises(UserError, match='asks for a column "spilt"'):
+        names(source, where=(("spilt", ""),))
 
 
 def test_rows_are_chosen_by_any_column_and_by_number(tmp_path):

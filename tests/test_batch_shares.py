@@ -114,6 +114,20 @@ def test_merge_counts_only_the_rows_it_is_asked_for_and_takes_no_row_for_another
     assert "rows: 2 done, 0 failed, told" in capsys.readouterr().out
 
 
+def test_a_marker_wins_over_a_failure_that_a_share_has_told(folder, tmp_path, capsys):
+    source, out, model = write_rows(folder / "won.jsonl", rows(2)), tmp_path / "out", folder / "model"
+    assert batch(source, out, model) == 0
+    for name in ("summary.jsonl", "index.html"):
+        (out / name).unlink()
+    told = [Outcome(i + 1, f"r{i}", "failed", error="the disk was gone") for i in range(2)]  # and back, later
+    (out / "summary-1-of-2.jsonl").write_bytes(b"".join(one.line() for one in told))
+    capsys.readouterr()
+    assert batch(source, out, model, "--merge") == 0
+    assert "rows: 2 done, 0 failed" in capsys.readouterr().out
+    assert batch(source, out, model, "--merge", "--ddim_steps", 3) == 1, "a marker of the row as it was"
+    assert "rows: 0 done, 2 failed" in capsys.readouterr().out
+
+
 def test_merge_without_shares_is_one_line(folder, tmp_path, capsys):
     assert batch(write_rows(folder / "one.jsonl", rows(1)), tmp_path, folder / "model", "--merge") == 2
     assert "no summary of a share" in capsys.readouterr().err

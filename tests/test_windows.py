@@ -66,7 +66,17 @@ def test_a_batch_samples_those_of_one_size_together(tmp_path: Path):
         Image.fromarray(mask).save(tmp_path / f"{i}.png")
         rows.append({"image": "img.png", "mask": f"{i}.png", "prompt": "a red ball", "name": str(i)})
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    argv = [str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "out"), "--model", str(model), "--devices", "cpu", "--workers", "0"]
+    argv = [
+        str(tmp_path / "rows.jsonl"),
+        "-o",
+        str(tmp_path / "out"),
+        "--model",
+        str(model),
+        "--devices",
+        "cpu",
+        "--workers",
+        "0",
+    ]
     assert run(batch_editing.main, [*argv, "--aspect", "mask", "--ddim_steps", "2", "--n_samples", "1"]) == 0
     records = [json.loads((tmp_path / f"out/{i}/samples/run.json").read_text()) for i in range(3)]
     assert [record["size"] for record in records] == [[48, 96], [96, 48], [48, 96]]

@@ -196,6 +196,7 @@ class _Batch:
 
     def __init__(self, job: BatchJob, files: Files, rows: Rows, summary: Summary):
         self.job, self.files, self.rows, self.summary = job, files, rows, summary
+        self.told = False  # that runs are replaced
 
     def make(self, devices: Sequence[str], waiting: Iterator[list[Row | BadRow]]) -> Profile:
         """Make rows by workers in processes of their own, or by one in this."""
@@ -219,8 +220,9 @@ class _Batch:
         """What there is to make, a window of rows at a time; what there is not is told by the way."""
         with ThreadPoolExecutor(READERS) as pool:
             for window in waiting:
-                markers = pool.map(self.files.known, good(window))
-                known = {row.number: marker for row, marker in zip(good(window), markers, strict=True)}
+                looks = list(pool.map(self.files.look, good(window)))
+                known = {row.number: marker for row, (marker, _) in zip(good(window), looks, strict=True)}
+                self._tell_of_others(row for row, (_, other) in zip(good(window), looks, strict=True) if other)
                 todo: list[Row] = []
                 for row in window:
                     if isinstance(row, BadRow):
@@ -235,6 +237,14 @@ class _Batch:
                     for row in todo:
                         _clear(row.job.outdir)
                 yield from plan(todo, self.job.batch_size)
+
+    def _tell_of_others(self, rows: Iterator[Row]) -> None:
+        """Say it once, before it is done, where a run of other options, files or weights is replaced."""
+        row = None if self.told else next(rows, None)
+        if row is not None:
+            self.told = True
+            what = "was made of other options, files or weights, perhaps as others were"
+            logger.warning("row %d %s: it is made again, in the place of what is there", row.number, what)
 
     def _report(self, outcome: Outcome, made: bool = True) -> None:
         if outcome.status == "failed":

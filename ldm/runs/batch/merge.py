@@ -1,4 +1,7 @@
-"""One summary and one page of what the shares of a batch have told, `--shard 1/8` to `--shard 8/8`."""
+"""One summary and one page of what the shares of a batch have told, `--shard 1/8` to `--shard 8/8`.
+
+A row is done if a share says so, or else its marker does.
+"""
 
 import json
 import re
@@ -48,7 +51,7 @@ def merge_batch(job: BatchJob, options: Mapping[str, Any]) -> MergeResult:
     check_source(job, "")
     rows = Rows(job.rows, folder_of(job), options, Selection.of("1/1", job.where, job.limit))
     with Site(job.outdir, job.cache, node=socket.gethostname()).opened() as files, ExitStack() as stack:
-        names = sorted(name for name in files.store.list() if re.fullmatch(r"summary-\d+-of-\d+\.jsonl", name))
+        names = [name for name in files.store.list("summary-") if re.fullmatch(r"summary-\d+-of-\d+\.jsonl", name)]
         if not names:
             raise UserError(f'"{job.outdir}" has no summary of a share: make them by `shard=1/8` to `shard=8/8`')
         stack.enter_context(files.store.held(""))
@@ -58,8 +61,8 @@ def merge_batch(job: BatchJob, options: Mapping[str, Any]) -> MergeResult:
         done = failed = 0  # of the rows asked for: the summary may know of others
         for row in rows:
             outcome = notes.find(row.name, row.number)
-            if outcome is None and isinstance(row, Row) and (marker := files.store.marker(row.name)) is not None:
-                outcome = files.outcome(row, marker)
+            if isinstance(row, Row) and (outcome is None or outcome.status == "failed"):
+                outcome = _marked(files, row, outcome) or outcome
             if outcome is not None:
                 summary.total = rows.total
                 summary.add(outcome)
@@ -70,6 +73,15 @@ def merge_batch(job: BatchJob, options: Mapping[str, Any]) -> MergeResult:
         summary.finish(everything)
         page = files.store.outdir.rstrip("/") + "/" + PAGE
         return MergeResult(done, failed, rows.wanted - done - failed, len(names), page)
+
+
+def _marked(files: Files, row: Row, told: Outcome | None) -> Outcome | None:
+    """What a row's marker says of it; what a share has told may be older, or all of it lost.
+
+    Where a share has told of a failure, the marker must be of the row as it is now.
+    """
+    marker = files.store.marker(row.name) if told is None else files.known(row)
+    return None if marker is None else files.outcome(row, marker)
 
 
 class _Notes:

@@ -29,6 +29,7 @@ _NOT_A_ROWS = ("outdir", "overwrite", "device")
 COLUMNS = ("name", *SHORT, *(name for name in declared(EditJob) if name not in _NOT_A_ROWS))
 """What a row may hold."""
 
+_COLUMNS = {*COLUMNS}
 _KINDS = (".jsonl", ".ndjson", ".csv", ".parquet")
 
 Record = Mapping[str, Any]
@@ -39,8 +40,8 @@ class Manifest:
 
     source: a path or URL of
         `edits.jsonl`: an object per line; null is the default.
-        `edits.csv`: the names of the columns first; an empty cell is the default.
-        `edits.parquet`: a column for each; null and NaN are the default.
+        `edits.csv`: the names of the columns first; an empty cell is None, the default.
+        `edits.parquet`: a column for each; null and NaN are None, the default.
         or the path of a folder with `photo.jpg` and `photo_mask.png`, or with `images/photo.jpg` and
         `masks/photo.png`; the prompt is the text of `photo.txt` beside the image, if there is one.
 
@@ -118,7 +119,7 @@ class Manifest:
             for batch in file.iter_batches(batch_size=1024):
                 for record in batch.to_pylist():
                     # NaN, which pandas writes for no number, is the only value that is not itself.
-                    yield {name: value for name, value in record.items() if value is not None and value == value}
+                    yield {name: value if value == value else None for name, value in record.items()}
                 read += batch.num_rows
                 self.fraction = read / max(1, file.metadata.num_rows)
         except UnicodeDecodeError:
@@ -138,9 +139,9 @@ def known_columns(record: Record, source: str, told: set[str]) -> Record:
         UserError: a name that is nearly an option's, or a method that a batch has not.
     """
     _check_method(record)
-    strange = [name for name in record if name not in COLUMNS]
-    if not strange:
+    if record.keys() <= _COLUMNS:
         return record
+    strange = [name for name, value in record.items() if name not in _COLUMNS and value is not None]
     for name in strange:
         near = _near(name)
         if near is not None:
@@ -149,7 +150,7 @@ def known_columns(record: Record, source: str, told: set[str]) -> Record:
         if name and name not in told:  # a column without a name is that of a spreadsheet's row numbers
             told.add(name)
             logger.warning('"%s": "%s" is no option of a row and is ignored', source, name)
-    return {name: value for name, value in record.items() if name in COLUMNS}
+    return {name: value for name, value in record.items() if name in _COLUMNS}
 
 
 def _check_method(record: Record) -> None:
@@ -209,7 +210,8 @@ def _read_csv(file: Iterable[str], source: str) -> Iterator[Record | UserError]:
         if len(cells) > len(columns) and any(cells[len(columns) :]):
             yield UserError(f"there are {len(cells) - len(columns)} more cells than columns")
         else:
-            yield {column: cell for column, cell in zip(columns, cells, strict=False) if cell.strip()}
+            cells += [""] * (len(columns) - len(cells))
+            yield {column: cell if cell.strip() else None for column, cell in zip(columns, cells, strict=False)}
 
 
 def _read_folder(folder: Path) -> Iterator[Record | UserError]:

@@ -1,6 +1,7 @@
 """Files behind URLs (s3://, gs://, az://, https://), through fsspec: patiently, whole, and cached within a bound."""
 
 import hashlib
+import inspect
 import logging
 import os
 import random
@@ -11,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -118,11 +120,19 @@ class Remote:
             return [str(path)[len(folder) :].lstrip("/") for path in patiently(self.fs.find, folder)]
         return []
 
-    def names(self) -> list[str]:
-        """The names of the files in a folder, not of those below."""
+    def names(self, prefix: str) -> list[str]:
+        """The names that begin so, of the files in a folder, not of those below.
+
+        An object store is asked for these alone: there may be millions of others.
+        """
+        asks = getattr(self.fs, "_find", self.fs.find)  # of the kinds that answer later, what `find` is made of
         with suppress(FileNotFoundError):
-            found = patiently(self.fs.ls, self.path)
-            return [one["name"].rstrip("/").rpartition("/")[2] for one in found if one["type"] == "file"]
+            if "prefix" in inspect.signature(asks).parameters:
+                found = [str(path) for path in patiently(partial(self.fs.find, prefix=prefix), self.path)]
+            else:
+                found = [one["name"] for one in patiently(self.fs.ls, self.path) if one["type"] == "file"]
+            below = (path.rstrip("/").removeprefix(f"{self.path.rstrip('/')}/") for path in found)
+            return [name for name in below if name.startswith(prefix) and "/" not in name]
         return []
 
     def stamp(self) -> list[Any] | None:

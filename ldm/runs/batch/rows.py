@@ -92,7 +92,7 @@ class Selection:
     """Which rows are wanted.
 
     shard: (i, n), from 1: the rows whose name's hash falls to the i-th of n. where: columns and the texts that they
-    must have. limit: of the rows that fit, the first so many.
+    must have, "" for an empty cell or null. limit: of the rows that fit, the first so many.
     """
 
     shard: tuple[int, int] = (1, 1)
@@ -121,7 +121,7 @@ class Selection:
 
     def fits(self, record: Record) -> bool:
         """Whether a record has the texts that are asked for."""
-        return all(column in record and as_text(record[column]) == text for column, text in self.where)
+        return all(column in record and as_text(record[column]).strip() == text for column, text in self.where)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -309,7 +309,9 @@ def _name(own: Record, prompt: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value as text, the same for all kinds of manifest: 7 and 7.0, true and True, [1, 2] and "1 2"."""
+    """A value as text, the same for all kinds of manifest: 7 and 7.0, true and True, [1, 2] and "1 2", None and ""."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():

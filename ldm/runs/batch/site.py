@@ -78,21 +78,27 @@ class Files:
 
     def known(self, row: Row) -> Marker | None:
         """What is known of a row that has been made of the same options, files and weights; None where it has not."""
-        marker = self.store.marker(row.name)
+        return self.look(row)[0]
+
+    def look(self, row: Row) -> tuple[Marker | None, bool]:
+        """The same; and whether its folder has what was made of others, which the row's run will replace."""
+        marker, other = self.store.marker(row.name), False
         if isinstance(self.store, LocalStore) and not _whole(row):
-            return None
+            return None, False
         try:
             if marker is not None:
                 stamps = stamps_of(row)
                 unchanged = None not in stamps and list(stamps) == list(marker.stamps)
                 content = marker.content if unchanged else self._content(row)
                 if digest_of(row.job, content) == marker.digest:
-                    return replace(marker, outcome=marker.outcome | {"row": row.number})
+                    return replace(marker, outcome=marker.outcome | {"row": row.number}), False
+                other = True
             if isinstance(self.store, LocalStore):  # killed before it could put a marker
-                return _marker_of(row, read_run(row.job.outdir), self._content(row))
+                marker = _marker_of(row, read_run(row.job.outdir), self._content(row))
+                return marker, other and marker is None
         except UserError:  # no run, or its files cannot be read any more: the worker tells why
             pass
-        return None
+        return None, other
 
     def outcome(self, row: Row, marker: Marker) -> Outcome | None:
         """The outcome that a marker holds, under the row's number; None where it cannot be read."""

@@ -99,8 +99,8 @@ class Store(Protocol):
         """Bring a file to the desk, where it is not there."""
         ...
 
-    def list(self) -> list[str]:
-        """The names of the files beside the rows' folders."""
+    def list(self, prefix: str) -> list[str]:
+        """The names that begin so, of the files beside the rows' folders, in order."""
         ...
 
     def held(self, share: str) -> Any:
@@ -151,9 +151,13 @@ class LocalStore:
     def fetch(self, file: str) -> None:
         """See `Store`: it is there."""
 
-    def list(self) -> list[str]:
+    def list(self, prefix: str) -> list[str]:
         """See `Store`."""
-        return [path.name for path in self.desk.iterdir() if path.is_file()] if self.desk.is_dir() else []
+        try:
+            with os.scandir(self.desk) as entries:
+                return sorted(one.name for one in entries if one.name.startswith(prefix) and one.is_file())
+        except FileNotFoundError:
+            return []
 
     @contextmanager
     def held(self, share: str) -> Iterator[None]:
@@ -228,9 +232,9 @@ class RemoteStore:
             with suppress(FileNotFoundError):
                 self.remote.download(file, path)
 
-    def list(self) -> list[str]:
+    def list(self, prefix: str) -> list[str]:
         """See `Store`."""
-        return self.remote.names()
+        return sorted(self.remote.names(prefix))
 
     @contextmanager
     def held(self, share: str) -> Iterator[None]:
