@@ -190,7 +190,8 @@ def test_a_page_of_many_rows_has_parts_that_load_what_is_looked_at(tmp_path, mon
     summary.finish(everything=True)
     index = (tmp_path / "index.html").read_text()
     assert "1000 rows: 999 done, 1 failed" in index and 'href=".pages/00002.html#row-333"' in index
-    assert "<img" not in index and len(index) < 20_000
+    assert index.index("1 failed</h2>") < index.index('id="rows"'), "what has failed comes before thousands of links"
+    assert 'name="row" min="1" max="1000"' in index and "<img" not in index and len(index) < 20_000
     parts = sorted((tmp_path / ".pages").iterdir())
     assert [path.name for path in parts] == [f"{i:05d}.html" for i in range(1, 6)]
     text = parts[1].read_text()

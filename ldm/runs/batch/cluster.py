@@ -20,7 +20,7 @@ from typing import Any
 
 from ldm.errors import MissingExtra, UserError
 from ldm.runs.batch.dispatch import DEPTH, Dispatch
-from ldm.runs.batch.outcome import Outcome, Profile
+from ldm.runs.batch.outcome import Outcome, Profile, quieten
 from ldm.runs.batch.rows import Chunk
 from ldm.runs.batch.site import Site
 from ldm.runs.jobs import BatchJob
@@ -75,7 +75,7 @@ class Actor:
     """A worker that is asked to make chunks: each method runs in a thread of its own, beside that of the worker."""
 
     def __init__(self, device: str, batch_size: int, site: Site, folder: str | None):
-        logging.getLogger("ldm").setLevel(logging.WARNING)
+        quieten()
         self.trouble: str | None = None
         try:
             if folder is not None:

@@ -30,7 +30,7 @@ from typing import Any
 from ldm.backbones import zoo
 from ldm.errors import UserError
 from ldm.options import subset
-from ldm.runs.batch.outcome import Outcome, Profile, outcome_of, summary_name
+from ldm.runs.batch.outcome import Outcome, Profile, outcome_of, quieten, summary_name
 from ldm.runs.batch.page import PAGE
 from ldm.runs.batch.progress import Progress, check_metrics
 from ldm.runs.batch.remote import as_local, is_url, stem_of
@@ -185,7 +185,7 @@ def begin(job: BatchJob, options: Mapping[str, Any], selection: Selection) -> tu
         (row.job.model, row.job.config, row.job.ckpt) == (asked.model, asked.config, asked.ckpt) for row in good(first)
     ):
         zoo.resolve(**asked.named)  # the command line's own mistake, and no row's
-    logging.getLogger("ldm").setLevel(logging.WARNING)  # what is said of an edit alone would be said for each row
+    quieten()
     return rows, first
 
 

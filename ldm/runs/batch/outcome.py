@@ -14,6 +14,30 @@ from ldm.runs.batch.rows import Row
 logger = logging.getLogger(__name__)
 
 
+class _Once(logging.Filter):
+    """Lets a notice through once: what is said of one row would be said of thousands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is an error, or new."""
+        text = record.getMessage()
+        new = record.levelno > logging.WARNING or text not in self.said
+        if new and len(self.said) < 1000:
+            self.said.add(text)
+        return new
+
+
+def quieten() -> None:
+    """Say of rows what is worth saying of many: no information of single edits, and each notice once."""
+    log = logging.getLogger("ldm")
+    log.setLevel(logging.WARNING)
+    for handler in log.handlers:
+        handler.addFilter(_Once())
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What has become of a row; a line of the summary.

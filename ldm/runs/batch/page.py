@@ -48,11 +48,15 @@ ul { list-style: none; margin: .6rem 0; padding: 0; display: grid; gap: .7rem;
   grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); max-width: 66rem; }
 ul.strip { grid-template-columns: repeat(auto-fill, 12rem); max-width: none; gap: .4rem; }
 li a { display: block; color: var(--soft); text-decoration: none; font-size: .82rem; }
-nav a { color: var(--accent); margin-right: .5rem; }
-nav { margin-bottom: .6rem; }
+nav a, p.error a { color: var(--accent); margin-right: .5rem; }
+main > h2 { margin: 1.2rem 0 .4rem; }
+nav.parts { display: grid; grid-template-columns: repeat(auto-fill, 5.5rem); font-variant-numeric: tabular-nums; }
+input[type=number] { font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--line);
+  border-radius: 6px; padding: .4rem .7rem; width: 9rem; }
+nav { margin: .6rem 0; }
 li img { display: block; width: 100%; height: 8.5rem; object-fit: contain; background: var(--back);
   border-radius: 4px; margin-bottom: .2rem; }
-a:focus-visible, input:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 4px; }
+a:focus-visible, input:focus-visible, button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 4px; }
 a:hover img { outline: 1px solid var(--accent); }
 p.note { margin: .3rem 0 0; color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 p.error { margin: .4rem 0 0; color: var(--bad); overflow-wrap: anywhere; }
@@ -72,6 +76,18 @@ form.addEventListener('input', () => {
     shown += !row.hidden;
   }
   form.querySelector('output').textContent = shown + ' of ' + rows.length;
+});
+"""
+
+
+# Of the first page: to the part that has a row.
+_GO = """
+const form = document.querySelector('form');
+form.hidden = false;
+form.addEventListener('submit', event => {
+  event.preventDefault();
+  const row = form.row.valueAsNumber, part = Math.floor((row - 1) / %d) + 1;
+  if (row >= 1) location.href = '%s/' + String(part).padStart(5, '0') + '.html#row-' + row;
 });
 """
 
@@ -185,10 +201,11 @@ def _part(summary: Summary, part: int, parts: int) -> Iterator[str]:
 
 def _contents(summary: Summary, parts: int) -> Iterator[str]:
     yield _head(summary.title, _count(summary), "'none'")
-    yield "</header>\n<main><h2>Rows</h2><nav>"
-    for part in range(1, parts + 1):
-        yield f'<a href="{_PARTS}/{part:05d}.html">{(part - 1) * ROWS + 1}</a> '
-    yield "</nav>\n"
+    last = len(summary.states.rstrip(b"\0")) - 1
+    yield (
+        f'<form hidden><label>go to row <input type="number" name="row" min="1" max="{last}" required></label>'
+        '<button>go</button></form><nav><a href="#rows">all rows</a></nav></header>\n<main>\n'
+    )
     failed = summary.count("failed")
     if failed:
         yield f"<h2>{failed} failed{f', the first {_FAILURES}' if failed > _FAILURES else ''}</h2>"
@@ -197,7 +214,10 @@ def _contents(summary: Summary, parts: int) -> Iterator[str]:
             for outcome in summary.outcomes(number, number):
                 error = html.escape(outcome.error or "")
                 yield f'<p class="error"><a href="{link}">{number}</a> {error}</p>\n'
-    yield "</main></body></html>\n"
+    yield f'<h2 id="rows">All rows, {ROWS} on a page</h2><nav class="parts">'
+    for part in range(1, parts + 1):
+        yield f'<a href="{_PARTS}/{part:05d}.html">{(part - 1) * ROWS + 1}</a> '
+    yield f"</nav></main><script>{_GO % (ROWS, _PARTS)}</script></body></html>\n"
 
 
 def _article(outcome: Outcome, up: str, outdir: Path | None = None) -> str:

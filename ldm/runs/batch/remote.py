@@ -173,7 +173,8 @@ def patiently(action: Callable[..., T], *arguments: Any) -> T:
             if final:
                 what = next((str(one) for one in arguments if isinstance(one, str)), "the store")
                 raise UserError(f'"{what}" cannot be reached ({text}): check the URL and the access to it') from error
-            logger.info("%s: asking again", text)
+            if attempt == 2:  # a second or so: a store that is slow for a moment is not spoken of
+                logger.warning("a store does not answer (%s): it is asked again for half a minute or longer", text)
             time.sleep(_PAUSE * 3**attempt * random.uniform(0.7, 1.3))
     raise AssertionError("the last attempt returns or raises")
 

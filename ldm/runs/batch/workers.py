@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from ldm import cli
 from ldm.errors import UserError
 from ldm.runs.batch.dispatch import DEPTH, Dispatch
-from ldm.runs.batch.outcome import Outcome, Profile
+from ldm.runs.batch.outcome import Outcome, Profile, quieten
 from ldm.runs.batch.rows import Chunk
 from ldm.runs.batch.site import Site
 
@@ -182,7 +182,7 @@ def _work(link: Connection, device: str, batch_size: int, site: Site, share: int
             yield chunk
 
     def work(_: Sequence[str]) -> None:
-        logging.getLogger("ldm").setLevel(logging.WARNING)
+        quieten()
         try:
             import torch
 
