@@ -56,7 +56,8 @@ input[type=number] { font: inherit; color: inherit; background: var(--paper); bo
 nav { margin: .6rem 0; }
 li img { display: block; width: 100%; height: 8.5rem; object-fit: contain; background: var(--back);
   border-radius: 4px; margin-bottom: .2rem; }
-a:focus-visible, input:focus-visible, button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 4px; }
+a:focus-visible, input:focus-visible, button:focus-visible {
+  outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 4px; }
 a:hover img { outline: 1px solid var(--accent); }
 p.note { margin: .3rem 0 0; color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 p.error { margin: .4rem 0 0; color: var(--bad); overflow-wrap: anywhere; }
