@@ -121,7 +121,8 @@ def about(field: FieldInfo) -> dict[str, Any]:
 
 def subset(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of some values that are options of a class."""
-    return {name: value for name, value in values.items() if name in declared(cls)}
+    own = declared(cls)
+    return {name: value for name, value in values.items() if name in own}
 
 
 def recorded(told: Any) -> dict[str, Any]:
