@@ -302,9 +302,7 @@ def test_killed_at_random_times_over_an_object_store_that_fails_it_ends_as_if_it
         for _ in range(5):
             process = batches.start(argv, tmp_path / "log", **environment)
             before = len(made)
-            batches.wait_for(
-                lambda process=process, before=before: process.poll() is not None or len(ids()) > before, 180
-            )
+            batches.wait_for(lambda process=process, before=before: process.poll() is not None or len(ids()) > before)
             try:
                 process.wait(draw.uniform(0, 3))
             except Exception:

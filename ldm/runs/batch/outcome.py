@@ -22,9 +22,10 @@ class _Once(logging.Filter):
         self.said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is an error, or new."""
+        """Whether it is new; or an error, or of the batch itself."""
         text = record.getMessage()
-        new = record.levelno > logging.WARNING or text not in self.said
+        of_a_row = record.levelno <= logging.WARNING and not record.name.startswith("ldm.runs.batch.")
+        new = not of_a_row or text not in self.said
         if new and len(self.said) < 1000:
             self.said.add(text)
         return new
