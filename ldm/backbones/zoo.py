@@ -49,7 +49,6 @@ class KnownModel:
     config: str | None = None  # below REPOSITORY; None: in the folder
     clip: Path | str | None = None  # a folder below the models folder (Path), or an open_clip name (str)
     remote: Remote | None = None  # None: comes with the repository
-    mend: str | None = None  # of what has not shipped yet
 
 
 # ViT-B/16 was trained with QuickGELU: the plain architecture takes its weights and ranks worse, without a word.
@@ -77,9 +76,8 @@ MODELS = {
         ),
     ),
     "pixels": KnownModel(
-        about="a small model of pixels for Blended Diffusion, 64x64; still to be trained",
+        about="a small model of pixels for Blended Diffusion, 64x64; comes with this program",
         folder="pixels/scenes",
-        mend="it has not shipped yet: take `model=scenes`, or train it as docs/baselines.md says",
         clip=Path("clip/scenes"),
     ),
     "blended-diffusion-256": KnownModel(
@@ -283,9 +281,7 @@ def _known(name: str) -> ModelFiles:
     config = REPOSITORY / model.config if model.config else folder / "config.yaml"
     if weights is None or not config.is_file():
         mend = "it comes with this program, install that again"
-        if model.mend:
-            mend = model.mend
-        elif weights is None and model.remote:
+        if weights is None and model.remote:
             mend = f"{DOWNLOAD} {name}"
         elif (REPOSITORY / ".git").exists():
             mend = f"git checkout -- {model.config or f'models/{model.folder}'}"

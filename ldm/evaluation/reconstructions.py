@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.checkpoint import weights_hash
 from ldm.data.scenes.backgrounds import HELD_OUT, Photo, read_photo
 from ldm.data.scenes.draw import integer
 from ldm.editing.editor import Editor, Restored
@@ -32,7 +31,7 @@ from ldm.evaluation.inputs import Input
 from ldm.evaluation.measures import EXACT, difference
 from ldm.evaluation.paintings import silent
 from ldm.evaluation.triples import draw_mask, object_triples
-from ldm.files import atomic_file
+from ldm.files import atomic_file, weights_hash
 from ldm.imaging.images import load_image, make_grid, save_png, to_pil
 from ldm.imaging.masks import mask_from
 from ldm.imaging.region import mask_box

@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from ldm.backbones import zoo
 from ldm.backbones.defaults import Defaults
-from ldm.checkpoint import files_hash, weights_hash
 from ldm.data.things.cutouts import read_cutouts
 from ldm.data.things.photographs import Photographs
 from ldm.data.things.things import Things
@@ -53,7 +52,7 @@ from ldm.evaluation.things_questions import (
     thing_questions,
 )
 from ldm.evaluation.things_report import Figure
-from ldm.files import atomic_file
+from ldm.files import atomic_file, files_hash, weights_hash
 from ldm.imaging.images import to_pil, to_tensor
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.training.autoencoder import AutoencoderTrainer, psnr

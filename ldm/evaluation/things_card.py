@@ -107,7 +107,7 @@ def size_line(files: zoo.ModelFiles) -> str:
 def _figures(files: zoo.ModelFiles, folder: Path | None) -> str:
     if folder is None:
         return "Not measured yet: `python scripts/evaluate_things.py`.\n"
-    from ldm.checkpoint import weights_hash
+    from ldm.files import weights_hash
 
     try:
         content = json.loads((folder / "things.json").read_text(encoding="utf-8"))

@@ -44,7 +44,7 @@ class BlendedDiffusionJob(GuidanceOptions, MethodJob):
         "auto",
         "which model: pixels, blended-diffusion-256, blended-diffusion-512, another that CLIP may guide, or a folder",
         group="with what",
-        shown="auto: the first of blended-diffusion-256, pixels and scenes that is there",
+        shown="auto: blended-diffusion-256 where it has been downloaded, else pixels",
         record=False,
     )
     prompt: str = same(MethodJob, "prompt", help="what to paint; '' is guided by nothing")

@@ -166,14 +166,12 @@ def _model_of(job: BlendedDiffusionJob) -> dict[str, Any]:
         return job.named
     if job.model_output_size == 512:
         return {"model": "blended-diffusion-512"}
-    large = "blended-diffusion-256"
-    for name, what in ((large, None), ("pixels", "the small one"), ("scenes", "whose decoder is guided through")):
-        with suppress(UserError):
-            zoo.resolve(name)
-            if what is not None:
-                logger.info(f"model: {name}, {what}; for the public one, {large}: {zoo.DOWNLOAD} {large}")
-            return {"model": name}
-    return {"model": "scenes"}
+    large, small = "blended-diffusion-256", "pixels"
+    with suppress(UserError):
+        zoo.resolve(large)
+        return {"model": large}
+    logger.info(f"model: {small}, the small one; for the public one, {large}: {zoo.DOWNLOAD} {large}")
+    return {"model": small}
 
 
 def _stem(name: str) -> str:
