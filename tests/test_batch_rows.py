@@ -30,7 +30,8 @@ def write(folder: Path, records: list[dict], name: str = "rows.jsonl") -> Path:
         parquet.write_table(pyarrow.Table.from_pylist(records), path, row_group_size=100)
     elif name.endswith(".csv"):
         columns = list(dict.fromkeys(column for one in records for column in one))
-        cells = [columns, *([str(one.get(column) or "") for column in columns] for one in records)]
+        values = ([one.get(column) for column in columns] for one in records)
+        cells = [columns, *(["" if value is None else str(value) for value in row] for row in values)]
         path.write_text("\n".join(map(",".join, cells)))
     else:
         path.write_text("\n".join(map(json.dumps, records)))
