@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from ldm.cli import run
-from ldm.editing import edit
+from ldm.editing import edit, editor
 from ldm.runs.batch import page, report, work, workers
 from ldm.runs.batch.outcome import Outcome
 from ldm.runs.batch.report import Summary
@@ -457,7 +457,7 @@ def ctrl_c():
 
 
 def test_ctrl_c_keeps_what_is_done_and_is_exit_code_130(folder, tmp_path, monkeypatch, ctrl_c):
-    source, edit_tasks, calls = write_jsonl(folder, edit_rows(5)), work.edit_tasks, []
+    source, edit_tasks, calls = write_jsonl(folder, edit_rows(5)), editor.edit_tasks, []
 
     def interrupted(*args, **more):
         calls.append(1)
@@ -465,14 +465,14 @@ def test_ctrl_c_keeps_what_is_done_and_is_exit_code_130(folder, tmp_path, monkey
             signal.raise_signal(signal.SIGINT)
         return edit_tasks(*args, **more)
 
-    monkeypatch.setattr(work, "edit_tasks", interrupted)
+    monkeypatch.setattr(editor, "edit_tasks", interrupted)
     assert batch(folder, source, tmp_path, "--batch_size", 2) == 130
     assert [line["status"] for line in summary(tmp_path)] == ["done", "done"] and len(when_made(tmp_path)) == 2
     assert leftovers(tmp_path) == [] and "2 done" in (tmp_path / "index.html").read_text()
 
 
 def test_a_schedulers_sigterm_keeps_what_is_done_and_is_exit_code_143(folder, tmp_path, monkeypatch):
-    source, edit_tasks, calls = write_jsonl(folder, edit_rows(4)), work.edit_tasks, []
+    source, edit_tasks, calls = write_jsonl(folder, edit_rows(4)), editor.edit_tasks, []
 
     def ended(*args, **more):
         calls.append(1)
@@ -480,7 +480,7 @@ def test_a_schedulers_sigterm_keeps_what_is_done_and_is_exit_code_143(folder, tm
             signal.raise_signal(signal.SIGTERM)
         return edit_tasks(*args, **more)
 
-    monkeypatch.setattr(work, "edit_tasks", ended)
+    monkeypatch.setattr(editor, "edit_tasks", ended)
     assert batch(folder, source, tmp_path, "--batch_size", 2) == 143
     assert [line["status"] for line in summary(tmp_path)] == ["done"] and leftovers(tmp_path) == []
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -107,13 +107,6 @@ def test_a_parquet_without_its_package_is_one_line(tmp_path, monkeypatch):
 # ---- which rows
 
 
-def test_a_row_of_another_method_is_refused_and_not_made_by_ours(tmp_path):
-    source = write(tmp_path, [record(0, method="glide"), record(1, method="blended_latent"), record(2)])
-    first, *others = read_rows(source, Path("out"), {})
-    assert isinstance(first, BadRow) and re.search(r'"glide", and a batch edits by .* docs/baselines\.md', first.error)
-    assert all(isinstance(row, Row) for row in others)
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_an_empty_cell_can_be_asked_for(tmp_path, kind):
     records = [record(i, split="test" if i % 2 else None, notes=None) for i in range(4)]

@@ -25,8 +25,8 @@ from ldm.models.diffusion.respacing import RespacedLevels, ancestral_step
 from ldm.models.diffusion.sampling import NoiseSource, StepInfo
 from ldm.options import declared
 from ldm.runs.baseline_jobs import BlendedDiffusionJob
-from ldm.runs.blended_diffusion import in_words_of
 from ldm.runs.folder import read_run
+from ldm.runs.program import in_words_of
 from ldm.runs.ranked import check_ranked, ranked_name, write_ranked
 from ldm.runs.video import require_video_writer
 from scripts import blended_diffusion, reconstruct, text_editing

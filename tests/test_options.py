@@ -70,7 +70,7 @@ VALUES = {
     "save_video": True,
 }
 EDIT = sorted(declared(EditJob))
-IN_A_ROW = [name for name in EDIT if name in COLUMNS]
+IN_A_ROW = [name for name in EDIT if name in COLUMNS["blended_latent"]]
 
 
 def asked(name: str) -> EditJob:

@@ -25,8 +25,12 @@ def glide_task(
     told: GlideSampling,
     ranker: CLIPRanker | None = None,
     on_step: Progress | None = None,
+    batch_size: int | None = None,
 ) -> EditResult:
     """Fill a mask in by GLIDE, `task.request.n_samples` predictions at a time, and rank.
+
+    Args:
+        batch_size: the most predictions at a time, if these are to be fewer.
 
     Raises:
         OutOfMemory: smaller batches may fit.
@@ -40,7 +44,8 @@ def glide_task(
         x0 = model.paint(x_source, mask, request.prompt, noise, told, see)
         return Sampled(x0, canvas.x_mask.expand(len(x0), -1, -1, -1), [(None, False)] * len(x0))
 
-    (made,) = sample_all(model, [request.seeds], request.n_samples, paint, on_step, False)
+    batch = min(request.n_samples, batch_size or request.n_samples)
+    (made,) = sample_all(model, [request.seeds], batch, paint, on_step, False)
     return ranked(_result(task, torch.cat(made.x), tuple(request.seeds), canvas.x_source), ranker, canvas.x_mask)
 
 

@@ -57,6 +57,7 @@ def guide_task(
     strength: float | None = None,
     on_step: Progress | None = None,
     keep_steps: bool = False,
+    batch_size: int | None = None,
 ) -> EditResult:
     """Edit a picture inside its mask under CLIP's guidance, `task.request.n_samples` predictions at a time, and rank.
 
@@ -67,6 +68,7 @@ def guide_task(
         task: all white where there is no mask; of its request what is not said by the `options`.
         strength: of CLIP's guidance where the options leave it open.
         on_step, keep_steps: as of `ldm.editing.edit.edit_tasks`.
+        batch_size: the most predictions at a time, if these are to be fewer.
 
     Raises:
         OutOfMemory: for a single prediction.
@@ -74,7 +76,7 @@ def guide_task(
     """
     check_size(model, *task.canvas.size)
     run = _Guided(model, task, options, clip, strength)
-    (made,) = _halving(model, task, run, on_step, keep_steps)
+    (made,) = _halving(model, task, run, on_step, keep_steps, batch_size)
     x = torch.cat(made.x)
     x_mask = task.canvas.x_mask
     fits = [MaskFit(False, "this method fits none", run.masks[-1].cpu(), x_mask[0]) for _ in made.x]
@@ -96,8 +98,10 @@ def guide_task(
     return ranked(result, clip, x_mask)
 
 
-def _halving(model: Backbone, task: EditTask, run: "_Guided", on_step: Progress | None, keep_steps: bool) -> Any:
-    batch = task.request.n_samples
+def _halving(
+    model: Backbone, task: EditTask, run: "_Guided", on_step: Progress | None, keep_steps: bool, most: int | None
+) -> Any:
+    batch = min(task.request.n_samples, most or task.request.n_samples)
     while True:
         try:
             with told_out_of_memory():

@@ -16,7 +16,7 @@ NoiseLevel = Annotated[float, Field(ge=0, le=1)]
 _RELEASED_NOISE = {"one": "shared", "fresh": "resampled"}  # as earlier versions named them
 
 
-def _numbers(value: Any) -> Any:
+def numbers(value: Any) -> Any:
     """Numbers in a text, as a spreadsheet's cell has them: spaces or commas between, or a list as Python writes it."""
     return value.strip("[]() ").replace(",", " ").split() or None if isinstance(value, str) else value
 
@@ -60,7 +60,7 @@ class SamplingRequest:
     scale: float | None = option(
         None, "strength of classifier-free guidance; 1 is none", low=0, shown="the model's, or else 5"
     )
-    guidance_interval: Annotated[tuple[NoiseLevel, NoiseLevel] | None, BeforeValidator(_numbers)] = option(
+    guidance_interval: Annotated[tuple[NoiseLevel, NoiseLevel] | None, BeforeValidator(numbers)] = option(
         None,
         "guide between these noise levels only, 0 (clean) to 1 (noise); other steps cost half",
         shown="everywhere",

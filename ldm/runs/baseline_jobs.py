@@ -3,16 +3,21 @@
 Imports nothing heavy: the command lines are made of these declarations.
 """
 
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ldm.editing.guided_request import GuidanceOptions
-from ldm.editing.request import Place, SamplingRequest, check_text
+from ldm.editing.request import Place, SamplingRequest, check_text, numbers
 from ldm.errors import UserError
 from ldm.options import option, options, same
 from ldm.runs.jobs import EditJob, PrecisionChoice
+
+logger = logging.getLogger(__name__)
 
 Side = Annotated[int, Field(ge=0)]
 
@@ -35,10 +40,28 @@ class MethodJob(PrecisionChoice, Place, Inputs):
     def __post_init__(self) -> None:
         check_text("prompt", self.prompt)
 
+    @property
+    def models(self) -> tuple[Mapping[str, Any], ...]:
+        """See `MethodOptions`."""
+        return (self.named,)
+
+    @property
+    def loading(self) -> Mapping[str, Any]:
+        """See `MethodOptions`."""
+        return {**self.named, "precision": self.precision}
+
+    @property
+    def together(self) -> Any:
+        """See `MethodOptions`: each is sampled by itself."""
+        return self
+
 
 @options
 class BlendedDiffusionJob(GuidanceOptions, MethodJob):
     """One edit by Blended Diffusion, under the names and defaults of its public program."""
+
+    outdir_option: ClassVar[str] = "output_path"
+    video_option: ClassVar[str | None] = "vid"
 
     model: str = option(
         "auto",
@@ -51,7 +74,7 @@ class BlendedDiffusionJob(GuidanceOptions, MethodJob):
     mask: Path | None = option(
         None, "the mask: white is edited", group="what to edit", shown="the whole image", record=False
     )
-    extrapolate: tuple[Side, Side, Side, Side] | None = option(
+    extrapolate: Annotated[tuple[Side, Side, Side, Side] | None, BeforeValidator(numbers)] = option(
         None,
         "paint so many pixels beyond the image on its left, top, right and bottom",
         group="what to edit",
@@ -84,11 +107,34 @@ class BlendedDiffusionJob(GuidanceOptions, MethodJob):
         if self.invert_mask and self.mask is None:
             raise UserError("`invert_mask` needs `mask`: without one the whole image is edited")
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """The arguments of `zoo.resolve`: "auto" is the public network of that size, or the small one."""
+        from ldm.backbones import zoo
+
+        if self.model != "auto" or self.config or self.ckpt:
+            return super().named
+        if self.model_output_size == 512:
+            return {"model": "blended-diffusion-512"}
+        large, small = "blended-diffusion-256", "pixels"
+        with suppress(UserError):
+            zoo.resolve(large)
+            return {"model": large}
+        logger.info(f"model: {small}, the small one; for the public one, {large}: {zoo.DOWNLOAD} {large}")
+        return {"model": small}
+
+    @property
+    def seeds(self) -> range:
+        """Of its predictions."""
+        return range(self.seed, self.seed + self.batch_size * self.iterations_num)
+
 
 @options
 class BaselineJob(MethodJob):
     """What the commands of the other baselines have in common."""
 
+    outdir_option: ClassVar[str] = "outdir"
+    video_option: ClassVar[str | None] = None
     mask: Path = same(EditJob, "mask")
     outdir: Path = option(
         Path("outputs/baseline_results"), "where results go", group="what comes out", short="-o", record=False
@@ -113,6 +159,21 @@ class GlideJob(BaselineJob):
     base_respacing: str = option("100", "steps of the base, as `timestep_respacing`")
     upsample_respacing: str = option("fast27", "steps of the upsampler, as `timestep_respacing`")
 
+    @property
+    def models(self) -> tuple[Mapping[str, Any], ...]:
+        """See `MethodOptions`."""
+        return self.named, {"model": self.upsampler}
+
+    @property
+    def loading(self) -> Mapping[str, Any]:
+        """See `MethodOptions`."""
+        return {**super().loading, "upsampler": self.upsampler, "tokenizer": self.tokenizer}
+
+    @property
+    def seeds(self) -> range:
+        """Of its predictions."""
+        return range(self.seed, self.seed + self.n_samples * self.n_iter)
+
 
 @options
 class PaintByWordJob(BaselineJob):
@@ -126,3 +187,13 @@ class PaintByWordJob(BaselineJob):
     clip_guidance_lambda: float = option(1000.0, "weight of CLIP's distance", low=0)
     lpips_sim_lambda: float = same(GuidanceOptions, "lpips_sim_lambda")
     l2_sim_lambda: float = same(GuidanceOptions, "l2_sim_lambda")
+
+    @property
+    def loading(self) -> Mapping[str, Any]:
+        """See `MethodOptions`."""
+        return {**super().loading, "size": self.size}
+
+    @property
+    def seeds(self) -> range:
+        """Of its one prediction."""
+        return range(self.seed, self.seed + 1)

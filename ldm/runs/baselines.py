@@ -1,8 +1,9 @@
 """GLIDE and PaintByWord++ from files to a run folder: what scripts/glide_inpaint.py and scripts/paint_by_word.py do."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -10,22 +11,22 @@ from ldm.backbones import zoo
 from ldm.checkpoint import load_model
 from ldm.editing.baselines import glide_task, paint_by_word_task
 from ldm.editing.clip_encoder import check_clip_words
-from ldm.editing.editor import Editor, denoising_bar
+from ldm.editing.edit import Progress
+from ldm.editing.editor import Editor
 from ldm.editing.guided_request import GuidanceOptions
 from ldm.editing.ranking import find_ranker
+from ldm.editing.result import EditResult
 from ldm.errors import UserError
-from ldm.imaging.images import as_picture
-from ldm.imaging.masks import mask_from
 from ldm.models.autoencoder import VQModel
 from ldm.models.diffusion.glide import Encode, Glide, GlideSampling
 from ldm.models.diffusion.respacing import space_timesteps
 from ldm.models.paint_by_word import Painter
 from ldm.modules.diffusionmodules.glide import InpaintText2ImUNet
 from ldm.runs.baseline_jobs import BaselineJob, GlideJob, PaintByWordJob
-from ldm.runs.blended_diffusion import in_words_of, method_notes, quiet, require_clip
-from ldm.runs.edit import SavedEdit, write_result
-from ldm.runs.folder import check_run
+from ldm.runs.blended_diffusion import require_clip
+from ldm.runs.edit import SavedEdit, run_program
 from ldm.runs.jobs import EditJob
+from ldm.runs.program import Prepared, Program
 from ldm.util import choose_device, choose_precision
 
 logger = logging.getLogger(__name__)
@@ -37,27 +38,7 @@ def run_glide(job: GlideJob) -> SavedEdit:
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
-    with in_words_of({}):
-        return _run_glide(job)
-
-
-def _run_glide(job: GlideJob) -> SavedEdit:
-    _check_input(job)
-    files, above = zoo.resolve(**job.named), zoo.resolve(job.upsampler)
-    told = GlideSampling(job.scale, job.base_respacing, job.upsample_respacing)
-    steps = sum(len(space_timesteps(one)) for one in (job.base_respacing, job.upsample_respacing))
-    tokenizer = byte_pairs(job.tokenizer)
-    device = choose_device(job.device)
-    model = load_glide(files, above, device, choose_precision(job.precision, device), tokenizer)
-    if len(tokenizer[0](job.prompt)) > model.base.text_ctx:
-        logger.warning("GLIDE reads %d byte pairs: it paints the beginning of the prompt alone", model.base.text_ctx)
-    edit = _edit_job(job, model.image_size, n_samples=job.n_samples, n_iter=job.n_iter, scale=job.scale)
-    editor = Editor(model, find_ranker(files.clip, device), files)
-    task = editor.prepare(job.init_image, job.mask, edit.request)
-    editor.begin_identity()
-    with denoising_bar(steps * job.n_iter) as see:
-        result = glide_task(model, task, told, editor.ranker, see)
-    return write_result(edit, editor, result, method_notes("glide", job))
+    return run_program(GlideProgram, job)
 
 
 def run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
@@ -66,47 +47,124 @@ def run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
-    with in_words_of({"H": "size"}):
-        return _run_paint_by_word(job)
+    return run_program(PaintByWordProgram, job)
 
 
-def _run_paint_by_word(job: PaintByWordJob) -> SavedEdit:
-    _check_input(job)
-    files = zoo.resolve(**job.named)
-    device = choose_device(job.device)
-    vq = _load(files, VQModel, device, choose_precision(job.precision, device))
-    model: Any = Painter(vq, job.size).eval()
-    edit = _edit_job(job, job.size, n_samples=1, n_iter=1)
-    editor = Editor(model, find_ranker(files.clip, device), files)
-    task = editor.prepare(job.init_image, job.mask, edit.request)
-    clip = require_clip(editor, files)
-    check_clip_words(clip, job.prompt)
-    editor.begin_identity()
-    options = GuidanceOptions(
-        aug_num=job.aug_num,
-        background_preservation_loss=True,
-        lpips_sim_lambda=job.lpips_sim_lambda,
-        l2_sim_lambda=job.l2_sim_lambda,
-        range_lambda=0.0,
-    )
-    with denoising_bar(job.steps) as see:
-        strength = job.clip_guidance_lambda
-        result = paint_by_word_task(model, task, options, clip, job.steps, job.learning_rate, strength, see)
-    return write_result(edit, editor, result, method_notes("paint-by-word", job))
+class GlideProgram(Program[GlideJob]):
+    """GLIDE-filtered's inpainting."""
+
+    method = "glide"
+    words: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, editor: Editor, above: zoo.ModelFiles, tokenizer: tuple[Encode, int]):
+        super().__init__(editor)
+        self.above, self.tokenizer = above, tokenizer
+
+    @property
+    def model(self) -> Glide:
+        """Both networks."""
+        return cast(Glide, self.editor.model)
+
+    @classmethod
+    def outline(cls, job: GlideJob) -> "GlideProgram":
+        """See `Program`."""
+        files, above = (zoo.resolve(**one) for one in job.models)
+        tokenizer = byte_pairs(job.tokenizer)
+        model: Any = load_glide(files, above, torch.device("meta"), torch.float32, tokenizer)
+        return cls(Editor(model, None, files), above, tokenizer)
+
+    def load(self, job: GlideJob, device: str) -> "GlideProgram":
+        """See `Program`."""
+        where = choose_device(device)
+        dtype = choose_precision(job.precision, where)
+        model: Any = load_glide(self.files, self.above, where, dtype, self.tokenizer)
+        return GlideProgram(Editor(model, find_ranker(self.files.clip, where), self.files), self.above, self.tokenizer)
+
+    def prepare(self, job: GlideJob, desk: Path) -> Prepared[GlideJob]:
+        """See `Program`."""
+        side, most = self.model.image_size, self.model.base.text_ctx
+        edit = _edit_job(job, side, n_samples=job.n_samples, n_iter=job.n_iter, scale=job.scale)
+        for one in (job.base_respacing, job.upsample_respacing):
+            space_timesteps(one)
+        if len(self.tokenizer[0](job.prompt)) > most:
+            logger.warning("GLIDE reads %d byte pairs: it paints the beginning of the prompt alone", most)
+        return Prepared(job, edit, self.editor.prepare(job.init_image, job.mask, edit.request))
+
+    def run(
+        self, ready: Sequence[Prepared[GlideJob]], batch_size: int | None = None, on_step: Progress | None = None
+    ) -> list[EditResult]:
+        """See `Program`."""
+        return [
+            glide_task(self.model, one.task, _told(one.job), self.editor.ranker, on_step, batch_size) for one in ready
+        ]
+
+    def steps(self, one: Prepared[GlideJob]) -> int:
+        """See `Program`."""
+        job = one.job
+        return job.n_iter * sum(len(space_timesteps(told)) for told in (job.base_respacing, job.upsample_respacing))
 
 
-def _check_input(job: BaselineJob) -> None:
-    """Find what is wrong with the files before large weights are read."""
-    check_run(job.outdir, job.prompt, job.overwrite)
-    with quiet("ldm.imaging"):  # what there is to say is said when they are prepared
-        picture = as_picture(job.init_image).rgb
-        mask_from(job.mask, (picture.height, picture.width), job.invert_mask)
+def _told(job: GlideJob) -> GlideSampling:
+    return GlideSampling(job.scale, job.base_respacing, job.upsample_respacing)
+
+
+class PaintByWordProgram(Program[PaintByWordJob]):
+    """PaintByWord++."""
+
+    method = "paint-by-word"
+    words: ClassVar[Mapping[str, str]] = {"H": "size"}
+
+    @classmethod
+    def outline(cls, job: PaintByWordJob) -> "PaintByWordProgram":
+        """See `Program`."""
+        files = zoo.resolve(**job.named)
+        model: Any = Painter(_load(files, VQModel, torch.device("meta"), torch.float32), job.size).eval()
+        return cls(Editor(model, None, files))
+
+    def load(self, job: PaintByWordJob, device: str) -> "PaintByWordProgram":
+        """See `Program`."""
+        where = choose_device(device)
+        vq = _load(self.files, VQModel, where, choose_precision(job.precision, where))
+        model: Any = Painter(vq, job.size).eval()
+        editor = Editor(model, find_ranker(self.files.clip, where), self.files)
+        require_clip(editor, self.files)
+        return PaintByWordProgram(editor)
+
+    def prepare(self, job: PaintByWordJob, desk: Path) -> Prepared[PaintByWordJob]:
+        """See `Program`."""
+        edit = _edit_job(job, job.size, n_samples=1, n_iter=1)
+        return Prepared(job, edit, self.editor.prepare(job.init_image, job.mask, edit.request))
+
+    def run(
+        self, ready: Sequence[Prepared[PaintByWordJob]], batch_size: int | None = None, on_step: Progress | None = None
+    ) -> list[EditResult]:
+        """See `Program`."""
+        return [self._run(one, on_step) for one in ready]
+
+    def _run(self, one: Prepared[PaintByWordJob], on_step: Progress | None) -> EditResult:
+        job, clip = one.job, require_clip(self.editor, self.files)
+        check_clip_words(clip, job.prompt)
+        options = GuidanceOptions(
+            aug_num=job.aug_num,
+            background_preservation_loss=True,
+            lpips_sim_lambda=job.lpips_sim_lambda,
+            l2_sim_lambda=job.l2_sim_lambda,
+            range_lambda=0.0,
+        )
+        model, strength = cast(Painter, self.editor.model), job.clip_guidance_lambda
+        return paint_by_word_task(model, one.task, options, clip, job.steps, job.learning_rate, strength, on_step)
+
+    def steps(self, one: Prepared[PaintByWordJob]) -> int:
+        """See `Program`."""
+        return one.job.steps
 
 
 def load_glide(
     files: zoo.ModelFiles, above: zoo.ModelFiles, device: torch.device, dtype: torch.dtype, encode: tuple[Encode, int]
 ) -> Glide:
     """Both networks of GLIDE, in eval mode and without gradients, and their tokenizer with its last token.
+
+    device: "meta" is without weights.
 
     Raises:
         UserError: a config or weights that are not theirs.
@@ -149,14 +207,16 @@ def byte_pairs(name: str) -> tuple[Encode, int]:
         ) from error
 
     def encode(prompt: str) -> list[int]:
-        return tokenizer(prompt)["input_ids"]
+        return tokenizer.backend_tokenizer.encode(prompt).ids  # which threads may share, unlike the tokenizer
 
     return encode, int(tokenizer.eos_token_id)
 
 
 def _load(files: zoo.ModelFiles, kind: type, device: torch.device, dtype: torch.dtype) -> Any:
-    config = zoo.read_config(files.config)
-    model = load_model(config, files.weights, device=device, dtype=dtype)
+    if device.type == "meta":
+        model: Any = zoo.outline(files)
+    else:
+        model = load_model(zoo.read_config(files.config), files.weights, device=device, dtype=dtype)
     if not isinstance(model, kind):
         raise UserError(f"{files.config} is of a {type(model).__name__}: this command takes {kind.__name__}")
     return model

@@ -2,13 +2,12 @@
 
 import logging
 import os
-import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from PIL import Image, ImageChops
 
 from ldm.backbones import zoo
 from ldm.editing.clip_encoder import check_clip_words
-from ldm.editing.editor import Editor, denoising_bar
+from ldm.editing.edit import Progress
+from ldm.editing.editor import Editor
 from ldm.editing.guided import TRAIN_STEPS, guide_task, guided_schedule
 from ldm.editing.guided_request import GuidanceOptions
 from ldm.editing.ranking import CLIPRanker
@@ -27,25 +27,17 @@ from ldm.imaging.images import as_picture
 from ldm.imaging.masks import mask_from
 from ldm.models.diffusion.loss_guidance import spherical_distance
 from ldm.models.diffusion.respacing import space_timesteps
-from ldm.options import declared, recorded, subset
+from ldm.options import subset
 from ldm.runs.baseline_jobs import BlendedDiffusionJob
-from ldm.runs.edit import SavedEdit, write_result
-from ldm.runs.folder import check_run, read_run
+from ldm.runs.edit import SavedEdit, run_program
+from ldm.runs.folder import read_run
 from ldm.runs.jobs import EditJob
+from ldm.runs.program import Prepared, Program
 from ldm.runs.ranked import LONGEST, check_ranked, ranked_name, write_ranked
-from ldm.runs.video import require_video_writer
 
 logger = logging.getLogger(__name__)
 
-METHOD = "blended-diffusion"
-
-_WORDS = {
-    "H": "model_output_size",
-    "n_samples": "batch_size",
-    "n_iter": "iterations_num",
-    "outdir": "output_path",
-    "scale": "clip_guidance_lambda",
-}
+_QUIET = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -56,82 +48,89 @@ class SavedRanked:
     ranked: Path
 
 
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Without the notices of a part of this package. Threads take turns: a level is of all of them."""
+    told = logging.getLogger(name)
+    with _QUIET:
+        before = told.level
+        told.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            told.setLevel(before)
+
+
 def run_blended_diffusion(job: BlendedDiffusionJob) -> SavedRanked:
     """Edit under CLIP's guidance, rank, and write the run folder. All that can be wrong is found first.
 
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
-    with in_words_of(_WORDS):
-        return _run(job)
-
-
-def _run(job: BlendedDiffusionJob) -> SavedRanked:
-    check_run(job.output_path, job.prompt, job.overwrite)
     check_ranked(job.output_path)
     stem = _stem(job.output_file)
-    if job.vid:
-        require_video_writer("vid")
-    options = GuidanceOptions(**subset(GuidanceOptions, vars(job)))
-    if options.local_clip_guided_diffusion and not options.background_preservation_loss:
-        logger.warning("without `background_preservation_loss` nothing holds the background")
-    files = zoo.resolve(**_model_of(job))
-    with _files(job) as (image, mask):
+    saved = run_program(GuidedProgram, job)
+    return SavedRanked(saved, _write_ranked(job, saved.result, stem))
+
+
+class GuidedProgram(Program[BlendedDiffusionJob]):
+    """Blended Diffusion, and local CLIP-guided diffusion, by any backbone that CLIP may guide."""
+
+    method = "blended-diffusion"
+    words: ClassVar[Mapping[str, str]] = {
+        "H": "model_output_size",
+        "n_samples": "batch_size",
+        "n_iter": "iterations_num",
+        "outdir": "output_path",
+        "scale": "clip_guidance_lambda",
+    }
+
+    @classmethod
+    def outline(cls, job: BlendedDiffusionJob) -> "GuidedProgram":
+        """See `Program`."""
+        return cls(Editor.outline(zoo.resolve(**job.named)))
+
+    def load(self, job: BlendedDiffusionJob, device: str) -> "GuidedProgram":
+        """See `Program`."""
+        editor = Editor.load(**self.files.given._asdict(), device=device, precision=job.precision)
+        require_clip(editor, self.files)
+        return GuidedProgram(editor)
+
+    def prepare(self, job: BlendedDiffusionJob, desk: Path) -> Prepared[BlendedDiffusionJob]:
+        """See `Program`."""
+        options = _guidance(job)
+        if options.local_clip_guided_diffusion and not options.background_preservation_loss:
+            logger.warning("without `background_preservation_loss` nothing holds the background")
+        guided_schedule(self.editor.model, options)
+        image, mask = _files(job, desk)
         edit = _edit_job(job, options, image, mask)
-        outline = Editor.outline(files)
-        guided_schedule(outline.model, options)
         # What can be said of a mask that is made here has been said of the user's.
         with quiet("ldm.imaging.masks") if mask != job.mask else nullcontext():
-            task = outline.prepare(image, mask, edit.request)
-        editor = Editor.load(**files.given._asdict(), device=job.device, precision=job.precision)
-        clip = require_clip(editor, files)
-        check_clip_words(clip, job.prompt)
-        editor.begin_identity()
-        steps = len(guided_schedule(editor.model, options)) * job.iterations_num
-        with denoising_bar(steps) as see:
-            result = guide_task(editor.model, task, options, clip, strength_of(files), see, job.vid)
-        notes = method_notes(METHOD, job)
-        saved = write_result(edit, editor, result, notes)
-    return SavedRanked(saved, _write_ranked(job, result, stem))
+            return Prepared(job, edit, self.editor.prepare(image, mask, edit.request))
+
+    def run(
+        self,
+        ready: Sequence[Prepared[BlendedDiffusionJob]],
+        batch_size: int | None = None,
+        on_step: Progress | None = None,
+    ) -> list[EditResult]:
+        """See `Program`."""
+        return [self._run(one, batch_size, on_step) for one in ready]
+
+    def _run(self, one: Prepared[BlendedDiffusionJob], batch_size: int | None, on_step: Progress | None) -> EditResult:
+        clip = require_clip(self.editor, self.files)
+        check_clip_words(clip, one.job.prompt)
+        options, strength = _guidance(one.job), strength_of(self.files)
+        model = self.editor.model
+        return guide_task(model, one.task, options, clip, strength, on_step, one.edit.save_video, batch_size)
+
+    def steps(self, one: Prepared[BlendedDiffusionJob]) -> int:
+        """See `Program`."""
+        return len(guided_schedule(self.editor.model, _guidance(one.job))) * one.job.iterations_num
 
 
-@contextmanager
-def in_words_of(words: Mapping[str, str]) -> Iterator[None]:
-    """Errors of the core, which names its own options, in those of a command.
-
-    Args:
-        words: an option of all edits -> the command's. `H` stands for both sides; without it there is no such choice.
-    """
-
-    def word(match: re.Match[str]) -> str:
-        return f"`{words.get(match[1], match[1])}{match[2]}`"
-
-    try:
-        yield
-    except UserError as error:
-        sides = "a smaller `H` and `W`, or "
-        text = re.sub(r"`W=(\d+)` `H=\d+`", r"`H=\1`", str(error))
-        text = text.replace(sides, "a smaller `H`, or " if "H" in words else "")
-        error.args = (re.sub(r"`(\w+)((?:=[^`]*)?)`", word, text),)
-        raise
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Without the notices of a part of this package."""
-    told = logging.getLogger(name)
-    before = told.level
-    told.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        told.setLevel(before)
-
-
-def method_notes(method: str, job: Any) -> dict[str, Any]:
-    """For a run's record, the method and its own options; those of all edits are there already, filled in."""
-    own = {name: value for name, value in recorded(job).items() if name not in declared(EditJob)}
-    return {"method": method, **own}
+def _guidance(job: BlendedDiffusionJob) -> GuidanceOptions:
+    return GuidanceOptions(**subset(GuidanceOptions, vars(job)))
 
 
 def require_clip(editor: Editor, files: zoo.ModelFiles) -> CLIPRanker:
@@ -160,20 +159,6 @@ def strength_of(files: zoo.ModelFiles) -> float | None:
     return None if value is None else float(value)
 
 
-def _model_of(job: BlendedDiffusionJob) -> dict[str, Any]:
-    """The arguments of `zoo.resolve`."""
-    if job.model != "auto" or job.config or job.ckpt:
-        return job.named
-    if job.model_output_size == 512:
-        return {"model": "blended-diffusion-512"}
-    large, small = "blended-diffusion-256", "pixels"
-    with suppress(UserError):
-        zoo.resolve(large)
-        return {"model": large}
-    logger.info(f"model: {small}, the small one; for the public one, {large}: {zoo.DOWNLOAD} {large}")
-    return {"model": small}
-
-
 def _stem(name: str) -> str:
     if Path(name).name != name or name in ("", ".", ".."):
         raise UserError(f'`output_file` is "{name}": give a file\'s name alone, and the folder by `output_path`')
@@ -183,33 +168,37 @@ def _stem(name: str) -> str:
     return stem
 
 
-@contextmanager
-def _files(job: BlendedDiffusionJob) -> Iterator[tuple[Path, Path]]:
-    """The image and the mask of a job as files: where none is given a white one, and both with the room around them."""
-    with tempfile.TemporaryDirectory() as made:
-        image, mask = job.init_image, job.mask
-        if job.extrapolate is not None:
-            source = as_picture(image)
-            picture = source.rgb.copy()
-            if source.alpha is not None:
-                picture.putalpha(source.alpha)
-            larger, room = extended(picture, job.extrapolate)
-            if mask is not None:
-                own = mask_from(mask, (picture.height, picture.width), job.invert_mask)
-                inner = Image.new("L", larger.size)
-                levels = (own[0, 0] * 255).to(torch.uint8).numpy()
-                inner.paste(Image.fromarray(levels), (job.extrapolate[0], job.extrapolate[1]))
-                room = ImageChops.lighter(room, inner)
-            image, mask = Path(made) / f"{image.stem}_extended.png", Path(made) / f"{image.stem}_extended_mask.png"
-            larger.save(image)
-            room.save(mask)
-        elif mask is None:
-            logger.info("without `mask` the whole image is edited")
-            with quiet("ldm.imaging"):  # it is read again
-                size = as_picture(image).rgb.size
-            mask = Path(made) / "whole_image_mask.png"
-            Image.fromarray(np.full(size[::-1], 255, np.uint8)).save(mask)
-        yield image, mask
+def _files(job: BlendedDiffusionJob, desk: Path) -> tuple[Path, Path]:
+    """The image and the mask of a job as files: where none is given a white one, and both with the room around them.
+
+    desk: a folder for what is made.
+    """
+    image, mask = job.init_image, job.mask
+    if job.extrapolate is None and mask is not None:
+        return image, mask
+    desk.mkdir(parents=True, exist_ok=True)
+    if job.extrapolate is not None:
+        source = as_picture(image)
+        picture = source.rgb.copy()
+        if source.alpha is not None:
+            picture.putalpha(source.alpha)
+        larger, room = extended(picture, job.extrapolate)
+        if mask is not None:
+            own = mask_from(mask, (picture.height, picture.width), job.invert_mask)
+            inner = Image.new("L", larger.size)
+            levels = (own[0, 0] * 255).to(torch.uint8).numpy()
+            inner.paste(Image.fromarray(levels), (job.extrapolate[0], job.extrapolate[1]))
+            room = ImageChops.lighter(room, inner)
+        image, mask = desk / f"{image.stem}_extended.png", desk / f"{image.stem}_extended_mask.png"
+        larger.save(image)
+        room.save(mask)
+        return image, mask
+    logger.info("without `mask` the whole image is edited")
+    with quiet("ldm.imaging"):  # it is read again
+        size = as_picture(image).rgb.size
+    mask = desk / "whole_image_mask.png"
+    Image.fromarray(np.full(size[::-1], 255, np.uint8)).save(mask)
+    return image, mask
 
 
 def _edit_job(job: BlendedDiffusionJob, options: GuidanceOptions, image: Path, mask: Path) -> EditJob:

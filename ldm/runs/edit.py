@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,18 +13,20 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.backbones import zoo
+from ldm.editing.edit import Progress
 from ldm.editing.editor import Editor, denoising_bar
 from ldm.editing.mask_check import MaskReport
 from ldm.editing.result import EditResult
 from ldm.files import file_sha256
 from ldm.imaging.images import save_png, to_pil
 from ldm.options import recorded
-from ldm.runs.folder import check_run, check_writable, write_run
+from ldm.runs.folder import check_writable, write_run
 from ldm.runs.grid import edit_grid
 from ldm.runs.jobs import EditJob
 from ldm.runs.ownership import check_png
+from ldm.runs.program import Job, Prepared, Program, check_output, in_words_of
 from ldm.runs.record import RunRecord, prompt_slug
-from ldm.runs.video import decode_steps, require_video_writer, write_video
+from ldm.runs.video import decode_steps, write_video
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,48 @@ def run_edit(job: EditJob) -> SavedEdit:
     Raises:
         UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
     """
-    check_run(job.outdir, job.prompt, job.overwrite)
-    if job.save_video:
-        require_video_writer()
-    # With an outline first, so that bad input is told of before a large model is loaded.
-    files = zoo.resolve(**job.named)
-    task = Editor.outline(files).prepare(job.init_image, job.mask, job.request)
-    editor = Editor.load(**job.loading | files.given._asdict(), device=job.device)
-    editor.begin_identity()
-    with denoising_bar(task.request.steps) as see:
-        (result,) = editor.run([task], on_step=see, keep_steps=job.save_video)
-    return write_result(job, editor, result)
+    return run_program(EditProgram, job)
+
+
+class EditProgram(Program[EditJob]):
+    """The method of this project."""
+
+    @classmethod
+    def outline(cls, job: EditJob) -> "EditProgram":
+        """See `Program`."""
+        return cls(Editor.outline(zoo.resolve(**job.named)))
+
+    def load(self, job: EditJob, device: str) -> "EditProgram":
+        """See `Program`."""
+        return EditProgram(Editor.load(**job.loading | self.files.given._asdict(), device=device))
+
+    def prepare(self, job: EditJob, desk: Path) -> Prepared[EditJob]:
+        """See `Program`."""
+        return Prepared(job, job, self.editor.prepare(job.init_image, job.mask, job.request))
+
+    def run(
+        self, ready: Sequence[Prepared[EditJob]], batch_size: int | None = None, on_step: Progress | None = None
+    ) -> list[EditResult]:
+        """See `Program`."""
+        keep_steps = any(one.edit.save_video for one in ready)
+        return self.editor.run([one.task for one in ready], batch_size, on_step, keep_steps)
+
+
+def run_program(method: type[Program[Job]], job: Job) -> SavedEdit:
+    """Make a job alone, by an outline first, so that bad input is told of before a large model is loaded.
+
+    Raises:
+        UserError: bad input, no model, or a folder that cannot be written; then nothing has been written.
+    """
+    with in_words_of(method.words), tempfile.TemporaryDirectory() as desk:
+        check_output(job)
+        outline = method.outline(job)
+        one = outline.prepare(job, Path(desk))
+        program = outline.load(job, job.device)
+        program.editor.begin_identity()
+        with denoising_bar(program.steps(one)) as see:
+            (result,) = program.run([one], on_step=see)
+        return write_result(one.edit, program.editor, result, program.notes(job))
 
 
 def check_edit(job: EditJob) -> tuple[MaskReport, Path]:

@@ -6,7 +6,7 @@ Imports nothing heavy: the command lines are made of these declarations.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator, Field
 
@@ -112,9 +112,68 @@ class SamplingChoice(PrecisionChoice):
         return {name: getattr(self, name) for name in names}
 
 
+class MethodOptions(Protocol):
+    """A job that some method can be asked for; see `ldm.runs.program` for what makes it.
+
+    The class is one of options: `outdir_option` is its name for the folder of the run, and `video_option` that for an
+    mp4 of each prediction, where it makes any.
+    """
+
+    outdir_option: ClassVar[str]
+    video_option: ClassVar[str | None]
+
+    @property
+    def prompt(self) -> str:
+        """What to paint."""
+        ...
+
+    @property
+    def init_image(self) -> Path:
+        """The image."""
+        ...
+
+    @property
+    def mask(self) -> Path | None:
+        """The mask; None edits the whole image."""
+        ...
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether the last run in its folder is replaced."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """See `ldm.util.choose_device`."""
+        ...
+
+    @property
+    def seeds(self) -> range:
+        """Of its predictions."""
+        ...
+
+    @property
+    def models(self) -> tuple[Mapping[str, Any], ...]:
+        """The arguments of `ldm.backbones.zoo.resolve` for each model that decides what is painted."""
+        ...
+
+    @property
+    def loading(self) -> Mapping[str, Any]:
+        """What jobs must have in common to be made by one program, models once loaded."""
+        ...
+
+    @property
+    def together(self) -> Any:
+        """What jobs of one program must have in common to be sampled in one batch."""
+        ...
+
+
 @options
 class EditJob(SamplingChoice, EditRequest):
     """One edit: files in, a run folder out."""
+
+    outdir_option: ClassVar[str] = "outdir"
+    video_option: ClassVar[str | None] = "save_video"
 
     init_image: Path = required(
         "the image, of any size and kind", group="what to edit", short="-i", kw_only=True, record=False
@@ -133,6 +192,16 @@ class EditJob(SamplingChoice, EditRequest):
     def request(self) -> EditRequest:
         """What the method is asked."""
         return EditRequest(**subset(EditRequest, vars(self)))
+
+    @property
+    def models(self) -> tuple[Mapping[str, Any], ...]:
+        """See `MethodOptions`."""
+        return (self.named,)
+
+    @property
+    def together(self) -> Any:
+        """See `MethodOptions`."""
+        return self.request.batch_key, self.save_video
 
 
 @options

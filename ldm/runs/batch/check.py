@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from ldm.editing.editor import Editor
 from ldm.errors import UserError
 from ldm.runs.batch.job import READERS, begin
 from ldm.runs.batch.rows import BadRow, Row, Selection, good, plan, windows
 from ldm.runs.batch.site import Files, Site
-from ldm.runs.batch.work import outline_editor, prepare_row
+from ldm.runs.batch.work import outline_of, prepare_row
 from ldm.runs.jobs import BatchJob
+from ldm.runs.program import Program
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ def check_batch(job: BatchJob, options: Mapping[str, Any], tell: Callable[[str],
     """
     rows, waiting = begin(job, options, Selection.of(job.shard, job.where, job.limit))
     bad = found = batches = 0
-    outlines: dict[tuple[Any, ...], Editor | UserError] = {}
+    outlines: dict[tuple[Any, ...], Program[Any] | UserError] = {}
     with Site(job.outdir, job.cache).opened() as files, ThreadPoolExecutor(READERS) as pool:
         for window in chain([waiting], windows(rows.rest)):
             known = list(pool.map(files.known, good(window)))
             todo = [row for row, marker in zip(good(window), known, strict=True) if marker is None]
             found += len(known) - len(todo)
             models = {row.model: row for row in todo}
-            outlines = {model: outlines.get(model) or outline_editor(row) for model, row in models.items()}
+            outlines = {model: outlines.get(model) or outline_of(row) for model, row in models.items()}
             looks = pool.map(lambda row, outlines=outlines: _look(files, outlines[row.model], row), todo)
             wrong = {row.number: error for row, error in zip(todo, looks, strict=True)}
             fine = [row for row in todo if wrong[row.number] is None]
@@ -62,12 +62,12 @@ def check_batch(job: BatchJob, options: Mapping[str, Any], tell: Callable[[str],
     return BatchCheck(rows.wanted, bad, found, batches)
 
 
-def _look(files: Files, outline: Editor | UserError, row: Row) -> str | None:
+def _look(files: Files, outline: Program[Any] | UserError, row: Row) -> str | None:
     """What is wrong with a row; None for nothing."""
     try:
         local = files.take(row)
         try:
-            prepare_row(outline, local)
+            prepare_row(files, outline, local)
         finally:
             files.give_back(row)
     except UserError as error:

@@ -182,7 +182,9 @@ def begin(job: BatchJob, options: Mapping[str, Any], selection: Selection) -> tu
     first = next(windows(rows.rest), [])
     asked = ModelChoice(**subset(ModelChoice, options))
     if any(
-        (row.job.model, row.job.config, row.job.ckpt) == (asked.model, asked.config, asked.ckpt) for row in good(first)
+        isinstance(edit := row.job, EditJob)
+        and (edit.model, edit.config, edit.ckpt) == (asked.model, asked.config, asked.ckpt)
+        for row in good(first)
     ):
         zoo.resolve(**asked.named)  # the command line's own mistake, and no row's
     quieten()
@@ -235,7 +237,7 @@ class _Batch:
                         todo.append(row)
                 if isinstance(self.files.store, LocalStore):
                     for row in todo:
-                        _clear(row.job.outdir)
+                        _clear(row.folder)
                 yield from plan(todo, self.job.batch_size)
 
     def _tell_of_others(self, rows: Iterator[Row]) -> None:

@@ -20,16 +20,19 @@ from PIL import Image
 from ldm.errors import MissingExtra, UserError
 from ldm.options import declared
 from ldm.runs.batch.remote import Remote, as_local, is_url
-from ldm.runs.jobs import EditJob
+from ldm.runs.methods import METHODS, OURS, method_named
 
 logger = logging.getLogger(__name__)
 
 SHORT = {"image": "init_image"}
-_NOT_A_ROWS = ("outdir", "overwrite", "device")
-COLUMNS = ("name", *SHORT, *(name for name in declared(EditJob) if name not in _NOT_A_ROWS))
-"""What a row may hold."""
+_NOT_A_ROWS = ("outdir", "overwrite", "device", "output_path", "output_file", "export_assets")
+COLUMNS = {
+    method: ("name", "method", *SHORT, *(name for name in declared(known.job) if name not in _NOT_A_ROWS))
+    for method, known in METHODS.items()
+}
+"""What a row may hold, by its method."""
 
-_COLUMNS = {*COLUMNS}
+_COLUMNS = {method: {*names} for method, names in COLUMNS.items()}
 _KINDS = (".jsonl", ".ndjson", ".csv", ".parquet")
 
 Record = Mapping[str, Any]
@@ -130,47 +133,50 @@ class Manifest:
 
 
 def known_columns(record: Record, source: str, told: set[str]) -> Record:
-    """A record without what is no option, which is told once.
+    """A record without what is no option of its method, which is told once, and without the method where it is ours.
 
     Args:
         told: the names that have been told of; grows.
 
     Raises:
-        UserError: a name that is nearly an option's, or a method that a batch has not.
+        UserError: a name that is nearly an option's, or of another method than the record says; or there is no such
+            method.
     """
-    _check_method(record)
-    if record.keys() <= _COLUMNS:
+    method = method_of(record)
+    own = _COLUMNS[method]
+    if record.keys() <= own - {"method"}:
         return record
-    strange = [name for name, value in record.items() if name not in _COLUMNS and value is not None]
+    strange = [name for name, value in record.items() if name not in own and value is not None]
     for name in strange:
-        near = _near(name)
+        others = [other for other, names in _COLUMNS.items() if name in names]
+        if others and "method" in record:
+            raise UserError(f"`{name}` is an option of {others[0]}, and the row's method is {method}: leave it out")
+        near = _near(name, method)
         if near is not None:
             raise UserError(f'there is no option "{name}" for a row: is it "{near}"?')
     for name in strange:
         if name and name not in told:  # a column without a name is that of a spreadsheet's row numbers
             told.add(name)
             logger.warning('"%s": "%s" is no option of a row and is ignored', source, name)
-    return {name: value for name, value in record.items() if name in _COLUMNS}
+    without = {"method"} if method == OURS else set()
+    return {name: value for name, value in record.items() if name in own - without}
 
 
-def _check_method(record: Record) -> None:
-    """Refuse a row of another method, which would be made by ours.
+def method_of(record: Record) -> str:
+    """The name of a record's method.
 
     Raises:
-        UserError: names the method.
+        UserError: there is no such method.
     """
-    method = record.get("method")
-    if method not in (None, "", "blended_latent"):
-        raise UserError(
-            f'the row\'s method is "{method}", and a batch edits by blended_latent alone: the commands of the others '
-            "are in docs/baselines.md"
-        )
+    name = str(record.get("method") or OURS).strip()
+    method_named(name)
+    return name
 
 
 @cache
-def _near(name: str) -> str | None:
+def _near(name: str, method: str = OURS) -> str | None:
     """The option that a name was probably meant to be."""
-    return next(iter(difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.8)), None)
+    return next(iter(difflib.get_close_matches(name.lower(), COLUMNS[method], 1, 0.8)), None)
 
 
 def _object(line: str) -> Record | UserError:
@@ -192,7 +198,7 @@ def _read_csv(file: Iterable[str], source: str) -> Iterator[Record | UserError]:
     columns = [name.strip() for name in next(csv.reader([header], **dialect), [])]
     if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise UserError(f'"{source}" has more than one column "{twice[0]}": leave one')
-    if columns and not any(name in COLUMNS or _near(name) for name in columns):
+    if columns and not any(name in COLUMNS[OURS] or _near(name) for name in columns):
         raise UserError(f'"{source}", line {above} names no column of a row: begin with image,mask,prompt')
     reader = csv.reader(lines, **dialect)
     while True:

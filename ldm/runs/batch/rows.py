@@ -1,6 +1,7 @@
 """The rows of a batch: from records to jobs, which of them are wanted, and which are sampled together.
 
-A row is an image, a mask, a prompt, a name if it likes, and any option of an edit by its name, see `COLUMNS`.
+A row is an image, a mask, a prompt, a name and a method if it likes, and any option of that method by its name, see
+`COLUMNS`.
 What a row does not say, the command line says. Relative paths are relative to the file that names them.
 
 A row's name is its identity: what it is called, else what it says. So it stays the same when other rows come and go.
@@ -18,9 +19,11 @@ from typing import Any
 
 from ldm.backbones import zoo
 from ldm.errors import UserError
-from ldm.runs.batch.records import COLUMNS, SHORT, Manifest, Record, known_columns
+from ldm.options import declared
+from ldm.runs.batch.records import COLUMNS, SHORT, Manifest, Record, known_columns, method_of
 from ldm.runs.batch.remote import as_local, is_url, stem_of
-from ldm.runs.jobs import EditJob
+from ldm.runs.jobs import EditJob, MethodOptions
+from ldm.runs.methods import Method, method_named
 from ldm.runs.record import prompt_slug
 
 __all__ = ["COLUMNS", "BadRow", "Chunk", "Row", "Rows", "Selection", "good", "plan", "read_rows", "share_of", "windows"]
@@ -28,7 +31,8 @@ __all__ = ["COLUMNS", "BadRow", "Chunk", "Row", "Rows", "Selection", "good", "pl
 _INPUTS = ("init_image", "mask")
 _PATHS = (*_INPUTS, "config", "ckpt")
 _MODEL = ("model", "config", "ckpt", "revision", "lora")
-_FILES = {*_INPUTS, *_MODEL}  # that name files
+_FOLDERS = ("model", "upsampler", "tokenizer")  # or a name that is known elsewhere
+_FILES = {*_INPUTS, *_MODEL, *_FOLDERS}  # that name files
 _SLUG, _DIGITS = 64, 12  # of the name of a row without one: letters of its prompt, digits of its hash
 
 WINDOW = 1024
@@ -39,14 +43,19 @@ WINDOW = 1024
 class Row:
     """A row that is to be made.
 
-    number: its place among the rows, from 1. name: of its output folder, which is the job's `outdir`.
+    number: its place among the rows, from 1. name: of its output folder. job: of a method, which its class tells.
     urls: the inputs that are behind URLs, by option; the job has their file names until a worker fetches them.
     """
 
     number: int
     name: str
-    job: EditJob
+    job: MethodOptions
     urls: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return getattr(self.job, self.job.outdir_option)
 
     @property
     def predictions(self) -> int:
@@ -55,22 +64,24 @@ class Row:
 
     @property
     def model(self) -> tuple[Any, ...]:
-        """What rows of one model have in common: the arguments of `Editor.load`, but for the device."""
-        return tuple(self.job.loading.values())
+        """What rows that one worker makes without loading anything between have in common."""
+        return type(self.job).__name__, *self.job.loading.values()
 
     @property
     def settings(self) -> tuple:
         """What rows that are sampled together have in common."""
-        return *self.model, self.job.request.batch_key, self.job.save_video
+        return *self.model, self.job.together
 
-    def given(self, option: str) -> str:
-        """The image or mask as the row has it, a path or a URL."""
-        return self.urls.get(option) or str(getattr(self.job, option))
+    def given(self, option: str) -> str | None:
+        """The image or mask as the row has it, a path or a URL; None for no mask."""
+        path = getattr(self.job, option)
+        return self.urls.get(option) or (None if path is None else str(path))
 
     def with_files(self, outdir: Path, inputs: Mapping[str, Path]) -> "Row":
         """The row with its folder, and its fetched inputs, where they are on this machine."""
-        changes: dict[str, Any] = {"outdir": outdir, **inputs}
-        return replace(self, job=replace(self.job, **changes))
+        job: Any = self.job
+        changes: dict[str, Any] = {self.job.outdir_option: outdir, **inputs}
+        return replace(self, job=replace(job, **changes))
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,7 @@ class Rows:
         source: see `Manifest`.
         outdir: each row has a folder of its own below it: its `name` (of a folder's row, the stem), else words of its
             prompt and a hash of all that it says.
-        defaults: the options of the command line.
+        defaults: the options of the command line, which are those of our method; see `_merged` for rows of others.
 
     Attributes:
         count: rows of the source so far; `wanted`: those of them that are wanted.
@@ -243,9 +254,11 @@ class Rows:
                     raise UserError(f'the name "{identity}" is that of row {first} already: give another')
                 identity = f"{identity}-{times}"  # the same row once more
             options, urls = _options(own, self.manifest.base)
-            options = _merged(self.defaults, options)
-            _check_complete(options)
-            job = EditJob(**options | {"outdir": self.outdir / identity, "overwrite": True})
+            method = method_named(method_of(own))
+            options = _merged(method, self.defaults, options)
+            _check_complete(method, options)
+            make: Any = method.job
+            job = make(**options | {method.job.outdir_option: self.outdir / identity, "overwrite": True})
             return Row(number, identity, job, urls)
         except UserError as error:
             if shares > 1 and not ours and share_of(name, shares) != share:
@@ -331,7 +344,7 @@ def _options(given: Record, base: str) -> tuple[dict[str, Any], dict[str, str]]:
     urls: dict[str, str] = {}
     for name, value in given.items():
         option = SHORT.get(name, name)
-        if value is None or name == "name":
+        if value is None or name in ("name", "method"):
             continue
         if option in options:
             raise UserError(f'`{option}` is given twice, also as "image": leave one out')
@@ -345,7 +358,7 @@ def _options(given: Record, base: str) -> tuple[dict[str, Any], dict[str, str]]:
             if is_url(text):
                 urls[option] = text
             value = Path(stem_of(text) if is_url(text) else text)
-        elif option == "model" and isinstance(value, str) and value not in zoo.MODELS and not is_url(base):
+        elif option in _FOLDERS and isinstance(value, str) and value not in zoo.MODELS and not is_url(base):
             folder = os.path.join(base, value)
             value = folder if os.path.isdir(folder) else value
         options[option] = value
@@ -362,15 +375,20 @@ def _check_path(option: str, text: str) -> None:
     raise UserError(f"`{option}` is {text!r}, which can be no file's name: type it anew")
 
 
-def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's own options before the command line's; a row that says which model leaves nothing of the other one."""
-    other = _MODEL if any(name in own for name in _MODEL) else ()
-    return {name: value for name, value in defaults.items() if name not in other} | dict(own)
+def _merged(method: Method, defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's own options before the command line's; a row that says which model leaves nothing of the other one.
+
+    The command line's are of our method. A row of another one takes those that it has, too, but for the model.
+    """
+    ours = issubclass(method.job, EditJob)
+    other = _MODEL if not ours or any(name in own for name in _MODEL) else ()
+    taken = {name: value for name, value in defaults.items() if ours or name in declared(method.job)}
+    return {name: value for name, value in taken.items() if name not in other} | {**method.preset, **own}
 
 
-def _check_complete(options: Mapping[str, Any]) -> None:
+def _check_complete(method: Method, options: Mapping[str, Any]) -> None:
     for option, word in (("init_image", "image"), ("mask", "mask"), ("prompt", "prompt")):
-        if options.get(option) is None:
+        if options.get(option) is None and declared(method.job)[option].is_required():
             folder = " (in a folder: photo_mask.png beside photo.jpg, or masks/photo.png for images/photo.jpg)"
             hint = folder if option == "mask" else ""
             raise UserError(f"there is no {word}: give the row one, or all rows by `{option}`{hint}")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from ldm.runs.batch.remote import InputCache, Remote
 from ldm.runs.batch.rows import Row
 from ldm.runs.batch.store import LocalStore, Marker, Store, open_store
 from ldm.runs.folder import Run, read_run
-from ldm.runs.jobs import EditJob
+from ldm.runs.jobs import MethodOptions
 from ldm.runs.record import prompt_slug
 
 INPUTS = ("init_image", "mask")
@@ -43,16 +44,22 @@ class Site:
         with tempfile.TemporaryDirectory(prefix="bld-batch-", ignore_cleanup_errors=True) as folder:
             desk, inputs = Path(folder, "desk"), Path(folder, "inputs")
             desk.mkdir()
-            yield Files(self, open_store(self.outdir, desk), InputCache(inputs, self.cache * 1e9))
+            store = open_store(self.outdir, desk)
+            yield Files(self, store, InputCache(inputs, self.cache * 1e9), Path(folder, "made"))
 
 
 @dataclass(frozen=True)
 class Files:
-    """A site that is open; threads may share it."""
+    """A site that is open; threads may share it. `made` has what is made of rows' files, until `give_back`."""
 
     site: Site
     store: Store
     cache: InputCache
+    made: Path
+
+    def desk(self, row: Row) -> Path:
+        """A folder for what is made of a row's files; whoever makes something makes it."""
+        return self.made / row.name
 
     def take(self, row: Row) -> Row:
         """The row with its files on this machine, until `give_back`.
@@ -72,7 +79,8 @@ class Files:
         return row if here and not inputs else row.with_files(self.store.folder(row.name), inputs)
 
     def give_back(self, row: Row) -> None:
-        """The row's copies are no longer needed."""
+        """The row's copies, and what was made of them, are no longer needed."""
+        shutil.rmtree(self.desk(row), ignore_errors=True)
         for url in row.urls.values():
             self.cache.give_back(url)
 
@@ -94,7 +102,7 @@ class Files:
                     return replace(marker, outcome=marker.outcome | {"row": row.number}), False
                 other = True
             if isinstance(self.store, LocalStore):  # killed before it could put a marker
-                marker = _marker_of(row, read_run(row.job.outdir), self._content(row))
+                marker = _marker_of(row, read_run(row.folder), self._content(row))
                 return marker, other and marker is None
         except UserError:  # no run, or its files cannot be read any more: the worker tells why
             pass
@@ -116,7 +124,7 @@ class Files:
 
 def _whole(row: Row) -> bool:
     """Whether the run of a row that is here has all its parts; the grid comes last."""
-    folder = row.job.outdir
+    folder = row.folder
     return (folder / f"{prompt_slug(row.job.prompt)}.png").is_file() and (folder / "samples" / "run.json").is_file()
 
 
@@ -141,7 +149,9 @@ def stamps_of(row: Row) -> tuple[Any, Any]:
     for option in INPUTS:
         url, path = row.urls.get(option), getattr(row.job, option)
         try:
-            if url is not None:
+            if path is None:
+                stamps.append([])
+            elif url is not None:
                 stamps.append(Remote(url).stamp())
             else:
                 about = os.stat(path)
@@ -151,19 +161,19 @@ def stamps_of(row: Row) -> tuple[Any, Any]:
     return stamps[0], stamps[1]
 
 
-def content_of(job: EditJob) -> tuple[str, str]:
-    """SHA-256 of a job's image and mask.
+def content_of(job: MethodOptions) -> tuple[str, str]:
+    """SHA-256 of a job's image and mask; "" for no mask.
 
     Raises:
         UserError: one cannot be read.
     """
     try:
-        return file_sha256(job.init_image), file_sha256(job.mask)
+        return file_sha256(job.init_image), "" if job.mask is None else file_sha256(job.mask)
     except OSError as error:
         raise UserError(f'"{error.filename}" cannot be read ({error.strerror}): check the path') from error
 
 
-def digest_of(job: EditJob, content: tuple[str, str]) -> str:
+def digest_of(job: MethodOptions, content: tuple[str, str]) -> str:
     """SHA-256 of all that decides what a row's run holds: its options, the content of its files, and the weights.
 
     Not of paths and device: a batch may be moved.
@@ -171,8 +181,9 @@ def digest_of(job: EditJob, content: tuple[str, str]) -> str:
     Raises:
         UserError: there is no such model.
     """
-    files = zoo.resolve(**job.named)
-    elsewhere = (*INPUTS, "outdir", "overwrite", "model", "config", "ckpt", "device")
-    settings: Mapping[str, Any] = {name: value for name, value in asdict(job).items() if name not in elsewhere}
-    about = [settings, files.digest(), list(content)]
+    weights = [zoo.resolve(**one).digest() for one in job.models]
+    elsewhere = (*INPUTS, job.outdir_option, "overwrite", "model", "upsampler", "config", "ckpt", "device")
+    told: Any = job
+    settings: Mapping[str, Any] = {name: value for name, value in asdict(told).items() if name not in elsewhere}
+    about = [settings, *weights, list(content)]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,7 @@
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ldm.backbones import zoo
 from ldm.backbones.words import unknown_words
-from ldm.editing.edit import edit_tasks
-from ldm.editing.editor import Editor
-from ldm.editing.result import EditResult, EditTask
+from ldm.editing.result import EditResult
 from ldm.errors import OutOfMemory, UserError
+from ldm.runs.baseline_jobs import BlendedDiffusionJob, GlideJob, PaintByWordJob
+from ldm.runs.baselines import GlideProgram, PaintByWordProgram
 from ldm.runs.batch.outcome import Outcome, Profile, failure, outcome_of
 from ldm.runs.batch.rows import Chunk, Row
 from ldm.runs.batch.site import Files, content_of, digest_of, stamps_of
 from ldm.runs.batch.store import Marker
 from ldm.runs.batch.thumbnails import check_thumbnails, save_thumbnails
-from ldm.runs.edit import write_result
-from ldm.runs.folder import check_run
-from ldm.runs.video import require_video_writer
+from ldm.runs.blended_diffusion import GuidedProgram
+from ldm.runs.edit import EditProgram, write_result
+from ldm.runs.jobs import EditJob
+from ldm.runs.program import Prepared, Program, check_output, in_words_of
 from ldm.util import choose_device
 
 logger = logging.getLogger(__name__)
@@ -34,17 +34,30 @@ READERS, WRITERS = 2, 2  # threads; Pillow leaves the interpreter alone while it
 UNWRITTEN = 4  # rows that have been sampled and may wait for a writer: their pictures are in memory
 
 
+# What makes the jobs of each class.
+PROGRAMS: Mapping[type, type[Program[Any]]] = {
+    EditJob: EditProgram,
+    BlendedDiffusionJob: GuidedProgram,
+    GlideJob: GlideProgram,
+    PaintByWordJob: PaintByWordProgram,
+}
+
+
 class DiskFullError(UserError):
     """No row can be written any more."""
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A row whose files have been read; `row` has them on this machine, `asked` as it was given."""
+    """A row whose files have been read; `row` has them on this machine, `asked` as it was given.
+
+    outline: of the program that `prepared` it.
+    """
 
     asked: Row
     row: Row
-    task: EditTask
+    outline: Program[Any]
+    prepared: Prepared[Any]
     digest: str
     content: tuple[str, str]
     stamps: tuple[Any, Any]
@@ -64,9 +77,9 @@ class Worker:
         self.device = choose_device(device)
         self.batch_size, self.files, self.report = batch_size, files, report
         self.profile = Profile()
-        self.editor: Editor | UserError | None = None
-        self.loaded: tuple | None = None  # the model that `editor` is
-        self.outlined: tuple[tuple | None, Editor | UserError] = (None, UserError("no row yet"))
+        self.program: Program[Any] | UserError | None = None
+        self.loaded: tuple | None = None  # the model that `program` has
+        self.outlined: tuple[tuple | None, Program[Any] | UserError] = (None, UserError("no row yet"))
         self.unwritten: deque[tuple[_Ready, Future[Outcome]]] = deque()
 
     def run(self, chunks: Iterable[Chunk]) -> Profile:
@@ -100,10 +113,10 @@ class Worker:
         self.profile.loading += perf_counter() - start
         return [(row, self.readers.submit(_read_row, self.files, outlines[0], row)) for row in chunk]
 
-    def _outline(self, row: Row) -> Editor | UserError:
+    def _outline(self, row: Row) -> Program[Any] | UserError:
         """What prepares the rows of a row's model; that of the row before, where it is the same."""
         if self.outlined[0] != row.model:
-            self.outlined = row.model, outline_editor(row)
+            self.outlined = row.model, outline_of(row)
         return self.outlined[1]
 
     def _run_chunk(self, reading: Sequence[tuple[Row, Future[_Ready | Outcome]]]) -> None:
@@ -126,40 +139,40 @@ class Worker:
         if not ready:
             return
         if self.loaded != ready[0].row.model:
-            self.editor = None  # before the next is loaded
-            self.loaded, self.editor = ready[0].row.model, self._load(ready[0].row)
-        if isinstance(self.editor, UserError):
+            self.program = None  # before the next is loaded
+            self.loaded, self.program = ready[0].row.model, self._load(ready[0])
+        if isinstance(self.program, UserError):
             for one in ready:
-                self._fail(one, self.editor)
+                self._fail(one, self.program)
             return
-        assert self.editor is not None
+        assert self.program is not None
         sizes: dict[tuple[int, int], list[_Ready]] = {}  # of one, unless they are left to the masks
         for one in ready:
-            sizes.setdefault(one.task.canvas.size, []).append(one)
+            sizes.setdefault(one.prepared.task.canvas.size, []).append(one)
         for group in sizes.values():
-            self._sample(self.editor, group, waited / len(ready))
+            self._sample(self.program, group, waited / len(ready))
 
     def _fail(self, one: _Ready, error: Exception) -> None:
         self.files.give_back(one.asked)
         self.report(failure(one.asked, error))
 
-    def _load(self, row: Row) -> Editor | UserError:
+    def _load(self, one: _Ready) -> Program[Any] | UserError:
         """The model of a row, or what is wrong with it, which need be found only once."""
         start = perf_counter()
         try:
-            editor = Editor.load(**row.job.loading, device=str(self.device))
+            program = one.outline.load(one.row.job, str(self.device))
         except UserError as error:
             return error
         else:
-            editor.begin_identity()
-            return editor
+            program.editor.begin_identity()
+            return program
         finally:
             self.profile.loading += perf_counter() - start
 
-    def _sample(self, editor: Editor, ready: Sequence[_Ready], waited: float) -> None:
+    def _sample(self, program: Program[Any], ready: Sequence[_Ready], waited: float) -> None:
         start = perf_counter()
         try:
-            results = self._edit(editor, ready)
+            results = self._edit(program, ready)
         except Exception as error:
             if len(ready) == 1:
                 self._fail(ready[0], error)
@@ -169,25 +182,25 @@ class Worker:
         self.profile.sampling += seconds
         if results is None:  # for one of the rows: each alone then
             for one in ready:
-                self._sample(editor, [one], waited)
+                self._sample(program, [one], waited)
             return
         per_prediction = seconds / sum(one.row.predictions for one in ready)
         for one, result in zip(ready, results, strict=True):
             times = {"reading": one.seconds, "waiting": waited, "sampling": per_prediction * one.row.predictions}
             # Not in the writers' threads, whose tokenizer this one uses.
-            unknown = unknown_words(editor.model, one.row.job.prompt)
+            unknown = unknown_words(program.editor.model, one.row.job.prompt)
             where = {"device": str(self.device), "node": self.files.site.node}
             note = outcome_of(one.asked, "done", unknown_words=unknown, seconds=times, digest=one.digest, **where)
-            self._write(editor, one, result, note)
+            self._write(program, one, result, note)
 
-    def _edit(self, editor: Editor, ready: Sequence[_Ready]) -> list[EditResult]:
-        """`edit_tasks`, with smaller batches where memory does not suffice: the pictures stay the same."""
-        total, keep_steps = sum(one.row.predictions for one in ready), ready[0].row.job.save_video
-        tasks = [one.task for one in ready]
+    def _edit(self, program: Program[Any], ready: Sequence[_Ready]) -> list[EditResult]:
+        """`Program.run`, with smaller batches where memory does not suffice: the pictures stay the same."""
+        total, prepared = sum(one.row.predictions for one in ready), [one.prepared for one in ready]
         while True:
             size = min(self.batch_size, total)
             try:
-                return edit_tasks(editor.model, tasks, size, editor.ranker, keep_steps=keep_steps)
+                with in_words_of(program.words):
+                    return program.run(prepared, size)
             except OutOfMemory as error:
                 reason = str(error)
             _free_memory()  # here the failed attempt's frames, which held what it had, are gone
@@ -196,11 +209,13 @@ class Worker:
             self.batch_size = size // 2
             logger.warning("out of memory: from now on %d predictions at a time instead of %d", self.batch_size, size)
 
-    def _write(self, editor: Editor, one: _Ready, result: EditResult, note: Outcome) -> None:
+    def _write(self, program: Program[Any], one: _Ready, result: EditResult, note: Outcome) -> None:
         start = perf_counter()
         self._collect(UNWRITTEN - 1)
-        self.unwritten.append((one, self.writers.submit(_write_row, self.files, editor, one, result, note)))
-        if one.row.job.save_video:  # its frames are decoded on the device, which would else be used by two threads
+        self.unwritten.append((one, self.writers.submit(_write_row, self.files, program, one, result, note)))
+        if (
+            one.prepared.edit.save_video
+        ):  # its frames are decoded on the device, which would else be used by two threads
             self._collect(0)
         self.profile.waiting += perf_counter() - start
 
@@ -225,15 +240,15 @@ def devices_here() -> list[str]:
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
 
 
-def outline_editor(row: Row) -> Editor | UserError:
+def outline_of(row: Row) -> Program[Any] | UserError:
     """What prepares the rows of a row's model, without weights; or what is wrong with that model."""
     try:
-        return Editor.outline(zoo.resolve(**row.job.named))
+        return PROGRAMS[type(row.job)].outline(row.job)
     except UserError as error:
         return error
 
 
-def prepare_row(outline: Editor | UserError, row: Row) -> EditTask:
+def prepare_row(files: Files, outline: Program[Any] | UserError, row: Row) -> Prepared[Any]:
     """Read a row's files; all that can be wrong with it is found here.
 
     Raises:
@@ -241,24 +256,24 @@ def prepare_row(outline: Editor | UserError, row: Row) -> EditTask:
     """
     if isinstance(outline, UserError):
         raise outline
-    job = row.job
-    check_run(job.outdir, job.prompt, overwrite=True)
-    check_thumbnails(job.outdir)
-    if job.save_video:
-        require_video_writer()
-    return outline.prepare(job.init_image, job.mask, job.request)
+    check_output(row.job)
+    check_thumbnails(row.folder)
+    with in_words_of(outline.words):
+        return outline.prepare(row.job, files.desk(row))
 
 
-def _read_row(files: Files, outline: Editor | UserError, row: Row) -> _Ready | Outcome:
+def _read_row(files: Files, outline: Program[Any] | UserError, row: Row) -> _Ready | Outcome:
     """A row that is ready to be made; or its outcome, where another worker has made it meanwhile."""
     start = perf_counter()
     local = files.take(row)
     try:
         files.store.begin(row.name)
         stamps = stamps_of(row)
-        task = prepare_row(outline, local)
+        prepared = prepare_row(files, outline, local)
+        assert isinstance(outline, Program)
         content = content_of(local.job)
-        one = _Ready(row, local, task, digest_of(local.job, content), content, stamps, perf_counter() - start)
+        digest = digest_of(local.job, content)
+        one = _Ready(row, local, outline, prepared, digest, content, stamps, perf_counter() - start)
         made = _made(files, one)
     except BaseException:
         files.give_back(row)
@@ -276,15 +291,15 @@ def _made(files: Files, one: _Ready) -> Outcome | None:
     return files.outcome(one.asked, marker) if marker is not None and marker.digest == one.digest else None
 
 
-def _write_row(files: Files, editor: Editor, one: _Ready, result: EditResult, note: Outcome) -> Outcome:
+def _write_row(files: Files, program: Program[Any], one: _Ready, result: EditResult, note: Outcome) -> Outcome:
     start = perf_counter()
     if (made := _made(files, one)) is not None:
         return made
-    canvas, job = one.task.canvas, one.row.job
+    canvas, edit = one.prepared.task.canvas, one.prepared.edit
     mask = Image.fromarray((canvas.mask[0, 0] * 255).byte().numpy())
     # Before the run itself, which is what tells that the row is done.
-    sizes = save_thumbnails(job.outdir, canvas.picture.rgb, mask, result.results)
-    write_result(job, editor, result, {"row": one.digest})
+    sizes = save_thumbnails(edit.outdir, canvas.picture.rgb, mask, result.results)
+    write_result(edit, program.editor, result, {**program.notes(one.row.job), "row": one.digest})
     times = {**note.seconds, "writing": perf_counter() - start}
     seconds = {name: round(time, 3) for name, time in times.items()}
     measures = [measures.info() for measures in result.measures]
