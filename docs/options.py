@@ -26,8 +26,9 @@ programs have them ([docs/migration.md](migration.md))."""
 
 BATCH_MORE = """
 and all options of `text_editing.py` but `--outdir`, `--overwrite` and `--device`, as defaults of the rows: a row may
-give its own. `--check` looks at all rows and their files, and runs no model; `--merge` puts the summaries of the shares
-of `--shard` together ([cluster.md](cluster.md))."""
+give its own, or those of the [method](batch.md#rows-of-other-methods) that it names. `--check` looks at all rows and
+their files, and runs no model; `--merge` puts the summaries of the shares of `--shard` together
+([cluster.md](cluster.md))."""
 
 
 BASELINES_MORE = """
