@@ -65,7 +65,7 @@ class Row:
     @property
     def model(self) -> tuple[Any, ...]:
         """What rows that one worker makes without loading anything between have in common."""
-        return type(self.job).__name__, *self.job.loading.values()
+        return *self.job.loading.values(), type(self.job).__name__
 
     @property
     def settings(self) -> tuple:
