@@ -18,7 +18,7 @@ from ldm.runs.batch import job as batch_job
 from ldm.runs.batch.dispatch import Dispatch
 from ldm.runs.batch.outcome import Outcome, Profile, outcome_of
 from ldm.runs.batch.rows import Chunk, Row, Rows
-from ldm.runs.batch.site import Site, content_of, digest_of, stamps_of
+from ldm.runs.batch.site import Site, content_of, stamps_of
 from ldm.runs.batch.store import Marker
 from ldm.runs.jobs import BatchJob
 from ldm.runs.record import prompt_slug
@@ -87,7 +87,7 @@ def batch(source: Path, out: Path, markers: bool) -> None:
                 some = True
                 for row in chunk:
                     content = content_of(row.job) if markers else ("", "")
-                    outcome = made(row, digest_of(row.job, content) if markers else "0" * 64)
+                    outcome = made(row, files.digest(row.job, content) if markers else "0" * 64)
                     if markers:
                         samples = files.store.folder(row.name) / "samples"
                         samples.mkdir(parents=True)

@@ -52,7 +52,7 @@ class Outcome:
         seconds: `reading` and `writing` its files, which other rows' sampling hides; `waiting`, that the device
             waited for its files; `sampling`, its part of the batch's.
         device, node: where it was made.
-        digest: of all that makes the row what it is, see `row_digest`.
+        digest: of all that makes the row what it is, see `Files.digest`.
         thumbnails: width and height of its small pictures: input, mask, results.
         set_aside: it killed two workers, and is not tried again unasked.
     """

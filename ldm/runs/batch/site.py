@@ -5,15 +5,17 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ldm.backbones import zoo
 from ldm.errors import UserError
 from ldm.files import file_sha256
+from ldm.options import declared
 from ldm.runs.batch.outcome import Outcome
 from ldm.runs.batch.remote import InputCache, Remote
 from ldm.runs.batch.rows import Row
@@ -23,6 +25,8 @@ from ldm.runs.jobs import MethodOptions
 from ldm.runs.record import prompt_slug
 
 INPUTS = ("init_image", "mask")
+_ELSEWHERE = (*INPUTS, "overwrite", "model", "upsampler", "config", "ckpt", "device")  # what no digest has of a job
+_FRESH = 5.0  # seconds for which the weights that were found of a model are believed to be those
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Files:
     store: Store
     cache: InputCache
     made: Path
+    weights: dict[Any, tuple[float, str]] = field(default_factory=dict)  # what was found of models, and when
 
     def desk(self, row: Row) -> Path:
         """A folder for what is made of a row's files; whoever makes something makes it."""
@@ -98,15 +103,39 @@ class Files:
                 stamps = stamps_of(row)
                 unchanged = None not in stamps and list(stamps) == list(marker.stamps)
                 content = marker.content if unchanged else self._content(row)
-                if digest_of(row.job, content) == marker.digest:
+                if self.digest(row.job, content) == marker.digest:
                     return replace(marker, outcome=marker.outcome | {"row": row.number}), False
                 other = True
             if isinstance(self.store, LocalStore):  # killed before it could put a marker
-                marker = _marker_of(row, read_run(row.folder), self._content(row))
+                content = self._content(row)
+                marker = _marker_of(row, read_run(row.folder), content, self.digest(row.job, content))
                 return marker, other and marker is None
         except UserError:  # no run, or its files cannot be read any more: the worker tells why
             pass
         return None, other
+
+    def digest(self, job: MethodOptions, content: tuple[str, str]) -> str:
+        """SHA-256 of all that decides what a row's run holds: its options, the content of its files, and the weights.
+
+        Not of paths and device: a batch may be moved. Which files a model has is looked up every few seconds, not for
+        each of thousands of rows.
+
+        Raises:
+            UserError: there is no such model.
+        """
+        weights = [self._weights(one) for one in job.models]
+        elsewhere = (*_ELSEWHERE, job.outdir_option)
+        settings = {name: getattr(job, name) for name in declared(type(job)) if name not in elsewhere}
+        about = [settings, *weights, list(content)]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def _weights(self, model: Mapping[str, Any]) -> str:
+        key, now = tuple(model.items()), time.monotonic()
+        found, weights = self.weights.get(key, (-_FRESH, ""))
+        if not weights or now - found > _FRESH:
+            weights = zoo.resolve(**model).digest()
+            self.weights[key] = now, weights
+        return weights
 
     def outcome(self, row: Row, marker: Marker) -> Outcome | None:
         """The outcome that a marker holds, under the row's number; None where it cannot be read."""
@@ -128,9 +157,9 @@ def _whole(row: Row) -> bool:
     return (folder / f"{prompt_slug(row.job.prompt)}.png").is_file() and (folder / "samples" / "run.json").is_file()
 
 
-def _marker_of(row: Row, run: Run, content: tuple[str, str]) -> Marker | None:
+def _marker_of(row: Row, run: Run, content: tuple[str, str], digest: str) -> Marker | None:
     """What a run folder without a marker says; None where it is of something else."""
-    record, digest = run.record, digest_of(row.job, content)
+    record = run.record
     if record.options.get("row") != digest:
         return None
     values: dict[str, Any] = {"prompt": record.prompt, "image": row.given("init_image"), "mask": row.given("mask")}
@@ -171,19 +200,3 @@ def content_of(job: MethodOptions) -> tuple[str, str]:
         return file_sha256(job.init_image), "" if job.mask is None else file_sha256(job.mask)
     except OSError as error:
         raise UserError(f'"{error.filename}" cannot be read ({error.strerror}): check the path') from error
-
-
-def digest_of(job: MethodOptions, content: tuple[str, str]) -> str:
-    """SHA-256 of all that decides what a row's run holds: its options, the content of its files, and the weights.
-
-    Not of paths and device: a batch may be moved.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    weights = [zoo.resolve(**one).digest() for one in job.models]
-    elsewhere = (*INPUTS, job.outdir_option, "overwrite", "model", "upsampler", "config", "ckpt", "device")
-    told: Any = job
-    settings: Mapping[str, Any] = {name: value for name, value in asdict(told).items() if name not in elsewhere}
-    about = [settings, *weights, list(content)]
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -42,7 +42,7 @@ SETTLED = 1.0  # seconds after which of two batches that begin at once each can 
 class Marker:
     """What is known of a row that is done.
 
-    digest: of all that makes the row what it is, see `row_digest`. content: SHA-256 of image and mask. stamps: of the
+    digest: of all that makes the row what it is, see `Files.digest`. content: SHA-256 of image and mask. stamps: of the
     same, what tells without reading them that they are as they were. outcome: the row's line in the summary.
     """
 

@@ -19,7 +19,7 @@ from ldm.runs.baseline_jobs import BlendedDiffusionJob, GlideJob, PaintByWordJob
 from ldm.runs.baselines import GlideProgram, PaintByWordProgram
 from ldm.runs.batch.outcome import Outcome, Profile, failure, outcome_of
 from ldm.runs.batch.rows import Chunk, Row
-from ldm.runs.batch.site import Files, content_of, digest_of, stamps_of
+from ldm.runs.batch.site import Files, content_of, stamps_of
 from ldm.runs.batch.store import Marker
 from ldm.runs.batch.thumbnails import check_thumbnails, save_thumbnails
 from ldm.runs.blended_diffusion import GuidedProgram
@@ -272,7 +272,7 @@ def _read_row(files: Files, outline: Program[Any] | UserError, row: Row) -> _Rea
         prepared = prepare_row(files, outline, local)
         assert isinstance(outline, Program)
         content = content_of(local.job)
-        digest = digest_of(local.job, content)
+        digest = files.digest(local.job, content)
         one = _Ready(row, local, outline, prepared, digest, content, stamps, perf_counter() - start)
         made = _made(files, one)
     except BaseException:
