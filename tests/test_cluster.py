@@ -152,11 +152,11 @@ def cluster(nodes: int) -> Iterator:
         made.shutdown()
 
 
-def add_node(made) -> None:
+def add_node(made):
     try:
-        made.add_node(**node_arguments())
+        return made.add_node(**node_arguments())
     except Exception:
-        made.add_node(**node_arguments())
+        return made.add_node(**node_arguments())
 
 
 def node_arguments() -> dict:
@@ -246,7 +246,7 @@ def test_nodes_workers_and_the_driver_die_and_every_row_is_made_once(folder, tmp
         driver = start(argv, tmp_path / "log", **LOOPBACK)
         wait_for(lambda: len(watch.made) > 5)
         assert listening() == set()
-        add_node(made)  # late
+        late = add_node(made)
         while killed < 10 and driver.poll() is None:
             before = len(watch.made)
             wait_for(lambda driver=driver, before=before: len(watch.made) > before + 2 or driver.poll() is not None)
@@ -256,7 +256,8 @@ def test_nodes_workers_and_the_driver_die_and_every_row_is_made_once(folder, tmp
                     os.kill(draw.choice(workers), signal.SIGKILL)
                     killed += 1
             if killed == 4:
-                made.remove_node(sorted(made.worker_nodes, key=str)[0], allow_graceful=False)
+                first = next(node for node in made.worker_nodes if node is not late)
+                made.remove_node(first, allow_graceful=False)
             if killed == 7:
                 driver.kill()
                 driver.wait()
