@@ -53,9 +53,11 @@ def test_what_the_latents_are_linear_in_is_seen_as_they_were(scenes):
 
 
 def test_a_network_of_other_widths_is_told(scenes):
-    unet = finer_network(model_channels=32, num_res_blocks=[4, 2, 1])
+    x, seen = normal(2, 3, 128, 128), normal(2, 6, 32, 32)
+    with pytest.raises(UserError, match="64 channels cannot become one of 32"):
+        fold(finer_network(model_channels=32), scenes, x, seen)
     with pytest.raises(UserError, match="has no beginning for one of"):
-        fold(unet, scenes, normal(2, 3, 128, 128), normal(2, 6, 32, 32))
+        fold(finer_network(num_res_blocks=[4, 2, 1]), scenes, x, seen)
 
 
 def reader(folder, words: list[str], width: int = 16) -> BERTEmbedder:

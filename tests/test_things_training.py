@@ -152,7 +152,7 @@ def test_the_configs_train_a_first_stage_and_a_denoiser_of_its_latents(shards):
     first = [f"{model}.{one}" for one in small]
     assert train("autoencoder", shards, *first, "module.params.begin=null", "data.params.crop=32") == 0
     net = f"{model}.params.unet_config.params"
-    widths = [f"{net}.model_channels=32", f"{net}.fine_channels=32", f"{net}.num_res_blocks=[1,1,1]"]
+    widths = [f"{net}.fine_channels=32", f"{net}.num_res_blocks=[1,1,1]"]
     files = [f"data.params.first_stage={shards / 'autoencoder/last.ckpt'}", f"data.params.cache={shards / 'latents'}"]
     files.append(f"data.params.tokenizer={shards / 'tokenizer'}")
     widths += [f"{model}.params.first_stage_config.{one}" for one in small]

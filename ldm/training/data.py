@@ -228,7 +228,7 @@ class LatentScenes(pl.LightningDataModule):
         """The first pictures of training (count, 3, H, W) in [-1, 1], and what the denoiser sees of them."""
         shards = SceneShards(self.hparams.train)
         rows = range(min(count, len(shards)))
-        return shards.stack(rows), self.data["train"][list(rows)]["z"]
+        return shards.stack(rows), self.data["train"].__getitems__(list(rows))["z"]
 
     def train_dataloader(self) -> DataLoader:
         """Batches of all columns, shuffled; drawn by weight where there is an emphasis."""

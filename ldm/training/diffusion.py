@@ -93,8 +93,10 @@ class DiffusionTrainer(TrainingModule):
     def _fold(self, path: str) -> None:
         latent = zoo.load_ours(zoo.resolve(path), torch.device("cpu"), torch.float32)
         x, z = cast(Any, self.trainer).datamodule.pictures(FOLDED_BY)
-        x = torch.nn.functional.interpolate(x, latent.native_size, mode="area")
         unet = self.ldm.model.diffusion_model
+        # At the size at which a latent of that model lies where a patch of these does.
+        height, width = (side // unet.patch_size * latent.factor for side in z.shape[2:])
+        x = torch.nn.functional.interpolate(x, (height, width), mode="area")
         device = next(unet.parameters()).device
         taken = fold(unet.cpu(), latent, x, z)
         unet.to(device)

@@ -38,7 +38,7 @@ def fold(unet: UNetModel, latent: LatentDiffusion, x: Tensor, seen: Tensor) -> i
         How many tensors it took.
 
     Raises:
-        UserError: nothing fits, or the patches are not as many as the latents.
+        UserError: it is of another width, or the patches are not as many as the latents.
     """
     own = unet.state_dict()
     given = {
@@ -47,8 +47,8 @@ def fold(unet: UNetModel, latent: LatentDiffusion, x: Tensor, seen: Tensor) -> i
         if name.startswith(PREFIX)
     }
     fitting = {name: value for name, value in _blocks(own, given).items() if own[name].shape == value.shape}
-    if not fitting:
-        raise UserError("nothing of the latent model's denoiser fits the one of this config")
+    if (width := len(own[f"{STEM}.weight"])) != (other := len(given[f"{STEM}.weight"])):
+        raise UserError(f"a denoiser of {other} channels cannot become one of {width}: set `model_channels` to {other}")
     patches, z = F.pixel_unshuffle(seen.float(), unet.patch_size), latent.encode(x).float()
     if patches.shape[2:] != z.shape[2:]:
         raise UserError(f"{_size(patches)} patches cannot stand where {_size(z)} latents stood: change `patch_size`")
