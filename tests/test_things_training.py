@@ -91,6 +91,7 @@ def test_a_first_stage_with_more_channels_begins_where_the_other_was():
     assert torch.equal(one.mean, other.mean[:, :4]) and torch.equal(one.logvar, other.logvar[:, :4])
     torch.testing.assert_close(few.decode(one.mean), many.decode(other.mean), rtol=1e-4, atol=1e-5)
     assert other.mean[:, 4:].std() > 0  # there to be learned from
+    assert (0.5 * other.logvar[:, 4:]).exp().max() < 0.1  # and not drowned in noise
     with torch.enable_grad():
         many.decode(other.mean).square().mean().backward()
     assert many.decoder.conv_in.weight.grad[:, 3:].abs().max() > 0

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldm.backbones import zoo
 from ldm.errors import UserError
 from ldm.training.base import TrainingModule
 from ldm.training.begin import begin_with, read_trained, same_encoder
-from ldm.training.folded import FOLDED_BY, fold, take_words
+from ldm.training.folded import FOLDED_BY, begin_folded, take_words
 from ldm.training.reward import Reward
 from ldm.util import instantiate_from_config
 
@@ -91,17 +90,10 @@ class DiffusionTrainer(TrainingModule):
             self._fold(self.hparams.folded)
 
     def _fold(self, path: str) -> None:
-        latent = zoo.load_ours(zoo.resolve(path), torch.device("cpu"), torch.float32)
         x, z = cast(Any, self.trainer).datamodule.pictures(FOLDED_BY)
-        unet = self.ldm.model.diffusion_model
-        # At the size at which a latent of that model lies where a patch of these does.
-        height, width = (side // unet.patch_size * latent.factor for side in z.shape[2:])
-        x = torch.nn.functional.interpolate(x, (height, width), mode="area")
-        device = next(unet.parameters()).device
-        taken = fold(unet.cpu(), latent, x, z)
-        unet.to(device)
+        latent = begin_folded(self.ldm.model.diffusion_model, path, x, z)
         words = take_words(self.ldm.cond_stage_model, latent.cond_stage_model)
-        logger.warning("%d of the denoiser's tensors and %d words are those of %s", taken, words, path)
+        logger.warning("%d words are those of %s", words, path)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the scale of the latents, which is no weight."""

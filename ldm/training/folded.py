@@ -1,17 +1,21 @@
 """A denoiser of latents as the beginning of one whose patches stand where those latents stood: patches of pixels, or
 of the finer latents of another first stage."""
 
+import logging
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.backbones import zoo
 from ldm.errors import UserError
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import UNetModel, input_block, output_block
 from ldm.modules.encoders.modules import BERTEmbedder, BERTTokenizer
 from ldm.training.deepen import PREFIX, blocks_a_level
+
+logger = logging.getLogger(__name__)
 
 FOLDED_BY = 256
 """Pictures to fit the matrix of `fold` by."""
@@ -75,6 +79,22 @@ def fold(unet: UNetModel, latent: LatentDiffusion, x: Tensor, seen: Tensor) -> i
     }
     unet.load_state_dict({**own, **fitting, **silent})
     return len(fitting)
+
+
+def begin_folded(unet: UNetModel, path: str, x: Tensor, seen: Tensor) -> LatentDiffusion:
+    """`fold` the model of a name or a folder, which is returned; pictures x of any size, on the CPU.
+
+    Raises:
+        UserError: there is no such model, or it does not fit.
+    """
+    latent = zoo.load_ours(zoo.resolve(path), torch.device("cpu"), torch.float32)
+    # At the size at which a latent of that model lies where a patch of these does.
+    height, width = (side // unet.patch_size * latent.factor for side in seen.shape[2:])
+    device = next(unet.parameters()).device
+    taken = fold(unet.cpu(), latent, F.interpolate(x, (height, width), mode="area"), seen)
+    unet.to(device)
+    logger.warning("%d of the denoiser's %d tensors are those of %s", taken, len(unet.state_dict()), path)
+    return latent
 
 
 @torch.no_grad()

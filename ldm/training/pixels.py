@@ -1,6 +1,5 @@
 """Training of a diffusion model in pixel space: `PixelDiffusion` on pictures of scenes."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -10,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.backbones import zoo
 from ldm.data.epochs import seeded
 from ldm.data.shards import SceneShards
 from ldm.models.diffusion.pixel import PixelDiffusion
@@ -18,14 +16,12 @@ from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.sampling import NoiseSource, sample
 from ldm.models.diffusion.schedule import NoiseLevel
 from ldm.training.base import EpochData, TrainingModule
-from ldm.training.folded import FOLDED_BY, fold
+from ldm.training.folded import FOLDED_BY, begin_folded
 from ldm.training.grids import ImageGrid
 from ldm.util import instantiate_from_config
 
 MOST = 10.0
 """The largest weight of an error of z_0, which is 1 / s^2 above: that of an error of v."""
-
-logger = logging.getLogger(__name__)
 
 
 class SmallScenes(Dataset):
@@ -106,8 +102,10 @@ class PixelTrainer(TrainingModule):
         model: the config of the `PixelDiffusion`, without learned variances.
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
         background_weight: the loss's weight where no object is; with an object it is 1 more.
-        begin: what to begin with: a checkpoint of this training, also of another parameterization, whose last layer is
-            then left out; or a latent model, by its name or folder, see `ldm.training.folded`.
+        begin: a checkpoint of this training to begin with, also of another parameterization: its last layer is then
+            left out.
+        folded: instead, a latent model, by its name or folder, whose latents lie where the patches of pixels lie: its
+            denoiser is the beginning, see `ldm.training.folded`.
         seed: of timesteps and noise, together with the process and the step that it starts from.
     """
 
@@ -118,6 +116,7 @@ class PixelTrainer(TrainingModule):
         warmup: int = 200,
         background_weight: float = 0.5,
         begin: str | None = None,
+        folded: str | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -126,17 +125,16 @@ class PixelTrainer(TrainingModule):
         if self.pixels.learn_sigma or self.pixels.num_classes is not None:
             raise ValueError("PixelTrainer trains neither learned variances nor classes")
 
-    def begin_with_model(self, path: str) -> None:
-        """Take those of a latent model; or the latest weights of a checkpoint, not the averaged ones: of a short
-        training the average is behind.
-        """
-        if not path.endswith(".ckpt"):
-            latent = zoo.load_ours(zoo.resolve(path), torch.device("cpu"), torch.float32)
+    def on_fit_start(self) -> None:
+        """Begin where a latent model stands, unless this is a resumed run."""
+        super().on_fit_start()
+        if self.hparams.get("folded") and not self.resumed:
             x = cast(Any, self.trainer).datamodule.pictures(FOLDED_BY)
             small = F.interpolate(x, self.pixels.native_size, mode="area")
-            taken = fold(self.pixels.diffusion_model, latent, x, small)
-            logger.warning("%d of %d tensors are those of %s", taken, len(self.pixels.state_dict()), path)
-            return
+            begin_folded(self.pixels.diffusion_model, self.hparams.folded, x, small)
+
+    def begin_with_model(self, path: str) -> None:
+        """Take the latest weights, not the averaged ones: of a short training the average is behind."""
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state = checkpoint.get("current_model_state", checkpoint["state_dict"])
         weights = {key.removeprefix("module.").removeprefix("pixels."): value for key, value in state.items()}
