@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ldm.errors import UserError
-from ldm.options import option, options, required, subset
+from ldm.options import option, options, required, same, subset
 
 ClassifierName = Literal[
     "auto", "efficientnet-lite0", "efficientnet-lite2", "efficientnet_b0", "efficientnet_b7", "scenes"
@@ -138,22 +138,14 @@ class ExperimentJob(MethodChoice):
     benchmark: Path | None = option(
         None, "a file of make_benchmark.py", group="inputs", shown="50 inputs, made in `outdir`"
     )
-    labels: Literal["auto", "imagenet", "scenes"] = option(
-        "auto", "what the default benchmark asks for; auto is what the model was trained on", group="inputs"
-    )
+    labels: Literal["auto", "imagenet", "scenes"] = same(EvaluationJob, "labels")
     count: int | None = option(None, "inputs", group="inputs", low=1, shown="the experiment's")
     n_samples: int | None = option(None, "predictions of each", group="inputs", low=1, shown="the experiment's")
     seed: int = option(0, "of inputs and predictions", group="inputs", low=0, high=2**31)
     methods: str = option("blended_latent", "of the experiments that compare methods", group="methods")
-    classifier: ClassifierName = option(
-        "auto", "who says what is right", group="measures", shown="auto, by what the inputs ask for"
-    )
-    framing: Literal["square", "picture"] = option(
-        "square",
-        "an ImageNet classifier sees the square around the mask, or all of the masked picture, as in the paper",
-        group="measures",
-    )
-    lpips: BackboneName = option("efficientnet-lite0", "backbone of perceptual distances", group="measures")
+    classifier: ClassifierName = same(EvaluationJob, "classifier")
+    framing: Literal["square", "picture"] = same(EvaluationJob, "framing")
+    lpips: BackboneName = same(EvaluationJob, "lpips")
     workers: int = option(1, "processes that paint, where methods are compared", low=1, high=64)
     outdir: Path | None = option(
         None, "where results go", group="what comes out", short="-o", shown="outputs/experiments/NAME"
