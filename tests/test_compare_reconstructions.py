@@ -10,7 +10,7 @@ from ldm.editing.editor import Editor
 from ldm.editing.reconstruct import RECONSTRUCTIONS
 from ldm.errors import UserError
 from ldm.evaluation.inputs import Label, make_benchmark, read_benchmark
-from ldm.evaluation.reconstructions import Outcome, cases, compare, table
+from ldm.evaluation.reconstructions import LAMBDAS, Outcome, cases, choose_ways, compare, table
 from tests.tiny import tiny_model
 
 pytest.importorskip("skimage")
@@ -51,6 +51,22 @@ def test_a_comparison_that_was_stopped_resumes_and_takes_inputs_of_a_benchmark(t
     assert "Infinity" not in (out / "comparison.json").read_text()
     with pytest.raises(UserError, match="another ddim_steps"):
         compare(editor, 2, 0, 3, out, inputs=asked, optimization_steps=2)
+
+
+def test_ways_are_chosen_by_name(monkeypatch):
+    assert list(choose_ways("all,lambda")) == [*RECONSTRUCTIONS, *LAMBDAS]
+    assert choose_ways("poisson, optimization_latents") == {
+        "poisson": {"reconstruction_type": "poisson"},
+        "optimization_latents": {"reconstruction_type": "optimization", "optimization_mode": "latents"},
+    }
+    with pytest.raises(UserError, match=r'names "weights": give some of optimization, .*lambda, or all'):
+        choose_ways("pixel,weights")
+    with pytest.raises(UserError, match=r'is " ,": give some of'):
+        choose_ways(" ,")
+    monkeypatch.setattr("ldm.evaluation.reconstructions._has_opencv", lambda: False)
+    assert list(choose_ways("all")) == [kind for kind in RECONSTRUCTIONS if kind != "poisson"]
+    with pytest.raises(UserError, match="pip install opencv-python-headless"):
+        choose_ways("poisson")
 
 
 def test_the_table_has_medians():

@@ -28,9 +28,7 @@ class Experiment:
 def _reconstruction(trial: Trial) -> str:
     job, inputs = trial.job, trial.inputs if trial.job.benchmark else ()
     return reconstructions.table(
-        reconstructions.compare(
-            trial.editor(), trial.count, job.seed, job.ddim_steps, trial.outdir, lambdas=True, inputs=inputs
-        )
+        reconstructions.compare(trial.editor(), trial.count, job.seed, job.ddim_steps, trial.outdir, job.ways, inputs)
     )
 
 

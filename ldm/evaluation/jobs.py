@@ -52,7 +52,9 @@ class EvaluationJob(MethodChoice):
         "auto", "what the default benchmark asks for; auto is what the model was trained on", group="inputs"
     )
     count: int | None = option(None, "the first so many inputs", group="inputs", low=1, shown="all")
-    n_samples: int = option(8, "predictions of each input", group="inputs", low=1, high=1024)
+    n_samples: int = option(
+        5, "predictions of each input, a fifth of the ranking each", group="inputs", low=1, high=1024
+    )
     seed: int = option(0, "of the default benchmark and of the predictions", group="inputs", low=0, high=2**31)
     classifier: ClassifierName = option(
         "auto", "who says what is right", group="measures", shown="auto, by what the inputs ask for"
@@ -146,6 +148,9 @@ class ExperimentJob(MethodChoice):
     classifier: ClassifierName = same(EvaluationJob, "classifier")
     framing: Literal["square", "picture"] = same(EvaluationJob, "framing")
     lpips: BackboneName = same(EvaluationJob, "lpips")
+    ways: str = option(
+        "all,lambda", "of `reconstruction`, comma-separated, such as optimization,poisson", group="methods"
+    )
     workers: int = option(1, "processes that paint, where methods are compared", low=1, high=64)
     outdir: Path | None = option(
         None, "where results go", group="what comes out", short="-o", shown="outputs/experiments/NAME"

@@ -26,6 +26,7 @@ from ldm.editing.editor import Editor, Restored
 from ldm.editing.reconstruct import RECONSTRUCTIONS
 from ldm.editing.request import EditRequest, ReconstructionOptions
 from ldm.editing.result import EditResult
+from ldm.errors import MissingExtra, UserError
 from ldm.evaluation.answers import Answers
 from ldm.evaluation.inputs import Input
 from ldm.evaluation.measures import EXACT, difference
@@ -120,35 +121,62 @@ LAMBDAS["weights, no foreground"] = {"background_weight": 1e9}
 """Figure 20: the paper's lambda is 100. Adam does not see the scale of a loss: beside 1e9 the foreground is nothing."""
 
 
+def choose_ways(names: str) -> dict[str, dict[str, Any]]:
+    """The options of each way of a comma-separated list: the names of `RECONSTRUCTIONS`, and `lambda` for `LAMBDAS`.
+
+    `all` is without lambda, and without those whose package is not installed.
+
+    Raises:
+        UserError: another name, or none at all.
+        MissingExtra: one that is named needs a package that is not installed.
+    """
+    known = ", ".join([*RECONSTRUCTIONS, "lambda"])
+    listed = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if not listed:
+        raise UserError(f'`ways` is "{names}": give some of {known}, or all')
+    chosen: dict[str, dict[str, Any]] = {}
+    for name in listed:
+        if name == "all":
+            kinds = list(RECONSTRUCTIONS)
+            if not _has_opencv():
+                logger.warning("poisson is left out: OpenCV is not installed (pip install opencv-python-headless)")
+                kinds.remove("poisson")
+            chosen |= {kind: ReconstructionOptions.way(kind) for kind in kinds}
+        elif name == "lambda":
+            chosen |= LAMBDAS
+        elif name not in RECONSTRUCTIONS:
+            raise UserError(f'`ways` names "{name}": give some of {known}, or all')
+        elif name == "poisson" and not _has_opencv():
+            raise MissingExtra("opencv-python-headless", "poisson", "`ways=poisson`")
+        else:
+            chosen[name] = ReconstructionOptions.way(name)
+    return chosen
+
+
 def compare(
     editor: Editor,
     count: int,
     seed: int,
     ddim_steps: int,
     outdir: Path,
-    lambdas: bool = False,
+    ways: str = "all",
     inputs: Sequence[Input] = (),
     **options: Any,
 ) -> dict[str, list[Outcome]]:
     """Edit each case once, restore it in every way, and write comparison.json, comparison.md and comparison.png.
 
-    The picture is of the case whose border runs through the strongest texture. lambdas: restore by `LAMBDAS` too.
+    The picture is of the case whose border runs through the strongest texture. ways: see `choose_ways`.
     inputs: to edit instead of `cases`. The options are those of `ReconstructionOptions` but for the kind.
 
     Returns:
         The outcomes of each kind, in the order of the cases.
 
     Raises:
-        UserError: the folder cannot be written, or holds a comparison of another model, seed or options.
+        UserError: the folder cannot be written, or holds a comparison of another model, seed, ways or options.
     """
-    kinds = [kind for kind in RECONSTRUCTIONS if kind != "poisson" or _has_opencv()]
-    ways = {kind: ReconstructionOptions.way(kind) for kind in kinds} | (LAMBDAS if lambdas else {})
+    told = {name: options | way for name, way in choose_ways(ways).items()}
     weights = weights_hash(editor.files.weights) if editor.files else None
-    settings = {
-        "model_sha256": weights,
-        "ddim_steps": ddim_steps,
-        "options": {n: options | way for n, way in ways.items()},
-    }
+    settings = {"model_sha256": weights, "ddim_steps": ddim_steps, "options": told}
     kept = Answers(outdir / "answers.jsonl", settings)
     known = kept.of(PART)
     rows: list[dict[str, Any]] = []
@@ -158,14 +186,14 @@ def compare(
         row = known.get(index, {})
         if any(row.get(key) != value for key, value in edit.items()):
             with silent():
-                edited, restored = _restore(editor, case, ddim_steps, {n: options | way for n, way in ways.items()})
+                edited, restored = _restore(editor, case, ddim_steps, told)
             row = {"part": PART, "index": index, **edit, "roughness": edited.measures[0].source_seam}
             row |= {name: asdict(Outcome.of(name, one)) for name, one in restored.items()}
             if row["roughness"] > max((before["roughness"] for before in rows), default=-math.inf):
                 save_png(sheet(case, edited, restored), outdir / "comparison.png")
             kept.add(row)
         rows.append(row)
-    outcomes = {name: [Outcome(**row[name]) for row in rows] for name in ways}
+    outcomes = {name: [Outcome(**row[name]) for row in rows] for name in told}
     with atomic_file(outdir / "comparison.json") as file:
         file.write((json.dumps([_plain(row) for row in rows], indent=1, allow_nan=False) + "\n").encode())
     with atomic_file(outdir / "comparison.md") as file:
@@ -269,7 +297,4 @@ def _shown(value: float) -> str:
 
 
 def _has_opencv() -> bool:
-    if importlib.util.find_spec("cv2") is not None:
-        return True
-    logger.warning("poisson is left out: OpenCV is not installed (pip install opencv-python-headless)")
-    return False
+    return importlib.util.find_spec("cv2") is not None
