@@ -52,9 +52,7 @@ class EvaluationJob(MethodChoice):
         "auto", "what the default benchmark asks for; auto is what the model was trained on", group="inputs"
     )
     count: int | None = option(None, "the first so many inputs", group="inputs", low=1, shown="all")
-    n_samples: int = option(
-        5, "predictions of each input, a fifth of the ranking each", group="inputs", low=1, high=1024
-    )
+    n_samples: int = option(4, "predictions of each input", group="inputs", low=1, high=1024)
     seed: int = option(0, "of the default benchmark and of the predictions", group="inputs", low=0, high=2**31)
     classifier: ClassifierName = option(
         "auto", "who says what is right", group="measures", shown="auto, by what the inputs ask for"
