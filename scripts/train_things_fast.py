@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a model of everyday things in a quarter of an hour of a GPU: composites, first stage, denoiser, ranker, export.
+"""Train a model of everyday things in a quarter of an hour of a GPU: composites, denoiser, decoder, ranker, export.
 
 Takes the archive of scripts/pack_things.py; nothing is downloaded. Run it again to go on where it was stopped: each
 stage has a share of --minutes and keeps count of what it has used. At the end --out holds the exported model with its
@@ -20,12 +20,12 @@ from ldm.errors import UserError
 logger = logging.getLogger("ldm.train_things_fast")
 
 HERE = Path(__file__).resolve().parent
-SHARES = {"autoencoder": 0.25, "diffusion": 0.6, "clip": 0.15}
+SHARES = {"diffusion": 0.6, "decoder": 0.25, "clip": 0.15}
 """Of the time that is left after composing."""
 
 GPU = {
-    "autoencoder": ["data.params.batch_size=32", "module.params.learning_rate=1.2e-3"],
     "diffusion": ["data.params.batch_size=256", "module.params.learning_rate=1e-3"],
+    "decoder": ["data.params.batch_size=32", "module.params.learning_rate=6e-4"],
     "clip": ["data.params.batch_size=256"],
 }
 """What a GPU takes instead of the config's, which are for a core."""
@@ -40,7 +40,6 @@ def build_parser() -> Parser:
     parser.add_argument("--workers", type=bounded(int, 1, 256), default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--work", type=Path, default=Path("runs/things-fast"), help="data, checkpoints and logs")
     parser.add_argument("--out", "-o", type=Path, default=Path("runs/things-fast/model"), help="the exported model")
-    parser.add_argument("--begin", type=Path, help="a first stage to begin with, instead of that of scenes")
     parser.add_argument("--compile", action="store_true", help="torch.compile; costs a minute a stage at its beginning")
     parser.add_argument("overrides", nargs="*", metavar="STAGE:KEY=VALUE", help="as of train.py")
     return parser
@@ -52,12 +51,8 @@ def commands(args) -> dict[str, list[str]]:
 
     data, work = args.work / "data", args.work
     own = {
-        "autoencoder": [f"module.params.begin={args.begin}"] if args.begin else [],
-        "diffusion": [
-            f"data.params.first_stage={work / 'autoencoder' / 'last.ckpt'}",
-            f"data.params.tokenizer={work / 'tokenizer'}",
-            f"data.params.cache={work / 'latents'}",
-        ],
+        "diffusion": [f"data.params.tokenizer={work / 'tokenizer'}", f"data.params.cache={work / 'latents'}"],
+        "decoder": [],
         "clip": [f"data.params.workers={max(0, args.workers - 1)}"],
     }
     asked: dict[str, list[str]] = {stage: [] for stage in SHARES}
@@ -89,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     for stage, line in commands(args).items():
         _run("train.py", line, {})
         logger.info("%s is trained", stage)
-    for stage, folder in (("diffusion", args.out), ("clip", args.out / "clip")):
+    for stage, folder in (("diffusion", args.out), ("decoder", args.out), ("clip", args.out / "clip")):
         folder.mkdir(parents=True, exist_ok=True)
         _run("export_model.py", [str(args.work / stage / "last.ckpt"), str(folder)], {})
     print(f"model: {args.out}")

@@ -1,4 +1,4 @@
-"""What training at twice the side needs: patches and a thin level, shifted noise levels, more channels, its data."""
+"""What training at twice the side needs: patches and a thin level, shifted noise levels, its data."""
 
 from pathlib import Path
 
@@ -7,14 +7,15 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from ldm.checkpoint import read_state_dict
 from ldm.cli import run
 from ldm.data.scenes.scenes import Scenes, render_scenes
 from ldm.data.shards import write_shard
-from ldm.models.autoencoder import AutoencoderKL
+from ldm.errors import UserError
 from ldm.models.diffusion.ddpm import schedule_buffers
 from ldm.models.diffusion.levels import make_beta_schedule, shift_log_snr
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
-from ldm.training.begin import begin_with
+from ldm.training.export import export_checkpoint
 from ldm.training.features import FeatureLoss
 from scripts import train as train_model
 
@@ -27,8 +28,6 @@ UNET = {
     "channel_mult": [1, 2],
 }
 UNET |= {"num_head_channels": 16, "context_dim": 24, "pooled_context": True}
-DD = {"double_z": True, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1]}
-DD |= {"num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0, "patch_size": 4}
 
 
 def unet(channels: int, **changes) -> UNetModel:
@@ -78,23 +77,6 @@ def test_noise_levels_shift_by_what_is_asked_at_every_timestep():
     assert shift_log_snr(betas, 0.0) is betas
     buffers = schedule_buffers(shifted)
     assert all(torch.isfinite(value).all() for value in buffers.values())
-
-
-@torch.no_grad()
-def test_a_first_stage_with_more_channels_begins_where_the_other_was():
-    torch.manual_seed(1)
-    few, many = AutoencoderKL({**DD, "z_channels": 3}, 4), AutoencoderKL({**DD, "z_channels": 6}, 8)
-    weights = {f"first_stage_model.{name}": value for name, value in few.state_dict().items()}
-    begin_with(many, weights, "it", "first_stage_model.")
-    x = torch.rand(2, 3, 32, 32) * 2 - 1
-    one, other = few.encode(x), many.encode(x)
-    assert torch.equal(one.mean, other.mean[:, :4]) and torch.equal(one.logvar, other.logvar[:, :4])
-    torch.testing.assert_close(few.decode(one.mean), many.decode(other.mean), rtol=1e-4, atol=1e-5)
-    assert other.mean[:, 4:].std() > 0  # there to be learned from
-    assert (0.5 * other.logvar[:, 4:]).exp().max() < 0.1  # and not drowned in noise
-    with torch.enable_grad():
-        many.decode(other.mean).square().mean().backward()
-    assert many.decoder.conv_in.weight.grad[:, 3:].abs().max() > 0
 
 
 @pytest.fixture(scope="module")
@@ -147,16 +129,46 @@ def train(config: str, folder: Path, *overrides: str) -> int:
     return run(train_model.main, [*argv, *data, *quiet, "trainer.val_check_interval=2", *overrides])
 
 
-def test_the_configs_train_a_first_stage_and_a_denoiser_of_its_latents(shards):
+@pytest.fixture(scope="module")
+def trained(shards) -> Path:
+    """The same, with a decoder's checkpoint and a denoiser's of its latents."""
     small = ["params.ddconfig.ch=32", "params.ddconfig.ch_mult=[1,1]"]
     model = "module.params.model"
     first = [f"{model}.{one}" for one in small]
-    assert train("autoencoder", shards, *first, "module.params.begin=null", "data.params.crop=32") == 0
+    alone = ["module.params.begin=null", "module.params.perceptual_weight=0", "data.params.crop=32"]
+    assert train("decoder", shards, *first, *alone) == 0
     net = f"{model}.params.unet_config.params"
     widths = [f"{net}.fine_channels=32", f"{net}.num_res_blocks=[1,1,1]"]
-    files = [f"data.params.first_stage={shards / 'autoencoder/last.ckpt'}", f"data.params.cache={shards / 'latents'}"]
+    files = [f"data.params.first_stage={shards / 'decoder/last.ckpt'}", f"data.params.cache={shards / 'latents'}"]
     files.append(f"data.params.tokenizer={shards / 'tokenizer'}")
     widths += [f"{model}.params.first_stage_config.{one}" for one in small]
     assert train("diffusion", shards, *widths, *files) == 0
-    checkpoint = torch.load(shards / "diffusion/last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 2 and (shards / "tokenizer/tokenizer.json").exists()
+    return shards
+
+
+def test_the_configs_train_a_decoder_and_a_denoiser(trained):
+    checkpoint = torch.load(trained / "diffusion/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2 and (trained / "tokenizer/tokenizer.json").exists()
+
+
+def test_a_decoder_trained_meanwhile_takes_its_place_in_the_exported_model(trained, tmp_path):
+    """The denoiser's first stage is averaged while it trains, which rounds its encoder."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    export_checkpoint(trained / "diffusion/last.ckpt", folder)
+    before = read_state_dict(folder / "model.safetensors")
+    stage = torch.load(trained / "decoder/last.ckpt", weights_only=True)
+    for key, value in stage["state_dict"].items():
+        value += 0.5 if ".decoder." in key else 0
+    torch.save(stage, tmp_path / "sharper.ckpt")
+    export_checkpoint(tmp_path / "sharper.ckpt", folder)
+    after = read_state_dict(folder / "model.safetensors")
+    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in after if key.startswith("first_stage_model.decoder.")}
+    key = "first_stage_model.decoder.conv_in.weight"
+    assert torch.equal(after[key], stage["state_dict"][key].to(after[key].dtype))
+
+    stage["state_dict"]["first_stage_model.encoder.conv_in.weight"] *= 1.1
+    torch.save(stage, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"the encoder of .*other\.ckpt is another one"):
+        export_checkpoint(tmp_path / "other.ckpt", folder)

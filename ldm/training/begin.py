@@ -13,7 +13,6 @@ from ldm.backbones import zoo
 from ldm.checkpoint import read_state_dict
 from ldm.errors import UserError
 from ldm.training.deepen import deepened
-from ldm.training.widen import widened
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +62,13 @@ def begin_with(module: nn.Module, weights: Mapping[str, Tensor], source: str | P
 
     For training what has shipped further, also after the config has grown: what is missing keeps its fresh values,
     and one line says how many tensors those are. A denoiser with more residual blocks begins where the smaller one
-    was, see `deepened`, and a first stage with more channels of latents, see `widened`. `source` names the weights.
+    was, see `deepened`. `source` names the weights.
 
     Raises:
         UserError: none of them fits, or their denoiser cannot become this one.
     """
     own = module.state_dict()
-    found = widened(deepened(weights, own), own, prefix)
+    found = deepened(weights, own)
     known = {
         name: found[prefix + name]
         for name, value in own.items()
