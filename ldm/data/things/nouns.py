@@ -220,7 +220,7 @@ flowers, bouquet                 | bouquet                       | flowers; orch
 tulip, tulips                    | tulip                         | tulips
 rose                             | =
 sunflower                        | =
-daisy                            | blossom; white flower
+daisy                            | blossom
 leaf, maple leaf                 | maple leaf; fallen leaf
 furniture
 chair                            | =                             | =; cafe chair; oak chair; plastic chair;
