@@ -29,7 +29,7 @@ from ldm.training.clip import contradicts
 from ldm.training.compiled import compile_parts
 from ldm.training.export import export_checkpoint, known_words
 from ldm.training.things_clip import ThingCropData, ThingsCLIPTrainer
-from scripts import text_editing, txt2img
+from scripts import text_editing, train, train_things_fast, txt2img
 
 NETWORK = {
     "embed_dim": 16,
@@ -176,3 +176,22 @@ def test_data_are_packed_without_test_photographs_and_unpacked(tmp_path, monkeyp
         packing.pack(tmp_path, tmp_path / "pack.zip", most=1e-3)
     with pytest.raises(UserError, match="cannot be unpacked"):
         packing.unpack(tmp_path / "cutouts" / "a.png", tmp_path / "nowhere")
+
+
+def fast(*argv: str) -> dict[str, list[str]]:
+    return train_things_fast.commands(train_things_fast.build_parser().parse_intermixed_args(argv))
+
+
+def test_a_given_time_is_shared_among_trainings_that_need_no_other_stage():
+    lines = fast("--minutes", "10", "--work", "there", "diffusion:trainer.max_steps=7")
+    minutes = {}
+    for stage, argv in lines.items():
+        args = train.build_parser().parse_intermixed_args(argv)
+        assert args.config.is_file() and args.rundir == Path("there") / stage
+        assert "data.params.train=there/data/train" in args.overrides
+        minutes[stage] = args.minutes
+        assert not any(f"there/{other}/" in one for other in lines for one in args.overrides)
+    assert minutes == {"diffusion": 6, "decoder": 2.5, "clip": 1.5}
+    assert [stage for stage, argv in lines.items() if "trainer.max_steps=7" in argv] == ["diffusion"]
+    with pytest.raises(UserError, match='"autoencoder:a=1" is no override: write STAGE:key=value with a stage of diff'):
+        fast("autoencoder:a=1")
