@@ -152,7 +152,7 @@ def test_the_configs_train_a_decoder_and_a_denoiser(trained):
 
 
 def test_a_decoder_trained_meanwhile_takes_its_place_in_the_exported_model(trained, tmp_path):
-    """The denoiser's first stage is averaged while it trains, which rounds its encoder."""
+    """The denoiser's first stage goes through the running mean, which leaves its encoder the same bit for bit."""
     folder = tmp_path / "model"
     folder.mkdir()
     export_checkpoint(trained / "diffusion/last.ckpt", folder)
