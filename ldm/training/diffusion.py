@@ -18,9 +18,6 @@ from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)
 
-FITTED_BY = 1000
-"""Pictures whose latents the preconditioning is fitted to."""
-
 
 class DiffusionTrainer(TrainingModule):
     """Trains a `LatentDiffusion` (under `ldm`) to predict v or eps at a random timestep.
@@ -89,8 +86,6 @@ class DiffusionTrainer(TrainingModule):
             data.scale_by(self.ldm.scale_factor)
         self.ldm.first_stage_model.load_state_dict(data.first_stage_state)
         self.ldm.scale_factor = data.scale_factor
-        if self.ldm.precondition_patch:
-            self.ldm.fit_precondition(data.pictures(FITTED_BY)[1])
         if self.hparams.get("folded") and not self.resumed:
             self._fold(self.hparams.folded)
 

@@ -13,12 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ldm.models.diffusion.levels import VariancePreserving, make_beta_schedule, shift_log_snr
-from ldm.models.diffusion.precondition import (
-    PatchStatistics,
-    patch_statistics,
-    plain_statistics,
-    preconditioned,
-)
 from ldm.models.diffusion.prediction import Prediction
 from ldm.models.diffusion.schedule import NoiseLevel
 from ldm.modules.attention import SpatialTransformer
@@ -78,8 +72,6 @@ class LatentDiffusion(nn.Module):
         image_size, channels: nominal size and channels of z.
         parameterization: what the network predicts: `eps`, or `v` (Salimans & Ho 2022).
         conditioning_key: only `crossattn`.
-        precondition_patch: ours. Side of the patches whose covariance scales what the network predicts, see
-            `ldm.models.diffusion.precondition`; only for `v`. 0 is without.
 
     Raises:
         ValueError: a value that this class does not support.
@@ -92,9 +84,6 @@ class LatentDiffusion(nn.Module):
     alphas_cumprod: Tensor
     sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
-    patch_mean: Tensor
-    patch_basis: Tensor
-    patch_std: Tensor
     first_stage_model: Any
     cond_stage_model: Any
 
@@ -113,18 +102,12 @@ class LatentDiffusion(nn.Module):
         channels: int = 3,
         parameterization: str = "eps",
         conditioning_key: str | None = "crossattn",
-        precondition_patch: int = 0,
     ):
         super().__init__()
         if parameterization not in PARAMETERIZATIONS:
             raise ValueError(f"parameterization {parameterization!r} is unknown: one of {PARAMETERIZATIONS}")
         if conditioning_key not in (None, "crossattn"):
             raise ValueError(f"conditioning_key {conditioning_key!r} is not supported: crossattn")
-        if precondition_patch and parameterization != "v":
-            raise ValueError(
-                f"precondition_patch {precondition_patch} is for parameterization v, not {parameterization}"
-            )
-        self.precondition_patch = precondition_patch
         self.parameterization = parameterization
         self.scale_factor = scale_factor
         self.image_size, self.channels = image_size, channels
@@ -137,9 +120,6 @@ class LatentDiffusion(nn.Module):
             buffers = schedule_buffers(shift_log_snr(betas, log_snr_shift))
         for name, value in buffers.items():
             self.register_buffer(name, value.to(torch.get_default_device()))
-        if precondition_patch:
-            for name, value in plain_statistics(precondition_patch, channels)._asdict().items():
-                self.register_buffer(f"patch_{name}", value)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -237,23 +217,8 @@ class LatentDiffusion(nn.Module):
         return self.model.diffusion_model.prepare_context(context)
 
     def apply_model(self, z: Tensor, t: Tensor, context: Tensor | PreparedContext) -> Tensor:
-        """What the network says at z_t, t (b,): eps or v, as `parameterization` says."""
-        out = self.model(z.to(context.dtype), t, context).to(z.dtype)
-        if not self.precondition_patch:
-            return out
-        signal, noise = self.sqrt_alphas_cumprod[t], self.sqrt_one_minus_alphas_cumprod[t]
-        return preconditioned(z, out, signal, noise, self.patches, self.precondition_patch)
-
-    @property
-    def patches(self) -> PatchStatistics:
-        """What `apply_model` knows of latents, with a `precondition_patch`."""
-        return PatchStatistics(self.patch_mean, self.patch_basis, self.patch_std)
-
-    def fit_precondition(self, z: Tensor) -> None:
-        """Take what it is to know of latents from scaled ones (n, c, h, w), unless it knows any."""
-        if self.precondition_patch and bool((self.patch_std == 1).all()):
-            for name, value in patch_statistics(z, self.precondition_patch)._asdict().items():
-                getattr(self, f"patch_{name}").copy_(value)
+        """The network's own output at z_t, t (b,): eps or v, as `parameterization` says."""
+        return self.model(z.to(context.dtype), t, context).to(z.dtype)
 
     def q_sample(self, z_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps, with t (b,) (Ho et al. 2020, eq. 4)."""
