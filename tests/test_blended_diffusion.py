@@ -200,7 +200,8 @@ def test_a_batch_too_large_for_memory_is_halved_and_goes_on(clip, caplog):
     model.predict = short
     made, expected = guide(clip, task(n=5), model=model), guide(clip, task(n=5))
     assert "`batch_size=3`" in caplog.text and "`batch_size=2`" in caplog.text
-    torch.testing.assert_close(made.x, expected.x, rtol=1e-4, atol=1e-4)
+    # Some processors' kernels round otherwise for other batch sizes, by the size of the largest values.
+    torch.testing.assert_close(made.x, expected.x, rtol=1e-4, atol=1e-6 * float(expected.x.abs().max()))
 
     def none(z, level, conditioning):
         raise MemoryError("no room")
@@ -263,6 +264,7 @@ def test_the_command_leaves_a_run_and_ranked_results(files, model_folder, tmp_pa
     folder = tmp_path / "out"
     found = read_run(folder)
     assert found.record.options["method"] == "blended-diffusion" and found.record.options["skip_timesteps"] == 1
+    assert found.record.options["fit_mask"] == "off", "this method fits no mask"
     assert found.record.scores == tuple(sorted(found.record.scores)) and len(found) == 3
     names = sorted(path.name for path in (folder / "ranked").iterdir())
     assert [int(name.rpartition("_")[2][0]) + 404 for name in names] == list(found.record.seeds)

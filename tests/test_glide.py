@@ -140,6 +140,7 @@ def test_the_command_leaves_a_run(files, folders, tmp_path):
     glide_inpaint.main([*files, *steps, "--model", str(base), "--upsampler", str(above), "--tokenizer", str(pairs)])
     run = read_run(tmp_path / "out")
     assert len(run) == 4 and run.record.options["method"] == "glide" and run.record.options["base_respacing"] == "2"
+    assert run.record.options["fit_mask"] == "off"
     assert run.record.scores == tuple(sorted(run.record.scores))
     made, source = (
         np.asarray(Image.open(path).convert("RGB")) for path in (run.path / "results/0000.png", tmp_path / "in.png")

@@ -226,4 +226,4 @@ def _edit_job(job: BaselineJob, size: int, **more: Any) -> EditJob:
     """The job in the words of all edits: what the window, the folder and the record are made of."""
     names = ("prompt", "init_image", "mask", "invert_mask", "region", "context", "feather", "seed", "outdir")
     same = {name: getattr(job, name) for name in (*names, "overwrite")}
-    return EditJob(**same, H=size, W=size, mask_dilation_iterations=0, **more)
+    return EditJob(**same, H=size, W=size, mask_dilation_iterations=0, fit_mask="off", **more)

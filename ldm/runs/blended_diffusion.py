@@ -224,6 +224,7 @@ def _edit_job(job: BlendedDiffusionJob, options: GuidanceOptions, image: Path, m
         context=job.context,
         feather=job.feather,
         mask_dilation_iterations=0,
+        fit_mask="off",
         # Both are in the mask already, where one is made.
         invert_mask=job.invert_mask and job.mask is not None and job.extrapolate is None,
         init_image=image,
