@@ -24,7 +24,7 @@ from ldm.data.things.catalogues import LICENCES, Model, read_emoji, read_models
 from ldm.data.things.colors import name_of, single_hue, turn_hue
 from ldm.data.things.compose import SIZE, Spot, merge, place, shadow
 from ldm.data.things.cutouts import Cutout, describe, held_out_models, read_cutouts, shows_something, write_cutouts
-from ldm.data.things.nouns import NOUNS
+from ldm.data.things.nouns import FAMILIAR, NOUNS
 from ldm.data.things.photographs import PHOTOGRAPHS, Photograph, Photographs
 from ldm.data.things.sources import Source, fetch
 from ldm.data.things.things import Things
@@ -88,6 +88,14 @@ def test_a_word_names_one_thing_and_every_noun_has_pictures():
     assert len(words) == len(set(words)) and len(NOUNS) >= 200
     assert all(noun.emoji or noun.models for noun in NOUNS.values())
     assert {"suv", "peugeot 308 cc"} <= set(NOUNS["car"].models)  # from a line that goes on
+    assert NOUNS.keys() >= FAMILIAR and NOUNS["fox"].well_known and not NOUNS["wolf"].well_known
+
+
+def test_familiar_things_are_drawn_more_often(things):
+    one = replace(things.pictures["fox"]["fluent"]["fluent-1f98a"][0], noun="wolf", instance="another")
+    both = Things([one, *things.pictures["fox"]["fluent"]["fluent-1f98a"]], things.folder, things.backgrounds)
+    drawn = [both._choose(seeded(0, 0, i)).noun for i in range(600)]
+    assert drawn.count("fox") / drawn.count("wolf") == pytest.approx(5, rel=0.25)
 
 
 def test_no_photograph_is_in_two_splits_and_those_of_the_tables_are_in_none_of_training():

@@ -125,14 +125,14 @@ def _figures(files: zoo.ModelFiles, folder: Path | None) -> str:
 
 
 def words_lines(files: zoo.ModelFiles) -> str:
-    """The nouns that several objects or views show, by kind; and how many more there are."""
+    """The nouns that the training has shown far more often than others, by kind; and how many more there are."""
     lines, others = [], 0
     for kind, listed in known_words(files).items():
         known = [word for word in listed if word not in NOUNS or NOUNS[word].well_known]
         others += len(listed) - len(known)
         lines.append(f"- {kind}: {', '.join(known)}\n")
-    more = f"\nAnd {others} nouns of which it has seen a single picture. " if others else "\n"
-    return f"Those that several objects or views have shown it:\n\n{''.join(lines)}{more}"
+    more = f"\nAnd {others} nouns of which it has seen far less. " if others else "\n"
+    return f"Those that it has seen most of:\n\n{''.join(lines)}{more}"
 
 
 def log_table(folder: Path) -> str:

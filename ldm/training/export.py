@@ -175,7 +175,7 @@ def known_words(tokenize: BERTTokenizer) -> dict[str, list[str]]:
     """What the captions name, by kind, each by its commonest words: those that a model with this tokenizer knows.
 
     Everyday things come first where most of them are known: of a tokenizer of the scenes a few are by chance, the fruit
-    of a colour's name among them. Of a kind, those that several objects or views show stand before the others.
+    of a colour's name among them. Of a kind, those that a training shows most stand before the others.
     """
     nouns: dict[str, list[str]] = {name: [] for name in THINGS.values()}
     for noun in sorted(NOUNS.values(), key=lambda noun: not noun.well_known):

@@ -27,9 +27,30 @@ class Noun:
 
     @property
     def well_known(self) -> bool:
-        """Whether several objects or views show it: a model learns such a noun better than one of a single picture."""
-        return bool(self.models) or len(self.emoji) > 1
+        """Whether composites show it far more often than most: see `FAMILIAR`."""
+        return self.name in FAMILIAR
 
+
+FAMILIAR = {
+    *("fox", "dog", "cat", "rabbit", "bear", "panda", "lion", "tiger", "penguin", "owl", "duck", "chick"),
+    *("hen", "pig", "cow", "horse", "elephant", "fish", "shark", "whale", "turtle", "frog", "butterfly"),
+    *("bee", "ladybug", "snail", "zebra", "monkey", "teddy bear"),
+    *("apple", "banana", "orange", "lemon", "strawberry", "cherry", "grapes", "watermelon", "pineapple"),
+    *("carrot", "tomato", "broccoli", "corn", "mushroom", "pizza", "hamburger", "hot dog", "french fries"),
+    *("ice cream", "cake", "cupcake", "doughnut", "cookie", "egg", "bread", "cheese"),
+    *("pumpkin", "house", "castle", "snowman", "ghost"),
+    *("teapot", "cup", "glass", "bottle"),
+    *("car", "taxi", "bus", "truck", "fire engine", "train", "airplane", "boat", "rocket", "bicycle"),
+    *("helicopter", "balloon"),
+    *("chair", "sofa", "bed", "lamp", "table"),
+    *("umbrella", "book", "gift", "key", "backpack"),
+    *("guitar", "soccer ball", "basketball"),
+    *("clock", "camera", "telephone", "robot", "candle"),
+    *("hat", "shoe", "sunglasses", "crown"),
+    *("tree", "sunflower", "rose", "tulip", "cactus", "potted plant"),
+}
+"""Nouns that are drawn several times as often. A small model learns a thing from a thousand of its pictures, not from a
+hundred: in a few hours of two cores it learns these well, or all of them badly."""
 
 # A kind, then a line a noun: words | emoji | models. "=" stands for the first word; an indented line belongs to the one
 # before it.

@@ -25,6 +25,9 @@ from ldm.data.things.photographs import Photographs
 SHAPES_SHARE = 0.18
 """Share of our own twelve shapes."""
 
+FAMILIAR_WEIGHT = 5.0
+"""How many times as often as others familiar nouns are drawn."""
+
 LIES = {"food", "tool", "wear", "dish", "play"}
 """Kinds that may lie flat, turned any way; others stand."""
 
@@ -55,8 +58,10 @@ class Things:
         self.nouns = [noun for noun in NOUNS if noun in self.pictures]
         # A noun of many pictures teaches more than one of a single picture, which is soon known by heart.
         objects = {noun: sum(map(len, self.pictures[noun].values())) for noun in self.nouns}
-        objects = {noun: sum(map(len, self.pictures[noun].values())) for noun in self.nouns}
-        self.weights = [min(2.0, 0.6 + 0.2 * objects[noun]) for noun in self.nouns]
+        self.weights = [
+            min(2.0, 0.6 + 0.2 * objects[noun]) * (FAMILIAR_WEIGHT if NOUNS[noun].well_known else 1)
+            for noun in self.nouns
+        ]
 
     def render(self, count: int, seed: int, shard: int) -> Scenes:
         """The composites of a shard: they depend on (seed, shard) and their number in it alone."""
