@@ -281,7 +281,9 @@ def test_a_result_fits_a_line_and_shows_itself_in_a_notebook(editor, photo, mask
 def test_pictures_from_a_prompt_alone(editor):
     made = editor.generate("a red ball", n_samples=2, ddim_steps=2, H=48)
     assert made.results[0].size == (64, 48) and made.seeds == (42, 43)
-    assert torch.equal(made.z0[1:], editor.generate("a red ball", n_samples=1, ddim_steps=2, H=48, seed=43).z0)
+    alone = editor.generate("a red ball", n_samples=1, ddim_steps=2, H=48, seed=43)
+    # Batches of two sizes may round differently.
+    torch.testing.assert_close(made.z0[1:], alone.z0, rtol=1e-5, atol=1e-5)
 
 
 def test_progress_is_shown_where_it_is_asked_for(editor, photo, mask, capsys):

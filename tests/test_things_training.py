@@ -149,7 +149,6 @@ def trained(shards) -> Path:
 def test_the_configs_train_a_decoder_and_a_denoiser(trained):
     checkpoint = torch.load(trained / "diffusion/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2 and (trained / "tokenizer/tokenizer.json").exists()
-    assert (checkpoint["state_dict"]["ldm.patch_std"] != 1).all()  # fitted, in the mean of the weights too
 
 
 def test_a_decoder_trained_meanwhile_takes_its_place_in_the_exported_model(trained, tmp_path):
