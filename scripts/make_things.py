@@ -48,7 +48,8 @@ def check_options(args) -> None:
         nouns = hashlib.sha256(repr((sorted(NOUNS.items()), sorted(FAMILIAR))).encode()).hexdigest()[:12]
         made |= {"views": args.views, "nouns": nouns}
     note = args.out / "made.json"
-    known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    begun = any((args.out / part).exists() for part in ("cutouts", "train", "val"))
+    known = json.loads(note.read_text(encoding="utf-8")) if begun and note.exists() else {}
     for name, value in made.items():
         if known.get(name, value) != value:
             raise UserError(

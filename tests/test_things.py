@@ -88,7 +88,7 @@ def test_a_word_names_one_thing_and_every_noun_has_pictures():
     assert len(words) == len(set(words)) and len(NOUNS) >= 200
     assert all(noun.emoji or noun.models for noun in NOUNS.values())
     assert {"suv", "peugeot 308 cc"} <= set(NOUNS["car"].models)  # from a line that goes on
-    assert NOUNS.keys() >= FAMILIAR and NOUNS["fox"].well_known and not NOUNS["wolf"].well_known
+    assert NOUNS.keys() >= FAMILIAR and NOUNS["fox"].familiar and not NOUNS["wolf"].familiar
 
 
 def test_familiar_things_are_drawn_more_often(things):
@@ -420,3 +420,14 @@ def test_the_script_makes_shards_credits_and_a_sheet_and_resumes(unpacked, tmp_p
     noun = replace(NOUNS["umbrella"], words=("umbrella", "brolly"))
     monkeypatch.setitem(NOUNS, "umbrella", noun)
     assert run(make_things.main, argv) == 2 and "was made with nouns " in capsys.readouterr().err
+
+
+def test_options_of_a_run_that_made_nothing_bind_no_later_one(tmp_path, monkeypatch):
+    def offline(folder):
+        raise UserError("npm cannot be reached")
+
+    monkeypatch.setattr("ldm.data.things.sources.fetch", offline)
+    argv = ["--out", str(tmp_path), "--views"]
+    assert run(make_things.main, [*argv, "7"]) == 2
+    make_things.check_options(make_things.parse([*argv, "8"]))
+    assert json.loads((tmp_path / "made.json").read_text())["views"] == 8

@@ -91,7 +91,7 @@ def test_the_ranker_trains_is_exported_and_ranks(shards, tmp_path):
     assert ranker.tokenizer.unknown_words("a teapot and a zorble") == ["zorble"]
 
 
-def test_the_words_of_things_are_listed_by_kind_the_well_known_first(tmp_path):
+def test_the_words_of_things_are_listed_by_kind_the_familiar_first(tmp_path):
     size = write_tokenizer(vocabulary(), tmp_path, 32)
     known = known_words(BERTTokenizer(str(tmp_path), size))
     assert sum(map(len, known.values())) - 44 == len(NOUNS) and known["animals"][:3] == ["fox", "cat", "dog"]

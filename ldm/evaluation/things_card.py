@@ -128,7 +128,7 @@ def words_lines(files: zoo.ModelFiles) -> str:
     """The nouns that the training has shown far more often than others, by kind; and how many more there are."""
     lines, others = [], 0
     for kind, listed in known_words(files).items():
-        known = [word for word in listed if word not in NOUNS or NOUNS[word].well_known]
+        known = [word for word in listed if word not in NOUNS or NOUNS[word].familiar]
         others += len(listed) - len(known)
         lines.append(f"- {kind}: {', '.join(known)}\n")
     more = f"\nAnd {others} nouns of which it has seen far less. " if others else "\n"

@@ -178,7 +178,7 @@ def known_words(tokenize: BERTTokenizer) -> dict[str, list[str]]:
     of a colour's name among them. Of a kind, those that a training shows most stand before the others.
     """
     nouns: dict[str, list[str]] = {name: [] for name in THINGS.values()}
-    for noun in sorted(NOUNS.values(), key=lambda noun: not noun.well_known):
+    for noun in sorted(NOUNS.values(), key=lambda noun: not noun.familiar):
         nouns[THINGS[noun.kind]].append(noun.name)
     listed_nouns = [name for listed in nouns.values() for name in listed]
     if sum(not tokenize.unknown_words(name) for name in listed_nouns) < len(listed_nouns) / 2:

@@ -26,7 +26,7 @@ class Noun:
         return self.words[0]
 
     @property
-    def well_known(self) -> bool:
+    def familiar(self) -> bool:
         """Whether composites show it far more often than most: see `FAMILIAR`."""
         return self.name in FAMILIAR
 

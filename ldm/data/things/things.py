@@ -59,7 +59,7 @@ class Things:
         # A noun of many pictures teaches more than one of a single picture, which is soon known by heart.
         objects = {noun: sum(map(len, self.pictures[noun].values())) for noun in self.nouns}
         self.weights = [
-            min(2.0, 0.6 + 0.2 * objects[noun]) * (FAMILIAR_WEIGHT if NOUNS[noun].well_known else 1)
+            min(2.0, 0.6 + 0.2 * objects[noun]) * (FAMILIAR_WEIGHT if NOUNS[noun].familiar else 1)
             for noun in self.nouns
         ]
 
