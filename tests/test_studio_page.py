@@ -394,6 +394,24 @@ def test_a_run_forms_before_the_eyes_and_ends_compared(page):
     assert page.mask().any(), "the mask has survived the run"
 
 
+def test_a_run_that_is_saved_while_its_picture_is_fetched_can_be_used(page):
+    """Predictions are told of before they are saved: the word that they are may come before the picture does."""
+    held: list = []
+
+    def hold(route) -> None:
+        held.append(route) if route.request.resource_type == "fetch" else route.continue_()
+
+    page.page.route("**/jobs/*/view/*", hold)
+    page.stroke((200, 150), (220, 150))
+    job = page.run(n_samples=1)
+    Server.wait(lambda: "1 prediction" in page.page.inner_text(f'[data-job="{job}"]') and held)
+    assert page.page.is_hidden("#resultbar"), "the run has ended before its picture is there"
+    held[0].continue_()
+    page.page.wait_for_selector("#resultbar:not([hidden])")
+    assert page.page.is_enabled("#use") and page.page.is_enabled("#restore")
+    assert page.page.get_attribute("#download", "aria-disabled") == "false"
+
+
 def test_a_run_is_cancelled_and_others_wait_in_their_order(page):
     page.stroke((200, 150), (220, 150))
     first = page.run(ddim_steps=1000)

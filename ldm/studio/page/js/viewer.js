@@ -34,8 +34,9 @@ export class Viewer {
     if (!job.results[index]) return; // still forming: its estimate is what is shown
     try {
       const bitmap = await api.bitmap(api.patchUrl(job.id, index, restored));
-      if (this.jobs.picked?.index !== index || this.jobs.current !== job.id) return;
-      this.shown = { job, index, restored, patch: { bitmap, window: job.window } };
+      const { job: now, picked } = this.jobs; // as the run is now: it may have been saved meanwhile, or lost
+      if (picked?.index !== index || now?.id !== job.id || !now.results[index]) return;
+      this.shown = { job: now, index, restored, patch: { bitmap, window: now.window } };
     } catch (error) {
       toast(sentence(error.message), true);
       return;
