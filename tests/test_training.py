@@ -181,6 +181,23 @@ def test_a_denoiser_that_knows_the_answer_has_no_loss(parameterization, monkeypa
     torch.testing.assert_close(noised(z[:1], level, eps[:1]), seen["z_t"][:1], atol=1e-3, rtol=1e-3)
 
 
+def test_timesteps_are_drawn_by_their_noise():
+    model = tiny_config(tiny_model().cond_stage_model.tokenize.name)["model"]
+
+    def draw(log_snr, count: int = 20_000):
+        trainer = DiffusionTrainer(model, log_snr=log_snr)
+        t = trainer.timesteps(count, torch.Generator().manual_seed(0))
+        return t, (trainer.ldm.sqrt_alphas_cumprod / trainer.ldm.sqrt_one_minus_alphas_cumprod).log()
+
+    t, known = draw((-0.5, 0.8))
+    assert known[t].mean().item() == pytest.approx(-0.5, abs=0.03)
+    assert known[t].std().item() == pytest.approx(0.8, abs=0.03)
+    t, _ = draw((0.0, 100.0), 99)  # beyond what there is are its ends
+    assert (t.min(), t.max()) == (0, len(known) - 1)
+    t, _ = draw(None)
+    assert t.double().mean().item() == pytest.approx((len(known) - 1) / 2, rel=0.02)
+
+
 def test_validation_tells_how_much_worse_a_wrong_material_is(monkeypatch):
     from ldm.training.data import material_captions
 

@@ -1,7 +1,7 @@
 """Training of the denoiser and its text encoder on cached latents."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -29,6 +29,8 @@ class DiffusionTrainer(TrainingModule):
         model: the config of the `LatentDiffusion`.
         learning_rate, warmup: of AdamW with a cosine decay to the trainer's `max_steps`.
         empty_prompt: how often the prompt is left out, for classifier-free guidance (Ho & Salimans 2021).
+        log_snr: mean and standard deviation of lambda = log(a_t / s_t) that timesteps are drawn by (Karras et al. 2022,
+            table 1; Esser et al. 2024, section 3.1). None draws timesteps evenly.
         background_weight: the loss's weight where no object is; with an object it is 1 more. Objects are what the
             prompt speaks of, and they are the smaller part of the picture.
         begin: the model to begin with: its folder, its weights beside their config, or a checkpoint of this training.
@@ -47,6 +49,7 @@ class DiffusionTrainer(TrainingModule):
         learning_rate: float = 5e-4,
         warmup: int = 200,
         empty_prompt: float = 0.1,
+        log_snr: Sequence[float] | None = None,
         background_weight: float = 0.35,
         begin: str | None = None,
         folded: str | None = None,
@@ -103,10 +106,19 @@ class DiffusionTrainer(TrainingModule):
         """Take the scale of the latents as it was kept."""
         self.ldm.scale_factor = checkpoint["scale_factor"]
 
+    def timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) of the model's timesteps, drawn on the CPU; see `log_snr`."""
+        signal, spread = self.ldm.sqrt_alphas_cumprod.cpu(), self.ldm.sqrt_one_minus_alphas_cumprod.cpu()
+        if self.hparams.log_snr is None:
+            return torch.randint(len(signal), (count,), generator=generator)
+        mean, std = self.hparams.log_snr
+        wanted = mean + std * torch.randn(count, generator=generator)
+        return torch.searchsorted(-(signal / spread).log(), -wanted).clamp(max=len(signal) - 1)
+
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """The weighted squared error (b,) of one random timestep a sample."""
         z, tokens = batch["z"].float(), batch["tokens"].long()
-        t = torch.randint(len(self.ldm.betas), (len(z),), generator=generator).to(z.device)
+        t = self.timesteps(len(z), generator).to(z.device)
         noise = torch.randn(z.shape, generator=generator).to(z)
         out = self.ldm.apply_model(self.ldm.q_sample(z, t, noise), t, self.ldm.cond_stage_model.transformer(tokens))
         target = noise

@@ -25,7 +25,7 @@ from ldm.data.things.photographs import Photographs
 SHAPES_SHARE = 0.18
 """Share of our own twelve shapes."""
 
-FAMILIAR_WEIGHT = 5.0
+FAMILIAR_WEIGHT = 15.0
 """How many times as often as others familiar nouns are drawn."""
 
 LIES = {"food", "tool", "wear", "dish", "play"}
