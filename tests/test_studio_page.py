@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import os
 import shutil
 import signal
 import threading
@@ -14,6 +15,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from ldm.runs.places import LOCK, locked
 from tests.studio_server import Server, photograph, picture, png
 from tests.test_studio import Web
 from tests.tiny import save_tiny_model
@@ -412,6 +414,25 @@ def test_a_run_that_is_saved_while_its_picture_is_fetched_can_be_used(page):
     assert page.page.get_attribute("#download", "aria-disabled") == "false"
 
 
+def test_a_run_that_loses_its_predictions_while_they_are_shown_gives_the_picture_back(page):
+    """They are shown before they are saved: until then they are lost where the model's process dies."""
+    page.stroke((200, 150), (220, 150))
+    page.page.hover("#run")  # no ring of the brush on the canvas
+    before = page.colour(210, 150)
+    job = page.run(n_samples=1, ddim_steps=60)
+    with locked(page.server.outdir / "jobs" / job / LOCK):  # it cannot be saved
+        page.page.wait_for_selector("#resultbar:not([hidden])")
+        assert page.page.is_disabled("#use")
+        Server.wait(lambda: page.colour(210, 150) != before)
+        (worker,) = page.server.workers()
+        os.kill(worker, signal.SIGKILL)
+        failed = page.server.ended(job)
+        assert failed["state"] == "failed" and failed["results"] == []
+        Server.wait(lambda: "was killed" in page.page.inner_text(f'[data-job="{job}"]'))
+    assert page.page.is_hidden("#resultbar") and page.page.is_visible("#brushbar")
+    Server.wait(lambda: page.colour(210, 150) == before)
+
+
 def test_a_run_is_cancelled_and_others_wait_in_their_order(page):
     page.stroke((200, 150), (220, 150))
     first = page.run(ddim_steps=1000)
@@ -605,15 +626,20 @@ def test_by_the_keyboard_alone(open_page):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_and_comes_again_loses_nothing(server, chromium, tmp_path):
+@pytest.mark.parametrize("at", ["painting", "saving"])
+def test_a_server_that_is_killed_and_comes_again_loses_nothing(at, server, chromium, tmp_path):
     first = Server(server.model, tmp_path / "kept", ready=False)
     port = first.url.rstrip("/").rpartition(":")[2]
     page = Page(chromium.new_context(viewport={"width": 1280, "height": 800}).new_page(), first).open()
     page.stroke((200, 150), (260, 150))
     mask = page.mask()
     job = page.run(ddim_steps=100)
-    first.running(job, 2)
-    first.stop(signal.SIGKILL)
+    with locked(first.outdir / "jobs" / job / LOCK):  # it is not saved
+        if at == "painting":
+            first.running(job, 2)
+        else:
+            page.page.wait_for_selector("#resultbar:not([hidden])")
+        first.stop(signal.SIGKILL)
     Server.wait(lambda: "Connection lost" in page.page.inner_text("#status-text"))
     page.page.click("#run")
     page.page.wait_for_selector("#problem:not([hidden])")

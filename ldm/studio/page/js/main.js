@@ -135,6 +135,7 @@ const isFresh = (job) => Date.now() / 1000 - job.ended < 30;
 let shownOnce = null; // the id of the run whose best prediction has been shown by itself
 jobs.addEventListener("changed", ({ detail: job }) => {
   const { shown } = viewer;
+  if (job.id === shownOnce && !job.results.length) shownOnce = null; // lost before they were saved: it may begin anew
   if (job.id === jobs.current && job.results.length && !shown && !tools.action) {
     // The results are there: the best one, or the one that was looked at while it formed, is shown.
     if (job.image === input.image?.id && job.id !== shownOnce) {
@@ -142,8 +143,11 @@ jobs.addEventListener("changed", ({ detail: job }) => {
       jobs.pick(Math.min(jobs.picked?.index ?? 0, job.results.length - 1));
     }
   } else if (shown && job.id === shown.job.id) {
-    shown.job = job;
-    viewer.describe();
+    if (!job.results[shown.index]) viewer.close();
+    else {
+      shown.job = job;
+      viewer.describe();
+    }
   } else if (job.kind === "restore" && job.state === "done" && isFresh(job) && shown?.job.id === job.of && shown.index === job.index) {
     jobs.pick(job.index, kindOf(job.options));
   }
