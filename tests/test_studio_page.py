@@ -433,6 +433,20 @@ def test_a_run_that_loses_its_predictions_while_they_are_shown_gives_the_picture
     Server.wait(lambda: page.colour(210, 150) == before)
 
 
+def test_a_prediction_of_another_input_is_shown_by_one_click(page):
+    page.stroke((100, 100), (140, 100))
+    page.run()
+    page.shown()
+    page.page.click("#use")
+    page.page.wait_for_selector('#steps li:nth-child(2) .step[aria-current="true"]')
+    page.page.wait_for_selector("#resultbar", state="hidden")
+    page.page.click('#grid [data-index="1"]')
+    page.page.wait_for_selector('#steps li:nth-child(1) .step[aria-current="true"]')
+    page.shown()
+    assert "2 of 2" in page.page.inner_text("#result-about")
+    assert page.page.get_attribute('#grid [data-index="1"]', "aria-current") == "true"
+
+
 def test_a_run_is_cancelled_and_others_wait_in_their_order(page):
     page.stroke((200, 150), (220, 150))
     first = page.run(ddim_steps=1000)

@@ -123,8 +123,11 @@ bindKeys({ stage, tools, viewer, runs, choose, act });
 // ---- the runs that are looked at
 
 jobs.addEventListener("pick", ({ detail }) => {
-  if (detail.job.image !== input.image?.id) runs.tried(async () => (await runs.goToInputOf(detail.job)) && viewer.show(detail));
-  else if (!detail.job.results[detail.index]) viewer.draw();
+  const { job, index, restored } = detail;
+  if (job.image !== input.image?.id) {
+    // Another input closes the viewer, and nothing is picked then: once more, unless another run is looked at by now.
+    runs.tried(async () => (await runs.goToInputOf(job)) && jobs.current === job.id && jobs.pick(index, restored));
+  } else if (!job.results[index]) viewer.draw();
   else viewer.show(detail);
 });
 $("grid").addEventListener("click", bringStageIntoSight);
