@@ -447,6 +447,27 @@ def test_a_prediction_of_another_input_is_shown_by_one_click(page):
     assert page.page.get_attribute('#grid [data-index="1"]', "aria-current") == "true"
 
 
+def test_a_picture_that_comes_late_does_not_replace_its_restoration(page):
+    page.stroke((200, 150), (240, 150))
+    job = page.run(n_samples=1)
+    page.shown()
+    held: list = []
+
+    def hold(route) -> None:
+        late = route.request.resource_type == "fetch" and "restored" not in route.request.url
+        held.append(route) if late else route.continue_()
+
+    page.page.route("**/jobs/*/view/*", hold)
+    page.page.click('#grid [data-index="0"]')
+    page.server.post(f"/jobs/{job}/restore", {"index": 0, "optimization_steps": 1})
+    Server.wait(lambda: "background restored" in page.page.inner_text("#result-about") and held)
+    with page.page.expect_response(held[0].request.url) as response:
+        held[0].continue_()
+    response.value.finished()
+    time.sleep(0.3)
+    assert "background restored" in page.page.inner_text("#result-about"), "what comes late changes nothing"
+
+
 def test_a_run_is_cancelled_and_others_wait_in_their_order(page):
     page.stroke((200, 150), (220, 150))
     first = page.run(ddim_steps=1000)

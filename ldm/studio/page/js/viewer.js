@@ -32,10 +32,11 @@ export class Viewer {
 
   async show({ job, index, restored }) {
     if (!job.results[index]) return; // still forming: its estimate is what is shown
+    const { picked } = this.jobs;
     try {
       const bitmap = await api.bitmap(api.patchUrl(job.id, index, restored));
-      const { job: now, picked } = this.jobs; // as the run is now: it may have been saved meanwhile, or lost
-      if (picked?.index !== index || now?.id !== job.id || !now.results[index]) return;
+      const { job: now } = this.jobs; // as the run is now: it may have been saved meanwhile, or lost
+      if (this.jobs.picked !== picked || !now?.results[index]) return;
       this.shown = { job: now, index, restored, patch: { bitmap, window: now.window } };
     } catch (error) {
       toast(sentence(error.message), true);
