@@ -94,8 +94,22 @@ def test_a_word_names_one_thing_and_every_noun_has_pictures():
 def test_familiar_things_are_drawn_more_often(things):
     one = replace(things.pictures["fox"]["fluent"]["fluent-1f98a"][0], noun="wolf", instance="another")
     both = Things([one, *things.pictures["fox"]["fluent"]["fluent-1f98a"]], things.folder, things.backgrounds)
-    drawn = [both._choose(seeded(0, 0, i)).noun for i in range(600)]
-    assert drawn.count("fox") / drawn.count("wolf") == pytest.approx(5, rel=0.25)
+    drawn = [both._choose(seeded(0, 0, i)).noun for i in range(4000)]
+    assert drawn.count("fox") / drawn.count("wolf") == pytest.approx(15, rel=0.35)
+
+
+def test_familiar_things_are_seen_from_where_they_mostly_are(unpacked, tmp_path):
+    def view(noun: str, model: str, azimuth: float, elevation: float) -> Cutout:
+        file = f"{model}-{azimuth}-{elevation}.png"
+        return Cutout(file, noun, "furniture", model, "MIT", "x", "train", azimuth, elevation)
+
+    usual, behind, above = (20.0, 10.0), (170.0, 10.0), (20.0, 44.0)
+    chairs = [view("chair", f"chair{i}", *angles) for i in range(5) for angles in (usual, behind, above)]
+    benches = [view("bench", f"bench{i}", *angles) for i in range(5) for angles in (usual, behind, above)]
+    drawn = Things([*chairs, *benches], tmp_path, Photographs(PHOTOS[:1], unpacked)).pictures
+    assert not NOUNS["bench"].familiar
+    assert [len(views) for views in drawn["chair"]["furniture"].values()] == [1, 1, 1], "three models, one view of each"
+    assert [len(views) for views in drawn["bench"]["furniture"].values()] == [3] * 5
 
 
 def test_no_photograph_is_in_two_splits_and_those_of_the_tables_are_in_none_of_training():

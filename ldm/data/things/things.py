@@ -28,6 +28,16 @@ SHAPES_SHARE = 0.18
 FAMILIAR_WEIGHT = 15.0
 """How many times as often as others familiar nouns are drawn."""
 
+USUAL = (75.0, 32.0)
+"""Azimuth either way, and elevation, in degrees, up to which a familiar noun's 3D models are shown: how one sees a
+thing mostly. A dog from behind and above is another picture to learn, which nobody asks for."""
+
+MODELS = 3
+"""How many 3D models of a familiar noun are drawn. There are 35 chairs, and to learn each of them a tenth as well."""
+
+TURNED = 0.2
+"""How often a thing of one hue is turned to another."""
+
 LIES = {"food", "tool", "wear", "dish", "play"}
 """Kinds that may lie flat, turned any way; others stand."""
 
@@ -37,6 +47,13 @@ FLIES = {
     *("whale", "dolphin", "shark", "fish", "octopus", "jellyfish", "heart", "window", "door", "chandelier"),
 }
 """Nouns that are as often without a ground below them."""
+
+
+def is_usual(cutout: Cutout) -> bool:
+    """Whether a thing is seen from where it mostly is, see `USUAL`; pictures that are no views are."""
+    if cutout.azimuth is None or cutout.elevation is None:
+        return True
+    return abs(cutout.azimuth) <= USUAL[0] and cutout.elevation <= USUAL[1]
 
 
 class Things:
@@ -53,8 +70,12 @@ class Things:
                 continue  # of a table that has been cut since
             if (cutout.elevation or 0) > 46 and NOUNS[cutout.noun].kind not in LIES:
                 continue  # from so far above hardly anybody knows what it is
-            sources = self.pictures.setdefault(cutout.noun, {})
-            sources.setdefault(cutout.source, {}).setdefault(cutout.instance, []).append(cutout)
+            if NOUNS[cutout.noun].familiar and not is_usual(cutout):
+                continue
+            instances = self.pictures.setdefault(cutout.noun, {}).setdefault(cutout.source, {})
+            if NOUNS[cutout.noun].familiar and cutout.instance not in instances and len(instances) == MODELS:
+                continue
+            instances.setdefault(cutout.instance, []).append(cutout)
         self.nouns = [noun for noun in NOUNS if noun in self.pictures]
         # A noun of many pictures teaches more than one of a single picture, which is soon known by heart.
         objects = {noun: sum(map(len, self.pictures[noun].values())) for noun in self.nouns}
@@ -145,8 +166,6 @@ class Things:
     def _choose(self, generator: Generator) -> Cutout:
         sources = self.pictures[weighted(generator, self.nouns, self.weights)]
         source = choice(generator, list(sources))
-        if len(sources) > 1 and chance(generator, 0.3):
-            source = "furniture"  # views teach more than one picture
         instances = sources[source]
         return choice(generator, instances[choice(generator, list(instances))])
 
@@ -161,7 +180,7 @@ class Things:
         with Image.open(self.folder / cutout.file) as opened:
             picture = opened.convert("RGBA")
         color, turned = cutout.color, False
-        if cutout.hue is not None and chance(generator, 0.4):
+        if cutout.hue is not None and chance(generator, TURNED):
             target = choice(generator, HUES)
             pixels = np.asarray(picture, np.float32) / 255
             rgb = turn_hue(pixels[..., :3], cutout.hue, target)
