@@ -204,6 +204,32 @@ def test_a_part_of_the_thing_that_has_lost_its_contrast_is_known_by_its_looks():
     assert left.sum() < kept.sum(), "the source is not taken for the thing"
 
 
+def bay(side: int, mouth: int, size: int) -> np.ndarray:
+    """A square with a belly that is open to its right by `mouth`."""
+    thing = squares(side, size=size)[0, 0].numpy() > 0
+    thing[squares(side - 2 * (side // 6), size=size)[0, 0].numpy() > 0] = False
+    middle = size // 2
+    thing[middle - mouth // 2 : middle + (mouth + 1) // 2, middle:] = False
+    return thing
+
+
+@pytest.mark.parametrize(("mouth", "kept"), [(0, True), (3, True), (20, False)])
+def test_a_belly_that_looks_like_the_photograph_belongs_to_the_thing(mouth: int, kept: bool):
+    thing = bay(24, mouth, 40)
+    whole = fitting.whole(thing)
+    belly = (slice(16, 24), slice(14, 20))
+    assert (whole >= thing).all() and whole[belly].all() == kept
+    assert whole.sum() <= 24**2, "nothing beyond its hull"
+    assert (fitting.whole(whole) == whole).all() and not fitting.whole(np.zeros_like(thing)).any()
+
+
+def test_a_thing_that_the_window_cuts_is_closed_there_too():
+    thing = bay(24, 3, 40)[:, :26]  # its belly is cut open by the border
+    assert not fitting.whole(thing)[16:24, 14:26].all()
+    thing = bay(24, 3, 40)[:, 8:]
+    assert fitting.whole(thing)[16:24, 6:12].all()
+
+
 @pytest.mark.parametrize(("interval", "known"), [((0.0, 0.2), False), ((0.5, 0.9), True)])
 def test_there_is_no_contrast_where_one_half_runs_alone(interval: tuple[float, float], known: bool):
     schedule = trajectory(LEVELS, 20)
@@ -297,6 +323,13 @@ def test_the_matte_is_the_thing_with_its_shadow_and_without_specks():
     assert (kept <= mask).all() and kept[..., 20:40, 20:40].all() and kept[..., 41:47, 19:41].all()
     assert not kept[..., 10:15, 47:53].any() and not kept[..., 50:, :].any() and kept.sum() < 900
     assert torch.equal(matte(x_reference, x_reference, mask, 8), mask)
+
+
+def test_the_matte_has_what_the_thing_surrounds():
+    x_reference, mask = tiny_picture(), torch.ones(1, 1, 64, 64)
+    thing = torch.from_numpy(bay(40, 4, 64))
+    kept = matte(torch.where(thing, x_reference + 0.5, x_reference), x_reference, mask, 8)
+    assert kept[..., 16:48, 16:44].all() and not kept[..., :8].any()
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 52), (200, 160)])

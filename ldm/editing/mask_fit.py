@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm.editing.request import EditRequest
 from ldm.imaging.canvas import Canvas
 from ldm.imaging.masks import dilate, thickness
-from ldm.models.diffusion.fitting import LEAST, SEPARATION
+from ldm.models.diffusion.fitting import LEAST, SEPARATION, whole
 
 THICK = 5
 """Latent cells: of a thinner mask nothing is to spare."""
@@ -118,8 +118,8 @@ def judge_fit(plan: FitPlan, separation: float | None, fitted: bool) -> tuple[bo
 def matte(x: Tensor, x_reference: Tensor, mask: Tensor, factor: int) -> Tensor:
     """The pixels of a mask (1, 1, H, W) that were painted: where x = D(z0) differs from x_reference = D(E(input)).
 
-    So the border is that of the thing, with its shadow, and not of latent cells. Holes are filled and specks left out,
-    and where nothing differs, all stay.
+    So the border is that of the thing, with its shadow, and not of latent cells. What the thing surrounds is kept and
+    specks are left out, and where nothing differs, all stay.
 
     Args:
         x, x_reference: (1, 3, H, W) in [-1, 1]. factor: pixels of a latent cell.
@@ -129,7 +129,7 @@ def matte(x: Tensor, x_reference: Tensor, mask: Tensor, factor: int) -> Tensor:
     changed = inside & (ndimage.gaussian_filter(difference, factor / 5) > CHANGED)
     changed = inside & ndimage.binary_fill_holes(changed)
     cores = ndimage.binary_opening(changed, iterations=max(1, factor // 4))
-    changed = ndimage.binary_propagation(cores, mask=changed)
+    changed = inside & whole(ndimage.binary_propagation(cores, mask=changed))
     return torch.from_numpy(changed if changed.any() else inside)[None, None].to(mask)
 
 

@@ -14,6 +14,7 @@ That is done at each of `STAGES`. Masks are nested in time and never leave the u
 whatever shares its batch.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +40,10 @@ CONTRAST = 0.8
 LIKENESS = 1.0
 """A cell of low contrast is the thing's if it is nearer in looks to the thing than this times what it is to the source.
 """
+
+GAP = 0.35
+"""A bay with a mouth narrower than this, in parts of the square root of the thing's area, belongs to it: in bays lie
+parts of it that look like the photograph, such as a white belly before a white wall."""
 
 LEAST = 0.5
 """Of the mask's cells: a fit that would leave fewer is not made, as it has mostly cut into the thing."""
@@ -81,8 +86,21 @@ def fit_cells(contrast: Tensor, mask: Tensor, z0: Tensor, z_source: Tensor) -> t
     if around.any():
         to_source = torch.minimum(to_source, _nearest(own, z_source[:, around].T))
     thing[inside] |= _nearest(own, z0[:, thing].T) < LIKENESS * to_source
-    filled = torch.from_numpy(ndimage.binary_fill_holes(thing.cpu().numpy())).to(mask)
-    return mask * _dilated(filled, 1), separation
+    return mask * _dilated(torch.from_numpy(whole(thing.cpu().numpy())).to(mask), 1), separation
+
+
+def whole(thing: np.ndarray) -> np.ndarray:
+    """What was seen of a thing (h, w) bool, with what it surrounds: holes, and bays of a mouth narrower than `GAP`.
+
+    The closing by a disc of that width (Serra 1982), filled; it never leaves the thing's convex hull.
+    """
+    radius = GAP / 2 * float(thing.sum()) ** 0.5
+    if radius == 0:
+        return thing
+    margin = math.ceil(radius) + 1  # a disc may lie partly beyond the border
+    near = ndimage.distance_transform_edt(~np.pad(thing, margin)) <= radius
+    closed = ndimage.distance_transform_edt(near)[margin:-margin, margin:-margin] > radius
+    return ndimage.binary_fill_holes(thing | closed)
 
 
 class MaskFitting:
