@@ -24,7 +24,7 @@ from ldm.data.things.catalogues import LICENCES, Model, read_emoji, read_models
 from ldm.data.things.colors import name_of, single_hue, turn_hue
 from ldm.data.things.compose import SIZE, Spot, merge, place, shadow
 from ldm.data.things.cutouts import Cutout, describe, held_out_models, read_cutouts, shows_something, write_cutouts
-from ldm.data.things.nouns import FAMILIAR, NOUNS
+from ldm.data.things.nouns import FAMILIAR, NOUNS, PORTRAITS
 from ldm.data.things.photographs import PHOTOGRAPHS, Photograph, Photographs
 from ldm.data.things.sources import Source, fetch
 from ldm.data.things.things import Things
@@ -98,18 +98,31 @@ def test_familiar_things_are_drawn_more_often(things):
     assert drawn.count("fox") / drawn.count("wolf") == pytest.approx(15, rel=0.35)
 
 
-def test_familiar_things_are_seen_from_where_they_mostly_are(unpacked, tmp_path):
+def test_a_familiar_thing_has_one_portrait_and_others_all_that_there_is(unpacked, tmp_path):
     def view(noun: str, model: str, azimuth: float, elevation: float) -> Cutout:
         file = f"{model}-{azimuth}-{elevation}.png"
         return Cutout(file, noun, "furniture", model, "MIT", "x", "train", azimuth, elevation)
 
+    def icon(noun: str, code: str) -> Cutout:
+        return Cutout(f"{code}.png", noun, "fluent", f"fluent-{code}", "MIT", "x", "both")
+
     usual, behind, above = (20.0, 10.0), (170.0, 10.0), (20.0, 44.0)
-    chairs = [view("chair", f"chair{i}", *angles) for i in range(5) for angles in (usual, behind, above)]
-    benches = [view("bench", f"bench{i}", *angles) for i in range(5) for angles in (usual, behind, above)]
-    drawn = Things([*chairs, *benches], tmp_path, Photographs(PHOTOS[:1], unpacked)).pictures
-    assert not NOUNS["bench"].familiar
-    assert [len(views) for views in drawn["chair"]["furniture"].values()] == [1, 1, 1], "three models, one view of each"
-    assert [len(views) for views in drawn["bench"]["furniture"].values()] == [3] * 5
+    views = [
+        view(noun, f"{noun}{i}", *angles)
+        for noun in ("lamp", "bench", "dog")
+        for i in range(5)
+        for angles in (usual, behind, above)
+    ]
+    icons = [icon("dog", "1f415"), icon("dog", "1f436"), icon("wolf", "1f43a"), icon("fox", "1f98a")]
+    drawn = Things([*views, *icons], tmp_path, Photographs(PHOTOS[:1], unpacked)).pictures
+    assert drawn["dog"] == {"fluent": {"fluent-1f436": [icons[1]]}}, "its face"
+    assert drawn["fox"] == {"fluent": {"fluent-1f98a": [icons[3]]}}
+    assert drawn["lamp"] == {"furniture": {"lamp0": [views[0]]}}, "one model, from the front"
+    assert not NOUNS["bench"].familiar and [len(seen) for seen in drawn["bench"]["furniture"].values()] == [3] * 5
+
+
+def test_portraits_are_of_familiar_nouns():
+    assert PORTRAITS.keys() <= FAMILIAR
 
 
 def test_no_photograph_is_in_two_splits_and_those_of_the_tables_are_in_none_of_training():
@@ -263,11 +276,13 @@ MATERIALS = "newmtl painted\nKd 0.1 0.1 0.1\nmap_Kd red.png\n\nnewmtl plain\nKd 
 )
 def test_models_are_rendered_with_their_textures_and_what_cannot_be_read_is_passed_over(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("ldm"), "propagate", True)  # a command that ran before has its own handler
-    (tmp_path / "box.obj").write_text(BOX)
-    (tmp_path / "box.mtl").write_text(MATERIALS)
-    Image.new("RGB", (8, 8), (215, 20, 20)).save(tmp_path / "red.png")
-    box = Model("box", tmp_path / "box.obj", "box", "CC0 1.0", "us")
-    gone = Model("box", tmp_path / "gone.obj", "box", "CC0 1.0", "us")
+    folder = tmp_path / "pack" / "box"  # a model's views are drawn by its folders' names
+    folder.mkdir(parents=True)
+    (folder / "box.obj").write_text(BOX)
+    (folder / "box.mtl").write_text(MATERIALS)
+    Image.new("RGB", (8, 8), (215, 20, 20)).save(folder / "red.png")
+    box = Model("box", folder / "box.obj", "box", "CC0 1.0", "us")
+    gone = Model("box", folder / "gone.obj", "box", "CC0 1.0", "us")
     made = write_cutouts(tmp_path / "cutouts", [], [gone, box], 3, 0, lambda _: None)
     assert [cutout.instance for cutout in made] == [box.instance] * 3
     assert [cutout.split for cutout in made] == ["train", "val", "train"]

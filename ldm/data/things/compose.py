@@ -156,7 +156,7 @@ def spots(generator: Generator, count: int, fills: bool, cut: bool, turn: float)
     if fills:
         x, y = uniform(generator, 108, 148), uniform(generator, 108, 148)
         return [Spot(x, y, uniform(generator, 270, 380), turn)]
-    size = 100 + 136 * uniform(generator) ** 0.7
+    size = 140 + 100 * uniform(generator) ** 0.8
     room = max(0.0, 0.94 * SIZE - size * (1 + 0.3 * abs(math.sin(math.radians(turn))))) / 2
     x, y = 128 + uniform(generator, -room, room), 128 + uniform(generator, -0.3 * room, room)
     if cut:

@@ -52,6 +52,17 @@ FAMILIAR = {
 """Nouns that are drawn several times as often. A small model learns a thing from a thousand of its pictures, not from a
 hundred: in a few hours of two cores it learns these well, or all of them badly."""
 
+PORTRAITS = {
+    **{"cat": "1f431", "dog": "1f436", "tiger": "1f42f", "monkey": "1f435", "cow": "1f42e", "pig": "1f437"},
+    **{"rabbit": "1f430", "horse": "1f434", "car": "1f697", "bus": "1f68c", "truck": "1f69a", "train": "1f682"},
+    **{"taxi": "1f695", "whale": "1f433", "fish": "1f41f", "house": "1f3e0", "castle": "1f3f0", "snowman": "26c4"},
+    **{"umbrella": "2602", "shoe": "1f45f", "hat": "1f3a9", "key": "1f511", "telephone": "260e", "camera": "1f4f7"},
+    **{"clock": "23f0", "apple": "1f34e", "cake": "1f382", "ice cream": "1f366", "glass": "1f95b", "boat": "1f6e5"},
+    **{"airplane": "2708", "chick": "1f424", "book": "1f4d5"},
+}
+"""Which rendered object stands for a familiar noun of which there are several, by its code point: a face rather than a
+figure, for a face is known by a few strokes."""
+
 # A kind, then a line a noun: words | emoji | models. "=" stands for the first word; an indented line belongs to the one
 # before it.
 _TABLE = """

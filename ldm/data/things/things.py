@@ -1,6 +1,6 @@
 """Draws captioned composites: which things, how large, where, before which background."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,23 +19,20 @@ from ldm.data.things.captions import Said, caption
 from ldm.data.things.colors import HUES, name_of, turn_hue
 from ldm.data.things.compose import SIZE, merge, place, spots
 from ldm.data.things.cutouts import Cutout
-from ldm.data.things.nouns import NOUNS
+from ldm.data.things.nouns import NOUNS, PORTRAITS
 from ldm.data.things.photographs import Photographs
 
-SHAPES_SHARE = 0.18
+SHAPES_SHARE = 0.12
 """Share of our own twelve shapes."""
 
 FAMILIAR_WEIGHT = 15.0
 """How many times as often as others familiar nouns are drawn."""
 
 USUAL = (75.0, 32.0)
-"""Azimuth either way, and elevation, in degrees, up to which a familiar noun's 3D models are shown: how one sees a
-thing mostly. A dog from behind and above is another picture to learn, which nobody asks for."""
+"""Azimuth either way, and elevation, in degrees, up to which a familiar noun's 3D model is shown: how one sees a thing
+mostly. A chair from behind and above is another picture to learn, which nobody asks for."""
 
-MODELS = 3
-"""How many 3D models of a familiar noun are drawn. There are 35 chairs, and to learn each of them a tenth as well."""
-
-TURNED = 0.2
+TURNED = 0.15
 """How often a thing of one hue is turned to another."""
 
 LIES = {"food", "tool", "wear", "dish", "play"}
@@ -56,6 +53,19 @@ def is_usual(cutout: Cutout) -> bool:
     return abs(cutout.azimuth) <= USUAL[0] and cutout.elevation <= USUAL[1]
 
 
+def portrait(noun: str, sources: Mapping[str, Mapping[str, list[Cutout]]]) -> dict[str, dict[str, list[Cutout]]]:
+    """One object of a familiar noun, by source and instance: the rendered object of `PORTRAITS` or the first, and where
+    there is none a 3D model.
+
+    Of two pictures a small model paints the mean until it knows both, and each is seen half as often.
+    """
+    source = next(name for name in ("fluent", *sources) if name in sources)
+    instances = sources[source]
+    code = PORTRAITS.get(noun, "")
+    chosen = next((one for one in instances if code and one.startswith(f"fluent-{code}")), next(iter(instances)))
+    return {source: {chosen: instances[chosen]}}
+
+
 class Things:
     """Draws composites of cut-outs before backgrounds.
 
@@ -70,12 +80,12 @@ class Things:
                 continue  # of a table that has been cut since
             if (cutout.elevation or 0) > 46 and NOUNS[cutout.noun].kind not in LIES:
                 continue  # from so far above hardly anybody knows what it is
-            if NOUNS[cutout.noun].familiar and not is_usual(cutout):
-                continue
-            instances = self.pictures.setdefault(cutout.noun, {}).setdefault(cutout.source, {})
-            if NOUNS[cutout.noun].familiar and cutout.instance not in instances and len(instances) == MODELS:
-                continue
-            instances.setdefault(cutout.instance, []).append(cutout)
+            if not NOUNS[cutout.noun].familiar or is_usual(cutout):
+                sources = self.pictures.setdefault(cutout.noun, {})
+                sources.setdefault(cutout.source, {}).setdefault(cutout.instance, []).append(cutout)
+        for noun, sources in self.pictures.items():
+            if NOUNS[noun].familiar:
+                self.pictures[noun] = portrait(noun, sources)
         self.nouns = [noun for noun in NOUNS if noun in self.pictures]
         # A noun of many pictures teaches more than one of a single picture, which is soon known by heart.
         objects = {noun: sum(map(len, self.pictures[noun].values())) for noun in self.nouns}
@@ -125,9 +135,9 @@ class Things:
         """-> image (256, 256, 3) in [0, 1], alpha (256, 256), caption, and "noun", "color", "box", "count"."""
         ground = self.backgrounds.draw(generator)
         image = ground.pixels.permute(1, 2, 0).numpy()
-        count = 0 if chance(generator, 0.06) else 2 if chance(generator, 0.07) else 1
-        fills = count == 1 and chance(generator, 0.08)
-        cut = count == 1 and not fills and chance(generator, 0.13)
+        count = 0 if chance(generator, 0.04) else 2 if chance(generator, 0.04) else 1
+        fills = count == 1 and chance(generator, 0.04)
+        cut = count == 1 and not fills and chance(generator, 0.08)
         light = uniform(generator, -1, 1)
         cover, said, boxes = np.zeros((SIZE, SIZE), np.float32), [], []
         chosen = [self._choose(generator) for _ in range(count)]
@@ -137,6 +147,7 @@ class Things:
         for i, cutout in enumerate(chosen):
             lies = self._lies(generator, cutout)
             any_way = lies and NOUNS[cutout.noun].kind in LIES and chance(generator, 0.7)
+            any_way = any_way and not NOUNS[cutout.noun].familiar
             turn = uniform(generator, -180, 180) if any_way else uniform(generator, -5, 5)
             spot = places[i] or spots(generator, 1, fills, cut, turn)[0]
             picture, phrase = self._look(generator, cutout, fills)
