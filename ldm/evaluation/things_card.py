@@ -12,7 +12,7 @@ from typing import Any
 
 from ldm.backbones import zoo
 from ldm.backbones.words import known_words
-from ldm.data.things.nouns import NOUNS
+from ldm.data.things.nouns import FAMILIAR, NOUNS
 from ldm.errors import UserError
 from ldm.evaluation.things_report import Figure, markdown
 
@@ -32,11 +32,12 @@ plain, in the light of the photograph. It knows no text, no persons by name, no 
 
 Composites of cut-outs on photographs ([docs/things.md](../../../docs/things.md)): 3D models are rendered from many
 sides, rendered objects are taken as they are, one or two are put before a photograph with its light and with shadows,
-and a grammar captions them. The first stage (f8, eight channels) was trained on crops of these{decoder}.
-The denoiser learned v-prediction on its latents, folded 2x2, with 10 % of the prompts left out; what ships is the
-running mean of its weights. The ranker is a small CLIP that learned from crops of the composites. Weights were chosen
-on the validation split of `scripts/evaluate_things.py`, on other photographs than those of the tables and by another
-classifier.
+and a grammar captions them. The first stage (f8, four channels) has the encoder of [`scenes`](../scenes/README.md); its
+decoder was trained further at this size, with a perceptual loss on the features of EfficientNet-Lite0 (Apache-2.0) and
+a patch discriminator. The denoiser begins with that of `scenes` too. It learned v-prediction on these latents, folded
+2x2, with 10 % of the prompts left out; what ships is the running mean of its weights. The ranker is a small CLIP that
+learned from crops of the composites. Weights were chosen on the validation split of `scripts/evaluate_things.py`, on
+other photographs than those of the tables and by another classifier.
 
 {logs}
 ## Figures
@@ -45,7 +46,8 @@ classifier.
 ## Words
 
 {words}
-`python scripts/text_editing.py --words --model {name}` prints them all.
+It reads the names of {others} more things, of which it has seen far less:
+`python scripts/text_editing.py --words --model {name}` prints all words.
 
 ## Sources and licences
 
@@ -55,15 +57,9 @@ part in training or selection.
 {sources}
 ## Limits
 
-A few hundred nouns, of which one shown by a single picture is painted much like that picture. Colours are those that
-a thing could be turned to; two things in one prompt come out less often than one. Where an object leaves room in its
-mask, the background there is made up.
+A thing is painted much like the few pictures that the training has of it. Colours are those that a thing could be
+turned to; two things in one prompt come out less often than one.
 """
-
-
-DECODER = """, and its decoder
-then sharpened with a perceptual loss on the features of EfficientNet-Lite0 (Apache-2.0) and a patch discriminator"""
-"""What the text says of it where its training is among the logs."""
 
 
 def write_card(
@@ -89,10 +85,10 @@ def write_card(
         name=name or files.name,
         size=int(outline.image_size) * int(outline.factor),
         size_on_disk=size_line(files),
-        decoder=DECODER if any("decoder" in folder.name for folder in logs) else "",
         logs="".join(log_table(folder) for folder in logs),
         figures=_figures(files, evaluation),
         words=words_lines(files),
+        others=len(NOUNS) - len(FAMILIAR),
         sources=sources.strip() + "\n",
     )
 
@@ -125,14 +121,8 @@ def _figures(files: zoo.ModelFiles, folder: Path | None) -> str:
 
 
 def words_lines(files: zoo.ModelFiles) -> str:
-    """The nouns that the training has shown far more often than others, by kind; and how many more there are."""
-    lines, others = [], 0
-    for kind, listed in known_words(files).items():
-        known = [word for word in listed if word not in NOUNS or NOUNS[word].familiar]
-        others += len(listed) - len(known)
-        lines.append(f"- {kind}: {', '.join(known)}\n")
-    more = f"\nAnd {others} nouns of which it has seen far less. " if others else "\n"
-    return f"Those that it has seen most of:\n\n{''.join(lines)}{more}"
+    """What the model's list says that it knows, by kind."""
+    return "".join(f"- {kind}: {', '.join(words)}\n" for kind, words in known_words(files).items()) + "\n"
 
 
 def log_table(folder: Path) -> str:

@@ -175,11 +175,12 @@ def known_words(tokenize: BERTTokenizer) -> dict[str, list[str]]:
     """What the captions name, by kind, each by its commonest words: those that a model with this tokenizer knows.
 
     Everyday things come first where most of them are known: of a tokenizer of the scenes a few are by chance, the fruit
-    of a colour's name among them. Of a kind, those that a training shows most stand before the others.
+    of a colour's name among them. Only familiar ones are listed: others a training shows so seldom that who asks for
+    one would be disappointed.
     """
-    nouns: dict[str, list[str]] = {name: [] for name in THINGS.values()}
-    for noun in sorted(NOUNS.values(), key=lambda noun: not noun.familiar):
-        nouns[THINGS[noun.kind]].append(noun.name)
+    nouns: dict[str, list[str]] = {}
+    for noun in filter(lambda noun: noun.familiar, NOUNS.values()):
+        nouns.setdefault(THINGS[noun.kind], []).append(noun.name)
     listed_nouns = [name for listed in nouns.values() for name in listed]
     if sum(not tokenize.unknown_words(name) for name in listed_nouns) < len(listed_nouns) / 2:
         nouns = {}
