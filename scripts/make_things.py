@@ -40,12 +40,12 @@ def check_options(args) -> None:
     Raises:
         UserError: what is there already was made by other options, or of other nouns.
     """
-    from ldm.data.things.nouns import FAMILIAR, NOUNS
+    from ldm.data.things.nouns import FAMILIAR, NOUNS, PORTRAITS
     from ldm.files import atomic_file
 
     made = {"seed": args.seed, "shard_size": args.shard_size}
     if not args.compose_only:
-        nouns = hashlib.sha256(repr((sorted(NOUNS.items()), sorted(FAMILIAR))).encode()).hexdigest()[:12]
+        nouns = hashlib.sha256(repr((sorted(NOUNS.items()), sorted(FAMILIAR), PORTRAITS)).encode()).hexdigest()[:12]
         made |= {"views": args.views, "nouns": nouns}
     note = args.out / "made.json"
     begun = any((args.out / part).exists() for part in ("cutouts", "train", "val"))

@@ -10,6 +10,6 @@ for stage in diffusion decoder clip; do
     "$python" "$here/train.py" "$here/../configs/things/$stage.yaml" --rundir "runs/things-$stage"
 done
 mkdir -p runs/things-model/clip
-"$python" "$here/export_model.py" runs/things-diffusion/last.ckpt runs/things-model --context 0.1 --scale 4
+"$python" "$here/export_model.py" runs/things-diffusion/last.ckpt runs/things-model
 "$python" "$here/export_model.py" runs/things-decoder/last.ckpt runs/things-model
 "$python" "$here/export_model.py" runs/things-clip/last.ckpt runs/things-model/clip

@@ -30,9 +30,6 @@ GPU = {
 }
 """What a GPU takes instead of the config's, which are for a core."""
 
-EDITING = ["--context", "0.1", "--scale", "4"]
-"""What editing takes for the model: windows as large beside their masks as a composite is beside its thing."""
-
 
 def build_parser() -> Parser:
     """The options of this command."""
@@ -89,8 +86,7 @@ def main(argv: Sequence[str]) -> None:
         logger.info("%s is trained", stage)
     for stage, folder in (("diffusion", args.out), ("decoder", args.out), ("clip", args.out / "clip")):
         folder.mkdir(parents=True, exist_ok=True)
-        told = EDITING if stage == "diffusion" else []
-        _run("export_model.py", [str(args.work / stage / "last.ckpt"), str(folder), *told], {})
+        _run("export_model.py", [str(args.work / stage / "last.ckpt"), str(folder)], {})
     print(f"model: {args.out}")
 
 

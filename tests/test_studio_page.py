@@ -68,6 +68,17 @@ class Page:
             self.size = image.size
         return self
 
+    def hold_pictures(self, but: str | None = None) -> list:
+        """Keep back what the page fetches of predictions, save URLs with `but` in them; the list fills with it."""
+        held: list = []
+
+        def hold(route) -> None:
+            late = route.request.resource_type == "fetch" and (but is None or but not in route.request.url)
+            held.append(route) if late else route.continue_()
+
+        self.page.route("**/jobs/*/view/*", hold)
+        return held
+
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Where a pixel is on the screen while the photograph fits."""
         box = self.page.locator("#viewport").bounding_box()
@@ -398,12 +409,7 @@ def test_a_run_forms_before_the_eyes_and_ends_compared(page):
 
 def test_a_run_that_is_saved_while_its_picture_is_fetched_can_be_used(page):
     """Predictions are told of before they are saved: the word that they are may come before the picture does."""
-    held: list = []
-
-    def hold(route) -> None:
-        held.append(route) if route.request.resource_type == "fetch" else route.continue_()
-
-    page.page.route("**/jobs/*/view/*", hold)
+    held = page.hold_pictures()
     page.stroke((200, 150), (220, 150))
     job = page.run(n_samples=1)
     Server.wait(lambda: "1 prediction" in page.page.inner_text(f'[data-job="{job}"]') and held)
@@ -451,13 +457,7 @@ def test_a_picture_that_comes_late_does_not_replace_its_restoration(page):
     page.stroke((200, 150), (240, 150))
     job = page.run(n_samples=1)
     page.shown()
-    held: list = []
-
-    def hold(route) -> None:
-        late = route.request.resource_type == "fetch" and "restored" not in route.request.url
-        held.append(route) if late else route.continue_()
-
-    page.page.route("**/jobs/*/view/*", hold)
+    held = page.hold_pictures(but="restored")
     page.page.click('#grid [data-index="0"]')
     page.server.post(f"/jobs/{job}/restore", {"index": 0, "optimization_steps": 1})
     Server.wait(lambda: "background restored" in page.page.inner_text("#result-about") and held)

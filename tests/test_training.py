@@ -343,6 +343,9 @@ BARE = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": F
 BARE |= {"accelerator": "cpu", "num_sanity_val_steps": 0, "limit_val_batches": 0}
 
 
+EDITING = {"context": 0.1, "scale": 4.0}
+
+
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
@@ -369,13 +372,22 @@ def train_further(work, tiny_folder, tmp_path):
         scenes, cache = (str(work / name) for name in ("val", "tiny-latents"))
         tokenizer = str(tiny_folder / "tokenizer")
         data = LatentScenes(scenes, scenes, str(first_stage), tokenizer, 128, cache, 4, max_length=77)
-        module = DiffusionTrainer(tiny_config(tokenizer)["model"], warmup=1, begin=begin and str(begin))
+        module = DiffusionTrainer(
+            tiny_config(tokenizer)["model"], warmup=1, begin=begin and str(begin), editing=EDITING
+        )
         trainer = pl.Trainer(max_steps=steps, **BARE)
         trainer.fit(module, datamodule=data, weights_only=True, **resume)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
         return tmp_path / f"{steps}.ckpt"
 
     return call
+
+
+def test_a_model_is_exported_with_what_its_training_says_of_editing(train_further, tiny_folder, tmp_path):
+    checkpoint = str(train_further(tiny_folder, tiny_folder))
+    for options, told in (([], EDITING), (["--scale", "2"], EDITING | {"scale": 2.0})):
+        assert run(export_model.main, [checkpoint, str(tmp_path / "model"), *options]) == 0
+        assert zoo.resolve(str(tmp_path / "model")).section("editing") == told
 
 
 def scale_of(checkpoint: Path) -> float:

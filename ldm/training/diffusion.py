@@ -37,6 +37,7 @@ class DiffusionTrainer(TrainingModule):
             The latents keep the scale that it has for them. The first stage is the data's, with the same encoder.
         folded: instead, a model of another first stage, by its name or folder, whose latents lie where patches of these
             lie: its denoiser and its text encoder are the beginning, see `ldm.training.folded`.
+        editing: what editing takes for the model, such as {"context": 0.1}; exported with it.
         reward: the parameters of a `Reward` for what the prompt says, to be trained beside; None is without.
         seed: of timesteps, noise and left-out prompts, together with the process and the step that it starts from.
     """
@@ -53,6 +54,7 @@ class DiffusionTrainer(TrainingModule):
         background_weight: float = 0.35,
         begin: str | None = None,
         folded: str | None = None,
+        editing: Mapping[str, Any] | None = None,
         reward: Mapping[str, Any] | None = None,
         seed: int = 0,
     ):

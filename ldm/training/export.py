@@ -111,6 +111,8 @@ def _export_diffusion(checkpoint: dict[str, Any], folder: Path, sections: dict[s
         if key.startswith("ldm.")
     }
     save_safetensors(weights, folder / "model.safetensors")
+    editing = (checkpoint["hyper_parameters"].get("editing") or {}) | sections.get("editing", {})
+    sections = sections | ({"editing": editing} if editing else {})
     part = folder / "config.yaml.part"
     words = known_words(BERTTokenizer(str(target), encoder["vocab_size"]))
     OmegaConf.save(OmegaConf.create({"model": config, "words": words, **sections}), part)
@@ -179,8 +181,9 @@ def known_words(tokenize: BERTTokenizer) -> dict[str, list[str]]:
     one would be disappointed.
     """
     nouns: dict[str, list[str]] = {}
-    for noun in filter(lambda noun: noun.familiar, NOUNS.values()):
-        nouns.setdefault(THINGS[noun.kind], []).append(noun.name)
+    for noun in NOUNS.values():
+        if noun.familiar:
+            nouns.setdefault(THINGS[noun.kind], []).append(noun.name)
     listed_nouns = [name for listed in nouns.values() for name in listed]
     if sum(not tokenize.unknown_words(name) for name in listed_nouns) < len(listed_nouns) / 2:
         nouns = {}

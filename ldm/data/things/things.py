@@ -26,7 +26,7 @@ SHAPES_SHARE = 0.12
 """Share of our own twelve shapes."""
 
 FAMILIAR_WEIGHT = 15.0
-"""How many times as often as others familiar nouns are drawn."""
+"""How many times as often as others, whose weights are about 1, familiar nouns are drawn."""
 
 USUAL = (75.0, 32.0)
 """Azimuth either way, and elevation, in degrees, up to which a familiar noun's 3D model is shown: how one sees a thing
@@ -87,11 +87,10 @@ class Things:
             if NOUNS[noun].familiar:
                 self.pictures[noun] = portrait(noun, sources)
         self.nouns = [noun for noun in NOUNS if noun in self.pictures]
-        # A noun of many pictures teaches more than one of a single picture, which is soon known by heart.
+        # Of others, a noun of many pictures teaches more than one of a single picture, which is soon known by heart.
         objects = {noun: sum(map(len, self.pictures[noun].values())) for noun in self.nouns}
         self.weights = [
-            min(2.0, 0.6 + 0.2 * objects[noun]) * (FAMILIAR_WEIGHT if NOUNS[noun].familiar else 1)
-            for noun in self.nouns
+            FAMILIAR_WEIGHT if NOUNS[noun].familiar else min(2.0, 0.6 + 0.2 * objects[noun]) for noun in self.nouns
         ]
 
     def render(self, count: int, seed: int, shard: int) -> Scenes:
@@ -146,8 +145,8 @@ class Things:
             places = spots(generator, 2, False, False, uniform(generator, -5, 5))
         for i, cutout in enumerate(chosen):
             lies = self._lies(generator, cutout)
-            any_way = lies and NOUNS[cutout.noun].kind in LIES and chance(generator, 0.7)
-            any_way = any_way and not NOUNS[cutout.noun].familiar
+            noun = NOUNS[cutout.noun]
+            any_way = lies and noun.kind in LIES and not noun.familiar and chance(generator, 0.7)
             turn = uniform(generator, -180, 180) if any_way else uniform(generator, -5, 5)
             spot = places[i] or spots(generator, 1, fills, cut, turn)[0]
             picture, phrase = self._look(generator, cutout, fills)
