@@ -26,7 +26,12 @@ def build_parser() -> Parser:
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--compare", choices=("diffusers",), default=None, help="the same with this library's classes")
-    parser.add_argument("--compiled", action="store_true", default=None, help="compiled forms on a CPU too: minutes")
+    parser.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compiled forms: minutes; auto: on a GPU",
+    )
     parser.add_argument("--repeats", type=bounded(int, 1), default=5, help="of each measurement, after a warm-up")
     parser.add_argument("--quick", action="store_true", help="small sizes, twice: to see that all of it works")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark.json"), help="the JSON")

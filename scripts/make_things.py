@@ -91,12 +91,11 @@ def compose_shard(out: Path, split: str, index: int, count: int, seed: int) -> i
     from ldm.data.shards import write_shard
     from ldm.data.things.cutouts import read_cutouts
     from ldm.data.things.photographs import Photographs
-    from ldm.data.things.things import Things
+    from ldm.data.things.things import Things, shown_of
 
     torch.set_num_threads(1)
     if split not in _THINGS:  # the photographs are read once in each process
-        # Of an object with a single picture, validation has the same one, before backgrounds of its own.
-        chosen = [cutout for cutout in read_cutouts(out / "cutouts") if cutout.split in (split, "both")]
+        chosen = shown_of(read_cutouts(out / "cutouts"), split)
         _THINGS[split] = Things(chosen, out / "cutouts", Photographs.of(split, out / "sources"))
     scenes = _THINGS[split].render(count, seed + (VAL_SEED if split == "val" else 0), index)
     write_shard(out / split, index, scenes)

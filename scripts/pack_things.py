@@ -15,7 +15,6 @@ def build_parser() -> Parser:
     parser = Parser(prog="pack_things.py", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/things"), help="the folder of make_things.py")
     parser.add_argument("--quality", type=bounded(int, 1, 90), default=75, help="of the pictures (default 75)")
-    parser.add_argument("--views", type=bounded(int, 1), default=10, help="of each 3D model (default 10, all)")
     parser.add_argument("--most", type=bounded(float, 1), default=40.0, help="megabytes (default 40)")
     parser.add_argument("--out", "-o", type=Path, default=Path("runs/things-pack.zip"), help="the archive")
     return parser
@@ -26,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
 
     from ldm.data.things.pack import pack
 
-    size = pack(args.data, args.out, args.quality, args.most, args.views)
+    size = pack(args.data, args.out, args.quality, args.most)
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
 

@@ -163,7 +163,7 @@ def test_data_are_packed_without_test_photographs_and_unpacked(tmp_path, monkeyp
     (tmp_path / "cutouts").mkdir()
     Image.new("RGBA", (300, 200), (200, 100, 0, 128)).save(tmp_path / "cutouts" / "a.png")
     (tmp_path / "cutouts" / "index.json").write_text(json.dumps([asdict(cutout)] * 3))
-    size = packing.pack(tmp_path, tmp_path / "pack.zip", views=1)
+    size = packing.pack(tmp_path, tmp_path / "pack.zip")
     assert size == (tmp_path / "pack.zip").stat().st_size
     there = tmp_path / "there"
     packing.unpack(tmp_path / "pack.zip", there)

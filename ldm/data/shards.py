@@ -116,9 +116,9 @@ class SceneShards(Dataset):
         """The image (128, 128, 3) uint8, a view of the file that is read only when used."""
         return self._row(index, "images")
 
-    def stack(self, rows: Iterable[int]) -> Tensor:
-        """The images x (n, 3, 128, 128), float32 in [-1, 1], of the scenes with these numbers."""
-        pixels = torch.from_numpy(np.stack([self.images(row) for row in rows]))
+    def stack(self, rows: Iterable[int], device: torch.device | str = "cpu") -> Tensor:
+        """The images x (n, 3, 128, 128) on `device`, float32 in [-1, 1], of the scenes with these numbers."""
+        pixels = torch.from_numpy(np.stack([self.images(row) for row in rows])).to(device)
         return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def coverage(self, index: int) -> np.ndarray:

@@ -47,6 +47,16 @@ class TrainingModule(pl.LightningModule):
         return adamw_with_cosine(parameters, h.learning_rate, h.warmup, lambda: self.trainer.max_steps)
 
 
+def drawing_on(device: torch.device, generator: Generator) -> Generator:
+    """`generator` where it draws on `device` already; else one there, seeded by a draw of it.
+
+    A GPU that waits for the draws of a CPU at every step waits longer than a small network takes.
+    """
+    if generator.device.type == device.type:
+        return generator
+    return Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
 class EpochData(pl.LightningDataModule):
     """Data whose items are drawn for (epoch, index); `seed` is among its hyperparameters, which a subclass saves."""
 

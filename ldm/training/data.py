@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,28 @@ class SceneImages(EpochData):
 class CachedLatents(Dataset):
     """Latents (n, c, h, w) float16, token ids (n, m) int16 and coverage (n, 1, h, w) float16, all in memory.
 
-    more: other columns of n rows, by name. scale: what latents are multiplied by as they are read, in float32.
+    more: other columns of n rows, by name. scale: what latents are multiplied by as they are read, in float32. device:
+    whose memory; a GPU that is handed every batch waits for it.
     """
 
-    def __init__(self, z: Tensor, tokens: Tensor, coverage: Tensor, scale: float = 1.0, **more: Tensor):
-        self.columns = {"z": z, "tokens": tokens, "coverage": coverage, **more}
+    def __init__(
+        self,
+        z: Tensor,
+        tokens: Tensor,
+        coverage: Tensor,
+        scale: float = 1.0,
+        device: torch.device | str = "cpu",
+        **more: Tensor,
+    ):
+        columns = {"z": z, "tokens": tokens, "coverage": coverage, **more}
+        self.columns = {name: column.to(device) for name, column in columns.items()}
         self.scale = scale
 
     def __len__(self) -> int:
         return len(self.columns["z"])
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        rows = torch.tensor(indices)
+        rows = torch.tensor(indices).to(self.columns["z"].device)
         batch = {name: column[rows] for name, column in self.columns.items()}
         return batch | {"z": batch["z"].float() * self.scale}
 
@@ -192,7 +203,8 @@ class LatentScenes(pl.LightningDataModule):
             coverage = np.stack([shards.coverage(i) for i in range(len(shards))])
             tokens = self._tokens(shards.captions)
             more: dict[str, Any] = self.more_columns(name, shards)
-            self.data[name] = CachedLatents(latents, tokens, torch.from_numpy(coverage)[:, None], **more)
+            device = self.trainer.strategy.root_device if self.trainer else "cpu"
+            self.data[name] = CachedLatents(latents, tokens, torch.from_numpy(coverage)[:, None], device=device, **more)
         self.scale_by(scale_factor or round(1 / z["train"].float().std().item(), 5))
 
     def scale_by(self, factor: float) -> None:
@@ -207,7 +219,8 @@ class LatentScenes(pl.LightningDataModule):
         shards = SceneShards(self.hparams[name])
         folder = Path(self.hparams.cache) / encoder_digest(first_stage.state_dict())
         folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / f"{shards.digest(shard)}.pt" for shard in range(len(shards.files))]
+        with ThreadPoolExecutor() as pool:  # hashing and reading leave the interpreter to others
+            files = [folder / f"{digest}.pt" for digest in pool.map(shards.digest, range(len(shards.files)))]
         unknown = [shard for shard, file in enumerate(files) if not file.exists()]
         for shard in tqdm(unknown, desc=f"encoding {name}", unit="shard", disable=None if unknown else True):
             if not files[shard].exists():  # two shards may hold the same
@@ -228,7 +241,7 @@ class LatentScenes(pl.LightningDataModule):
         """The first pictures of training (count, 3, H, W) in [-1, 1], and what the denoiser sees of them."""
         shards = SceneShards(self.hparams.train)
         rows = range(min(count, len(shards)))
-        return shards.stack(rows), self.data["train"].__getitems__(list(rows))["z"]
+        return shards.stack(rows), self.data["train"].__getitems__(list(rows))["z"].cpu()
 
     def train_dataloader(self) -> DataLoader:
         """Batches of all columns, shuffled; drawn by weight where there is an emphasis."""
@@ -248,7 +261,7 @@ def _encode(first_stage: AutoencoderKL, shards: SceneShards, rows: range, batch:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     first_stage.to(device)
     for i in range(0, len(rows), batch):
-        x = shards.stack(rows[i : i + batch]).contiguous(memory_format=torch.channels_last).to(device)
+        x = shards.stack(rows[i : i + batch], device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or has_fast_bfloat16()):
             z.append(first_stage.encode(x).mode().half().contiguous().cpu())
     first_stage.cpu()

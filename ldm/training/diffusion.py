@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.errors import UserError
-from ldm.training.base import TrainingModule
+from ldm.training.base import TrainingModule, drawing_on
 from ldm.training.begin import begin_with, read_trained, same_encoder
 from ldm.training.folded import FOLDED_BY, begin_folded, take_words
 from ldm.training.reward import Reward
@@ -109,19 +109,21 @@ class DiffusionTrainer(TrainingModule):
         self.ldm.scale_factor = checkpoint["scale_factor"]
 
     def timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count,) of the model's timesteps, drawn on the CPU; see `log_snr`."""
-        signal, spread = self.ldm.sqrt_alphas_cumprod.cpu(), self.ldm.sqrt_one_minus_alphas_cumprod.cpu()
+        """(count,) of the model's timesteps, drawn where the generator draws; see `log_snr`."""
+        device = generator.device
+        signal, spread = self.ldm.sqrt_alphas_cumprod.to(device), self.ldm.sqrt_one_minus_alphas_cumprod.to(device)
         if self.hparams.log_snr is None:
-            return torch.randint(len(signal), (count,), generator=generator)
+            return torch.randint(len(signal), (count,), generator=generator, device=device)
         mean, std = self.hparams.log_snr
-        wanted = mean + std * torch.randn(count, generator=generator)
+        wanted = mean + std * torch.randn(count, generator=generator, device=device)
         return torch.searchsorted(-(signal / spread).log(), -wanted).clamp(max=len(signal) - 1)
 
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """The weighted squared error (b,) of one random timestep a sample."""
         z, tokens = batch["z"].float(), batch["tokens"].long()
-        t = self.timesteps(len(z), generator).to(z.device)
-        noise = torch.randn(z.shape, generator=generator).to(z)
+        generator = drawing_on(z.device, generator)
+        t = self.timesteps(len(z), generator)
+        noise = torch.randn(z.shape, generator=generator, device=z.device)
         out = self.ldm.apply_model(self.ldm.q_sample(z, t, noise), t, self.ldm.cond_stage_model.transformer(tokens))
         target = noise
         if self.ldm.parameterization == "v":
@@ -135,7 +137,8 @@ class DiffusionTrainer(TrainingModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """The denoising loss of a batch, some of its prompts left out; every so often with the reward's beside it."""
-        drop = torch.rand(len(batch["z"]), 1, generator=self.generator).to(self.device) < self.hparams.empty_prompt
+        generator = drawing_on(self.device, self.generator)
+        drop = torch.rand(len(batch["z"]), 1, generator=generator, device=self.device) < self.hparams.empty_prompt
         tokens = torch.where(drop, self.empty_tokens.to(batch["tokens"]), batch["tokens"])
         # In bfloat16 the backward pass of the CPU's fused attention costs a quarter of the whole step.
         with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext():

@@ -7,7 +7,6 @@ unpacked folder is what `scripts/make_things.py --compose_only` takes. Packages 
 import io
 import json
 import zipfile
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 
 from ldm.data.things.cutouts import read_cutouts
 from ldm.data.things.photographs import PHOTOGRAPHS, find, read
+from ldm.data.things.things import shown_of
 from ldm.errors import UserError
 from ldm.files import atomic_file
 
@@ -25,22 +25,21 @@ VIEW = 224
 """Side of a packed cut-out in pixels."""
 
 
-def pack(data: Path, file: Path, quality: int = 75, most: float = 64.0, views: int = 10) -> int:
-    """Write the archive of a folder of `scripts/make_things.py`; returns its size in bytes. "test" stays at home.
+def pack(data: Path, file: Path, quality: int = 75, most: float = 64.0) -> int:
+    """Write the archive of a folder of `scripts/make_things.py`; returns its size in bytes. What is "test" stays at
+    home, and so do cut-outs that no composite shows.
 
     Args:
-        quality: of WebP and JPEG. most: megabytes. views: of each 3D model that is trained on, the first.
+        quality: of WebP and JPEG. most: megabytes.
 
     Raises:
         UserError: there is nothing to pack, or it is larger than `most`.
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
-        listed, seen = [], Counter[str]()
-        for cutout in read_cutouts(data / "cutouts"):
-            seen[cutout.instance] += cutout.split == "train"
-            if cutout.split == "train" and seen[cutout.instance] > views:
-                continue
+        listed, cutouts = [], read_cutouts(data / "cutouts")
+        shown = {cutout.file for split in ("train", "val") for cutout in shown_of(cutouts, split)}
+        for cutout in (one for one in cutouts if one.file in shown):
             with Image.open(data / "cutouts" / cutout.file) as opened:
                 picture = opened.convert("RGBA")
             picture.thumbnail((VIEW, VIEW))

@@ -1,6 +1,6 @@
 """Draws captioned composites: which things, how large, where, before which background."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +25,14 @@ from ldm.data.things.photographs import Photographs
 SHAPES_SHARE = 0.12
 """Share of our own twelve shapes."""
 
-FAMILIAR_WEIGHT = 15.0
-"""How many times as often as others, whose weights are about 1, familiar nouns are drawn."""
+FAMILIAR_WEIGHT = 4.0
+"""How many times as often as others familiar nouns are drawn."""
 
 USUAL = (75.0, 32.0)
-"""Azimuth either way, and elevation, in degrees, up to which a familiar noun's 3D model is shown: how one sees a thing
-mostly. A chair from behind and above is another picture to learn, which nobody asks for."""
+"""Azimuth either way, and elevation, in degrees, up to which a 3D model is shown: how one sees a thing mostly. A chair
+from behind and above is another picture to learn, which nobody asks for."""
 
-TURNED = 0.15
+TURNED = 0.3
 """How often a thing of one hue is turned to another."""
 
 LIES = {"food", "tool", "wear", "dish", "play"}
@@ -54,8 +54,8 @@ def is_usual(cutout: Cutout) -> bool:
 
 
 def portrait(noun: str, sources: Mapping[str, Mapping[str, list[Cutout]]]) -> dict[str, dict[str, list[Cutout]]]:
-    """One object of a familiar noun, by source and instance: the rendered object of `PORTRAITS` or the first, and where
-    there is none a 3D model.
+    """One object of a noun, by source and instance: the rendered object of `PORTRAITS` or the first, and where there is
+    none a 3D model.
 
     Of two pictures a small model paints the mean until it knows both, and each is seen half as often.
     """
@@ -66,32 +66,36 @@ def portrait(noun: str, sources: Mapping[str, Mapping[str, list[Cutout]]]) -> di
     return {source: {chosen: instances[chosen]}}
 
 
+def pictures_by_noun(cutouts: Iterable[Cutout]) -> dict[str, dict[str, dict[str, list[Cutout]]]]:
+    """What composites show of these cut-outs, by noun, source and instance: see `is_usual` and `portrait`."""
+    usual: dict[str, dict[str, dict[str, list[Cutout]]]] = {}
+    for cutout in cutouts:
+        if cutout.noun in NOUNS and is_usual(cutout):  # not of a table that has been cut since
+            sources = usual.setdefault(cutout.noun, {})
+            sources.setdefault(cutout.source, {}).setdefault(cutout.instance, []).append(cutout)
+    return {noun: portrait(noun, sources) for noun, sources in usual.items()}
+
+
+def shown_of(cutouts: Iterable[Cutout], split: str) -> list[Cutout]:
+    """Those that composites of a split show. Of an object with a single picture ("both"), validation has the same one,
+    before backgrounds of its own."""
+    found = pictures_by_noun(cutout for cutout in cutouts if cutout.split in (split, "both"))
+    return [
+        cutout for sources in found.values() for one in sources.values() for views in one.values() for cutout in views
+    ]
+
+
 class Things:
     """Draws composites of cut-outs before backgrounds.
 
     cutouts: those to choose from, of one split. folder: of their pictures.
     """
 
-    def __init__(self, cutouts: Sequence[Cutout], folder: Path, backgrounds: Photographs):
+    def __init__(self, cutouts: Iterable[Cutout], folder: Path, backgrounds: Photographs):
         self.folder, self.backgrounds = folder, backgrounds
-        self.pictures: dict[str, dict[str, dict[str, list[Cutout]]]] = {}  # by noun, source and instance
-        for cutout in cutouts:
-            if cutout.noun not in NOUNS:
-                continue  # of a table that has been cut since
-            if (cutout.elevation or 0) > 46 and NOUNS[cutout.noun].kind not in LIES:
-                continue  # from so far above hardly anybody knows what it is
-            if not NOUNS[cutout.noun].familiar or is_usual(cutout):
-                sources = self.pictures.setdefault(cutout.noun, {})
-                sources.setdefault(cutout.source, {}).setdefault(cutout.instance, []).append(cutout)
-        for noun, sources in self.pictures.items():
-            if NOUNS[noun].familiar:
-                self.pictures[noun] = portrait(noun, sources)
+        self.pictures = pictures_by_noun(cutouts)
         self.nouns = [noun for noun in NOUNS if noun in self.pictures]
-        # Of others, a noun of many pictures teaches more than one of a single picture, which is soon known by heart.
-        objects = {noun: sum(map(len, self.pictures[noun].values())) for noun in self.nouns}
-        self.weights = [
-            FAMILIAR_WEIGHT if NOUNS[noun].familiar else min(2.0, 0.6 + 0.2 * objects[noun]) for noun in self.nouns
-        ]
+        self.weights = [FAMILIAR_WEIGHT if NOUNS[noun].familiar else 1.0 for noun in self.nouns]
 
     def render(self, count: int, seed: int, shard: int) -> Scenes:
         """The composites of a shard: they depend on (seed, shard) and their number in it alone."""

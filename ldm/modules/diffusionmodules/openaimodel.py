@@ -167,8 +167,9 @@ class UNetModel(nn.Module):
             the levels without attention depend on the prompt too; needs `context_dim`. False is the original.
         patch_size: ours. Squares of this many positions a side are folded into channels before the first level (the
             patches of DiT, Peebles & Xie 2023), so that larger latents cost what smaller ones did. 1 is the original.
-        fine_channels: ours. Width of a thin level before the folding, a residual block on each way, which sees what
-            lies within a patch. 0 is without; needs a `patch_size` above 1.
+        fine_channels: ours. Width of a thin level before the folding, which sees what lies within a patch. 0 is
+            without; needs a `patch_size` above 1.
+        fine_blocks: ours. Residual blocks of the thin level on each way.
         use_spatial_transformer: False has guided-diffusion's attention over positions alone in the transformers'
             place, and with a `context_dim` GLIDE's, in which the context joins the positions. The stem is then as
             wide as the first level.
@@ -205,6 +206,7 @@ class UNetModel(nn.Module):
         pooled_context: bool = False,
         patch_size: int = 1,
         fine_channels: int = 0,
+        fine_blocks: int = 1,
         resblock_updown: bool = False,
     ):
         super().__init__()
@@ -262,9 +264,10 @@ class UNetModel(nn.Module):
         self.fine_out: nn.Module | None = None
         if fine_channels:
             first = nn.Conv2d(in_channels, fine_channels, 3, padding=1)
-            self.fine_in = TimestepEmbedSequential(first, res_block(fine_channels, fine_channels))
+            more = [[res_block(fine_channels, fine_channels) for _ in range(fine_blocks - 1)] for _ in range(2)]
+            self.fine_in = TimestepEmbedSequential(first, res_block(fine_channels, fine_channels), *more[0])
             self.fine_up = nn.Conv2d(widths[0], fine_channels * area, 1)
-            self.fine_out = TimestepEmbedSequential(res_block(2 * fine_channels, fine_channels))
+            self.fine_out = TimestepEmbedSequential(res_block(2 * fine_channels, fine_channels), *more[1])
         stem = nn.Conv2d((fine_channels or in_channels) * area, ch, 3, padding=1)
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(stem)])
         skips = [ch]
