@@ -52,7 +52,7 @@ setup(
     package_data={
         "ldm": ["py.typed", "evaluation/study.html"],
         "ldm.studio": ["page/*", "page/js/*"],
-        "ldm._bundled.models": ["*/scenes/**"],  # downloaded models lie in the same folder
+        "ldm._bundled.models": ["*/scenes/**", "*/things/**"],  # downloaded models lie in the same folder
         "ldm._bundled.configs": ["**/*.yaml"],
     },
     entry_points={

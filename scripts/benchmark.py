@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
     from ldm.errors import UserError
 
     compare, choices = args.compare is not None, (args.compiled, args.repeats, args.quick)
-    report = run_benchmark(Benchmark(args.model, args.parts, args.device, args.precision, compare, *choices))
+    job = Benchmark(args.model, args.parts, args.device, args.precision, compare, *choices)
+    report = run_benchmark(job, on_way=lambda so_far: so_far.write(args.out))
     report.write(args.out)
     print(report.table())
     print(*(f"note: {note}" for note in report.notes), f"JSON: {args.out}", sep="\n")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a model of everyday things in a quarter of an hour of a GPU: composites, denoiser, decoder, ranker, export.
+"""Train the model of everyday things further in a quarter of an hour of a GPU: composites, denoiser, decoder, ranker.
 
 Takes the archive of scripts/pack_things.py; nothing is downloaded. Run it again to go on where it was stopped: each
 stage has a share of --minutes and keeps count of what it has used. At the end --out holds the exported model with its
@@ -24,7 +24,7 @@ SHARES = {"diffusion": 0.6, "decoder": 0.25, "clip": 0.15}
 """Of the time that is left after composing."""
 
 GPU = {
-    "diffusion": ["data.params.batch_size=256", "module.params.learning_rate=1e-3"],
+    "diffusion": ["data.params.batch_size=512", "module.params.learning_rate=1.2e-3"],
     "decoder": ["data.params.batch_size=32", "module.params.learning_rate=6e-4"],
     "clip": ["data.params.batch_size=256"],
 }
@@ -40,7 +40,7 @@ def build_parser() -> Parser:
     parser.add_argument("--workers", type=bounded(int, 1, 256), default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--work", type=Path, default=Path("runs/things-fast"), help="data, checkpoints and logs")
     parser.add_argument("--out", "-o", type=Path, default=Path("runs/things-fast/model"), help="the exported model")
-    parser.add_argument("--compile", action="store_true", help="torch.compile; costs a minute a stage at its beginning")
+    parser.add_argument("--compile", action="store_true", help="torch.compile; costs minutes at a stage's beginning")
     parser.add_argument("overrides", nargs="*", metavar="STAGE:KEY=VALUE", help="as of train.py")
     return parser
 
@@ -51,7 +51,7 @@ def commands(args) -> dict[str, list[str]]:
 
     data, work = args.work / "data", args.work
     own = {
-        "diffusion": [f"data.params.tokenizer={work / 'tokenizer'}", f"data.params.cache={work / 'latents'}"],
+        "diffusion": [f"data.params.cache={work / 'latents'}"],
         "decoder": [],
         "clip": [f"data.params.workers={max(0, args.workers - 1)}"],
     }

@@ -162,8 +162,10 @@ def test_every_way_is_held_against_the_plain_one(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "QUICK", Sizes(batch=2, images=1, steps=2, tuning=1))
     monkeypatch.setattr(module, "matrix_rate", lambda device, dtype: 1e12)
     names = ("text", "unet-2", "decoder", "encoder", "batch", "tuning")
-    report = run_benchmark(Benchmark([str(folder)], names, "cpu", "bfloat16", compare=True, repeats=1, quick=True))
+    job, rows = Benchmark([str(folder)], names, "cpu", "bfloat16", compare=True, repeats=1, quick=True), []
+    report = run_benchmark(job, on_way=lambda so_far: rows.append(len(so_far.rows)))
     assert report.failures == []
+    assert rows == sorted(set(rows)) and rows[0] == len(names) and rows[-1] == len(report.rows), "told after each way"
     found = {(row.part, row.way): row for row in report.rows}
     assert {part for part, _ in found} == set(names)
     for (part, way), row in found.items():

@@ -271,6 +271,10 @@ def test_a_card_takes_its_figures_from_the_evaluation_and_refuses_others(job, da
     log.mkdir(parents=True)
     (log / "metrics.csv").write_text("epoch,step,train/loss,val/psnr\n0,9,0.5,\n0,99,,25.5\n0,199,,27.25\n")
     assert "| 200 | 27.25 |" in log_table(log.parents[1])
+    alone = tmp_path / "runs" / "alone" / "csv" / "version_0"
+    alone.mkdir(parents=True)
+    (alone / "metrics.csv").write_text("epoch,step,train/loss\n0,9,0.5\n0,99,0.25\n")
+    assert "on training composites" in log_table(alone.parents[1]) and "| 100 | 0.25 |" in log_table(alone.parents[1])
     credits = data / "CREDITS.md"
     text = write_card(job.model, credits, logs=[log.parents[1]], name="things")
     assert "Not measured yet" in text and "| pictures | MIT |" in text

@@ -70,7 +70,7 @@ def test_the_wheel_holds_all_that_a_named_model_needs(unpacked: Path, tmp_path: 
     for path in paths[2:4]:
         (own,) = (ROOT / "models").rglob(str(path.relative_to(unpacked / "ldm/_bundled/models")))
         assert own.is_dir() or own.read_bytes() == path.read_bytes()
-    assert {path.name for path in paths[3].iterdir()} == {path.name for path in (ROOT / "models/clip/scenes").iterdir()}
+    assert {path.name for path in paths[3].iterdir()} == {path.name for path in (ROOT / "models/clip/things").iterdir()}
     assert (unpacked / "ldm/py.typed").is_file()
     page = ROOT / "ldm/studio/page"
     for path in (path.relative_to(page) for path in page.rglob("*") if path.is_file()):
@@ -100,11 +100,11 @@ def test_an_editable_installation_runs_the_repository_s_own(source: Path, tmp_pa
     code = (
         f"import {finder.stem}; {finder.stem}.install()\n"
         "import ldm.commands.reconstruct; from ldm.backbones import zoo\n"
-        "print(ldm.commands.reconstruct.__file__, zoo.resolve('scenes').weights, sep='\\n')"
+        "print(ldm.commands.reconstruct.__file__, zoo.resolve('things').weights, sep='\\n')"
     )
     script, weights = python(code, tmp_path / "unpacked", tmp_path).splitlines()
     assert Path(script).resolve() == ROOT / "scripts/reconstruct.py"
-    assert Path(weights) == ROOT / "models/ldm/scenes/model.safetensors"
+    assert Path(weights) == ROOT / "models/ldm/things/model.safetensors"
 
 
 def test_an_installed_program_knows_no_clone(unpacked: Path, tmp_path: Path):

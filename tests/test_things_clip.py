@@ -159,15 +159,15 @@ def test_what_is_compiled_keeps_its_keys():
 def test_data_are_packed_without_test_photographs_and_unpacked(tmp_path, monkeypatch):
     few = tuple(one for one in PHOTOGRAPHS if one.file in ("grass.png", "chelsea.png"))
     monkeypatch.setattr(packing, "PHOTOGRAPHS", few)
-    cutout = Cutout("a.png", "fox", "fluent", "a", "MIT", "Somebody", "train")
+    cutouts = [Cutout(f"{name}.png", "fox", "fluent", name, "MIT", "Somebody", "train") for name in "ab"]
     (tmp_path / "cutouts").mkdir()
     Image.new("RGBA", (300, 200), (200, 100, 0, 128)).save(tmp_path / "cutouts" / "a.png")
-    (tmp_path / "cutouts" / "index.json").write_text(json.dumps([asdict(cutout)] * 3))
+    (tmp_path / "cutouts" / "index.json").write_text(json.dumps(list(map(asdict, cutouts))))
     size = packing.pack(tmp_path, tmp_path / "pack.zip")
     assert size == (tmp_path / "pack.zip").stat().st_size
     there = tmp_path / "there"
     packing.unpack(tmp_path / "pack.zip", there)
-    (read,) = read_cutouts(there / "cutouts")
+    (read,) = read_cutouts(there / "cutouts")  # without the other fox, which no composite shows
     with Image.open(there / "cutouts" / read.file) as image:
         assert image.size == (224, 149) and abs(image.convert("RGBA").getpixel((9, 9))[3] - 128) < 6
     by_file = {one.file: find(one, there / "sources") for one in few}

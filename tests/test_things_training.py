@@ -48,8 +48,9 @@ def test_patches_are_the_same_network_on_folded_latents():
     assert folded.factor == 4 and plain.factor == 2
 
 
-def test_the_thin_level_is_trained_and_knows_the_noise_level():
-    model = unet(3, patch_size=2, fine_channels=32)
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_thin_level_is_trained_and_knows_the_noise_level(blocks):
+    model = unet(3, patch_size=2, fine_channels=32, fine_blocks=blocks)
     z, context = torch.randn(1, 3, 8, 8), torch.randn(1, 5, 24)
     out = model(z, torch.tensor([3]), context)
     assert out.shape == z.shape
@@ -57,6 +58,16 @@ def test_the_thin_level_is_trained_and_knows_the_noise_level():
     assert all(p.grad is not None and p.grad.abs().max() > 0 for n, p in model.named_parameters() if "fine" in n)
     with torch.no_grad():
         assert torch.equal(model(z, torch.tensor([3]), model.prepare_context(context)), out)
+
+
+def test_more_blocks_of_the_thin_level_change_nothing_at_first():
+    thin, grown = (unet(3, patch_size=2, fine_channels=32, fine_blocks=blocks) for blocks in (1, 3))
+    grown.load_state_dict(thin.state_dict(), strict=False)
+    for block in (*grown.fine_in[2:], *grown.fine_out[1:]):  # as they are when they are fresh
+        torch.nn.init.zeros_(block.out_layers[-1].weight)
+        torch.nn.init.zeros_(block.out_layers[-1].bias)
+    z, t, context = torch.randn(2, 3, 8, 8), torch.tensor([3, 700]), torch.randn(2, 5, 24)
+    assert torch.equal(grown(z, t, context), thin(z, t, context))
 
 
 def test_a_thin_level_needs_patches():
@@ -139,6 +150,7 @@ def trained(shards) -> Path:
     assert train("decoder", shards, *first, *alone) == 0
     net = f"{model}.params.unet_config.params"
     widths = [f"{net}.fine_channels=32", f"{net}.num_res_blocks=[1,1,1]"]
+    widths += ["module.params.begin=null", "module.params.folded=scenes"]
     files = [f"data.params.first_stage={shards / 'decoder/last.ckpt'}", f"data.params.cache={shards / 'latents'}"]
     files.append(f"data.params.tokenizer={shards / 'tokenizer'}")
     widths += [f"{model}.params.first_stage_config.{one}" for one in small]

@@ -26,9 +26,9 @@ class Tiny(nn.Module):
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with the model `scenes`, and nothing downloaded; the working directory is elsewhere."""
+    """A repository with the model `things`, and nothing downloaded; the working directory is elsewhere."""
     repository = tmp_path / "repository"
-    put_model(repository / "models" / "ldm" / "scenes")
+    put_model(repository / "models" / "ldm" / "things")
     put(repository / zoo.MODELS["text2img-large"].config)
     monkeypatch.setattr(zoo, "REPOSITORY", repository)
     monkeypatch.delenv("LDM_MODELS", raising=False)
@@ -49,13 +49,13 @@ def put_model(folder: Path) -> Path:
     return folder
 
 
-def test_auto_takes_scenes_and_says_how_to_get_the_other(house: Path, caplog: pytest.LogCaptureFixture):
+def test_auto_takes_the_small_model_and_says_how_to_get_the_other(house: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
-    folder = house / "models" / "ldm" / "scenes"
-    files = zoo.ModelFiles("scenes", folder / "config.yaml", folder / "model.safetensors", None, zoo.Given("scenes"))
+    folder = house / "models" / "ldm" / "things"
+    files = zoo.ModelFiles("things", folder / "config.yaml", folder / "model.safetensors", None, zoo.Given("things"))
     assert zoo.resolve() == files
     assert len(caplog.records) == 1
-    assert "model: scenes" in caplog.text
+    assert "model: things" in caplog.text
     assert "python scripts/download_models.py text2img-large" in caplog.text
 
 
@@ -73,7 +73,7 @@ def test_auto_takes_the_public_model_once_it_is_there(
     files = zoo.ModelFiles("text2img-large", config, weights, "ViT-B-16-quickgelu/openai", given)
     assert zoo.resolve("auto") == files
     assert len(caplog.records) == 1
-    assert "model: text2img-large (the small one is scenes)" in caplog.text
+    assert "model: text2img-large (the small one is things)" in caplog.text
 
 
 def test_auto_also_looks_in_the_repository(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -84,18 +84,20 @@ def test_auto_also_looks_in_the_repository(house: Path, tmp_path: Path, monkeypa
 
 def test_an_unfinished_download_is_no_model(house: Path):
     put(house / "models" / "ldm" / "text2img-large" / "model.ckpt.part")
-    assert zoo.resolve("auto").name == "scenes"
+    assert zoo.resolve("auto").name == "things"
 
 
-def test_scenes_is_found_though_models_are_kept_elsewhere(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    clip = house / "models" / "clip" / "scenes"
+def test_the_small_model_is_found_though_models_are_kept_elsewhere(
+    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clip = house / "models" / "clip" / "things"
     clip.mkdir(parents=True)
     monkeypatch.setenv("LDM_MODELS", str(tmp_path / "big-disk"))
-    assert zoo.resolve("auto").weights == house / "models" / "ldm" / "scenes" / "model.safetensors"
-    assert zoo.resolve("scenes").clip == clip
-    retrained = put_model(tmp_path / "big-disk" / "ldm" / "scenes")
-    assert zoo.resolve("scenes").weights == retrained / "model.safetensors"
-    assert zoo.resolve("scenes").clip == clip, "the one that comes along ranks it too"
+    assert zoo.resolve("auto").weights == house / "models" / "ldm" / "things" / "model.safetensors"
+    assert zoo.resolve("things").clip == clip
+    retrained = put_model(tmp_path / "big-disk" / "ldm" / "things")
+    assert zoo.resolve("things").weights == retrained / "model.safetensors"
+    assert zoo.resolve("things").clip == clip, "the one that comes along ranks it too"
 
 
 def test_a_model_that_is_not_here(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -104,12 +106,12 @@ def test_a_model_that_is_not_here(house: Path, tmp_path: Path, monkeypatch: pyte
         UserError, match=r"big-disk/ldm/text2img-large.* is missing: python scripts/download_models\.py text2img-l"
     ):
         zoo.resolve("text2img-large")
-    (house / "models" / "ldm" / "scenes" / "model.safetensors").unlink()
-    missing = r"repository/models/ldm/scenes/model\.safetensors is missing: "
+    (house / "models" / "ldm" / "things" / "model.safetensors").unlink()
+    missing = r"repository/models/ldm/things/model\.safetensors is missing: "
     with pytest.raises(UserError, match=missing + "it comes with this program, install that again"):
         zoo.resolve("auto")
     (house / ".git").mkdir()
-    with pytest.raises(UserError, match=missing + "git checkout -- models/ldm/scenes"):
+    with pytest.raises(UserError, match=missing + "git checkout -- models/ldm/things"):
         zoo.resolve("auto")
 
 
@@ -158,10 +160,10 @@ def test_what_is_recorded_finds_the_same_model_where_the_clone_has_moved(
     house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """However a named model was asked for, its name is recorded and no path of this machine."""
-    (house / "models/clip/scenes").mkdir(parents=True)
+    (house / "models/clip/things").mkdir(parents=True)
     put(house / "models/ldm/text2img-large/model.ckpt")
-    by_name = [zoo.resolve(name) for name in ("scenes", "text2img-large")]
-    folder, large = house / "models/ldm/scenes", by_name[1]
+    by_name = [zoo.resolve(name) for name in ("things", "text2img-large")]
+    folder, large = house / "models/ldm/things", by_name[1]
     assert zoo.resolve() == zoo.resolve(config=large.config, ckpt=large.weights) == large
     assert zoo.resolve(str(folder)) == by_name[0]
     assert zoo.resolve(config=folder / "config.yaml", ckpt=folder / "model.safetensors") == by_name[0]
@@ -178,13 +180,13 @@ def test_what_is_recorded_finds_the_same_model_where_the_clone_has_moved(
         again = zoo.resolve(*files.given)
         assert again.given == files.given and again.name == files.name
         assert not again.weights.is_relative_to(house)
-    assert zoo.resolve(*by_name[0].given).clip == moved / "models/clip/scenes"
+    assert zoo.resolve(*by_name[0].given).clip == moved / "models/clip/things"
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"model": "stable"}, 'model "stable" is neither auto, scenes, text2img-large, pixels,'),
+        ({"model": "stable"}, 'model "stable" is neither auto, things, scenes, text2img-large, pixels,'),
         ({"config": "c.yaml"}, "`config` needs `ckpt`"),
         ({"ckpt": "w.pt"}, "`ckpt` needs `config`"),
         ({"model": "scenes", "config": "c.yaml", "ckpt": "w.pt"}, "two models"),
@@ -259,8 +261,8 @@ def test_script_lists_the_models(house: Path, capsys: pytest.CaptureFixture):
     listed = capsys.readouterr().out
     main(["--list"])
     assert capsys.readouterr().out == listed
-    scenes, large, *_ = listed.splitlines()
-    assert scenes.split()[:2] == ["scenes", "here"]
+    small, _, large, *_ = listed.splitlines()
+    assert small.split()[:2] == ["things", "here"]
     assert large.split()[:3] == ["text2img-large", "not", "here"]
 
 

@@ -56,9 +56,17 @@ OPENAI_CLIP = "ViT-B-16-quickgelu/openai"
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion"
 
+SMALL = "things"
+"""What edits where nothing has been downloaded."""
+
 MODELS = {
+    "things": KnownModel(
+        about="a small model of everyday things, 256x256; comes with this program",
+        folder="ldm/things",
+        clip=Path("clip/things"),
+    ),
     "scenes": KnownModel(
-        about="a small model of procedural scenes, 128x128; comes with this program",
+        about="its predecessor, of twelve shapes, 128x128; comes with this program",
         folder="ldm/scenes",
         clip=Path("clip/scenes"),
     ),
@@ -200,7 +208,7 @@ def resolve(
     """Find the files of a model; one of the hub is downloaded once.
 
     Args:
-        model: `auto` (text2img-large where it has been downloaded, else scenes), a name of `MODELS`, a folder that
+        model: `auto` (text2img-large where it has been downloaded, else things), a name of `MODELS`, a folder that
             holds a config and weights (and `clip`, if it has its own ranker), a folder in diffusers' layout, a single
             .safetensors or .ckpt of Stable Diffusion, or an id of the hub.
         config, ckpt: files of the user's, in place of a model's name; `config` alone is the folder whose configs a
@@ -267,10 +275,10 @@ def _from_files(model: str, config: str | Path | None, ckpt: str | Path | None) 
 
 def _best_available() -> ModelFiles:
     if _root_of(MODELS["text2img-large"]):
-        logger.info("model: text2img-large (the small one is scenes)")
+        logger.info(f"model: text2img-large (the small one is {SMALL})")
         return _known("text2img-large")
-    logger.info(f"model: scenes, the small one; for the public model, text2img-large: {DOWNLOAD} text2img-large")
-    return _known("scenes")
+    logger.info(f"model: {SMALL}, the small one; for the public model, text2img-large: {DOWNLOAD} text2img-large")
+    return _known(SMALL)
 
 
 def _known(name: str) -> ModelFiles:

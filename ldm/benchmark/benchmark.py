@@ -4,7 +4,7 @@ import contextlib
 import gc
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,10 @@ class Benchmark:
     quick: bool = False
 
 
-def run_benchmark(job: Benchmark) -> Report:
+def run_benchmark(job: Benchmark, on_way: Callable[[Report], object] = lambda report: None) -> Report:
     """Measure. What goes wrong in one way does not stop the others: it is among the report's failures.
+
+    on_way: gets the report as it is after each way, so that a run which is cut off has not been for nothing.
 
     Raises:
         UserError: an unknown part, model or device, or diffusers is missing.
@@ -60,24 +62,29 @@ def run_benchmark(job: Benchmark) -> Report:
         require_diffusers()
     compiled = device.type == "cuda" if job.compiled is None else job.compiled
     chosen = ways(device, job.precision, job.compare, compiled)
-    run = _Run(job, device, {way.precision: 0.0 for way in chosen})
+    run = _Run(job, device, {way.precision: 0.0 for way in chosen}, on_way)
     with _exact_float32(), torch.no_grad():
         for precision in run.rates:
             run.rates[precision] = matrix_rate(device, PRECISIONS[precision])
         for name in job.models:
             run.model(name, chosen)
-    return Report(run.rows, run.failures, run.notes, run.rates, describe(device))
+    return run.report()
 
 
 class _Run:
     """What has been found so far."""
 
-    def __init__(self, job: Benchmark, device: torch.device, rates: dict[str, float]):
-        self.job, self.device, self.rates = job, device, rates
+    def __init__(
+        self, job: Benchmark, device: torch.device, rates: dict[str, float], on_way: Callable[[Report], object]
+    ):
+        self.job, self.device, self.rates, self.on_way = job, device, rates, on_way
         self.repeats = 2 if job.quick else job.repeats
         self.rows: list[Row] = []
         self.failures: list[str] = []
         self.notes: list[str] = []
+
+    def report(self) -> Report:
+        return Report(self.rows, self.failures, self.notes, self.rates, describe(self.device))
 
     def note(self, text: str) -> None:
         logger.info("%s", text)
@@ -97,6 +104,7 @@ class _Run:
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+            self.on_way(self.report())
         if PROCESS in (self.job.only or [PROCESS]):
             self._processes(name, base)
 

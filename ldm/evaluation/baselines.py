@@ -143,8 +143,8 @@ def _place(choice: MethodChoice) -> dict[str, Any]:
 
 
 def pixel_model(choice: MethodChoice) -> str:
-    """Blended Diffusion's model beside ours: the small one of pixels beside `scenes`, else the public one."""
-    return "pixels" if choice.model == "scenes" else "blended-diffusion-256"
+    """Blended Diffusion's model beside ours: the small one of pixels beside our own, else the public one."""
+    return "pixels" if choice.model in ("things", "scenes") else "blended-diffusion-256"
 
 
 def guidance(name: str, choice: MethodChoice) -> GuidanceOptions:

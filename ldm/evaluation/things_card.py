@@ -23,15 +23,15 @@ TEXT = """# {name}
 
 A latent diffusion model that paints everyday things with names before photographs, at {size}x{size} pixels. Its
 weights come with this repository under its licence (MIT) and were trained by it from the sources below alone: no
-pretrained generative model, no pictures from the web. What it paints looks like them: rendered objects, toy-like or
-plain, in the light of the photograph. It knows no text, no persons by name, no places by name.
+pretrained generative model, no pictures from the web. What it paints looks like them: rendered objects, toy-like, in
+the light of the photograph. It knows no text, no persons by name, no places by name.
 
 {size_on_disk}
 
 ## How it was made
 
-Composites of cut-outs on photographs ([docs/things.md](../../../docs/things.md)): 3D models are rendered from many
-sides, rendered objects are taken as they are, one or two are put before a photograph with its light and with shadows,
+Composites of cut-outs on photographs ([docs/things.md](../../../docs/things.md)): each noun has one portrait, a
+rendered object or a 3D model from the front; one or two are put before a photograph with its light and with shadows,
 and a grammar captions them. The first stage (f8, four channels) has the encoder of [`scenes`](../scenes/README.md); its
 decoder was trained further at this size, with a perceptual loss on the features of EfficientNet-Lite0 (Apache-2.0) and
 a patch discriminator. The denoiser begins with that of `scenes` too. It learned v-prediction on these latents, folded
@@ -57,8 +57,9 @@ part in training or selection.
 {sources}
 ## Limits
 
-A thing is painted much like the few pictures that the training has of it. Colours are those that a thing could be
-turned to; two things in one prompt come out less often than one.
+A thing is painted much like the one picture that the training has of it: predictions differ in place, size and
+detail, and hardly in pose. Colours are those that a thing could be turned to; two things in one prompt come out less
+often than one.
 """
 
 
@@ -126,30 +127,34 @@ def words_lines(files: zoo.ModelFiles) -> str:
 
 
 def log_table(folder: Path) -> str:
-    """A training's validation figures at a few of its steps, of all its runs, as Markdown.
+    """A training's validation figures at a few of its steps, of all its runs, as Markdown; its loss where it was not
+    validated.
 
     Raises:
         UserError: the folder holds no log.
     """
-    seen: dict[int, dict[str, float]] = {}
+    validated: dict[int, dict[str, float]] = {}
+    trained: dict[int, dict[str, float]] = {}
     versions = sorted((folder / "csv").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
     for path in versions:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                values = {key: float(value) for key, value in row.items() if key and key.startswith("val/") and value}
-                if values:
-                    seen.setdefault(int(row["step"]) + 1, {}).update(values)
+                values = {key: float(value) for key, value in row.items() if key and "/" in key and value}
+                for kind, seen in (("val/", validated), ("train/loss", trained)):
+                    if found := {key: value for key, value in values.items() if key.startswith(kind)}:
+                        seen.setdefault(int(row["step"]) + 1, {}).update(found)
     if not versions:
         raise UserError(f'"{folder}" holds no log of scripts/train.py')
+    seen = validated or trained
     if not seen:
         return ""
     steps = sorted(seen)
     chosen = sorted({steps[round(i * (len(steps) - 1) / max(1, ROWS - 1))] for i in range(ROWS)})
-    return f"{folder.name}, on validation composites:\n\n{_rows(chosen, seen)}\n"
+    return f"{folder.name}, on {'validation' if validated else 'training'} composites:\n\n{_rows(chosen, seen)}\n"
 
 
 def _rows(steps: Sequence[int], seen: Mapping[int, Mapping[str, float]]) -> str:
     keys = list(dict.fromkeys(key for step in steps for key in seen[step]))
-    lines = [["step", *(key.removeprefix("val/") for key in keys)], ["---"] * (1 + len(keys))]
+    lines = [["step", *(key.split("/", 1)[1] for key in keys)], ["---"] * (1 + len(keys))]
     lines += [[str(step), *(f"{seen[step][key]:.4g}" if key in seen[step] else "" for key in keys)] for step in steps]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -28,9 +28,9 @@ class ModelChoice:
 
     model: str = option(
         "auto",
-        "which model: scenes, text2img-large, a folder, a .safetensors of Stable Diffusion, or an id of the hub",
+        "which model: things, scenes, text2img-large, a folder, a .safetensors of Stable Diffusion, an id of the hub",
         group="with what",
-        shown="auto: text2img-large where it has been downloaded, else scenes",
+        shown="auto: text2img-large where it has been downloaded, else things",
         record=False,
     )
     revision: str | None = option(None, "which revision of an id of the hub", group="with what", kw_only=True)

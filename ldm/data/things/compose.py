@@ -156,9 +156,11 @@ def spots(generator: Generator, count: int, fills: bool, cut: bool, turn: float)
     if fills:
         x, y = uniform(generator, 108, 148), uniform(generator, 108, 148)
         return [Spot(x, y, uniform(generator, 270, 380), turn)]
-    size = 140 + 100 * uniform(generator) ** 0.8
+    # An edit's window has its mask in the middle, and a thing larger than the mask would be cut by it.
+    size = 120 + 85 * uniform(generator) ** 0.8
     room = max(0.0, 0.94 * SIZE - size * (1 + 0.3 * abs(math.sin(math.radians(turn))))) / 2
-    x, y = 128 + uniform(generator, -room, room), 128 + uniform(generator, -0.3 * room, room)
+    reach = min(16.0, room) if chance(generator, 0.75) else room
+    x, y = 128 + uniform(generator, -reach, reach), 128 + uniform(generator, -reach, reach)
     if cut:
         away = 128 + uniform(generator, -0.15, 0.15) * size
         if chance(generator, 0.35):

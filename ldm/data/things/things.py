@@ -155,9 +155,6 @@ class Things:
             spot = places[i] or spots(generator, 1, fills, cut, turn)[0]
             picture, phrase = self._look(generator, cutout, fills)
             grounded = not fills and not (cutout.noun in FLIES and chance(generator, 0.75))
-            if grounded and not (lies or cut) and chance(generator, 0.7):  # grounds are low in photographs
-                height = spot.size * picture.height / max(picture.size)
-                spot = replace(spot, y=uniform(generator, max(170, height), 248) - height / 2)
             mirror = chance(generator, 0.5)
             thing = place(picture, spot, mirror)
             if thing is None:
@@ -194,7 +191,8 @@ class Things:
         with Image.open(self.folder / cutout.file) as opened:
             picture = opened.convert("RGBA")
         color, turned = cutout.color, False
-        if cutout.hue is not None and chance(generator, TURNED):
+        person = NOUNS[cutout.noun].kind == "person"  # is not called by a colour
+        if cutout.hue is not None and not person and chance(generator, TURNED):
             target = choice(generator, HUES)
             pixels = np.asarray(picture, np.float32) / 255
             rgb = turn_hue(pixels[..., :3], cutout.hue, target)
