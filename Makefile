@@ -7,12 +7,12 @@
 # All make .venv and install what is missing. PYTHON=python3.12 chooses another Python than python3.
 PYTHON ?= python3
 BIN := .venv/bin
-PROMPT := a white donut
+PROMPT := a cookie
 
 .PHONY: demo test lint gallery studio studio-test install dev
 demo: install
-	$(BIN)/bld-edit --prompt "$(PROMPT)" --init_image inputs/img.png --mask inputs/donut_mask.png
-	$(BIN)/bld-reconstruct --init_image inputs/img.png --mask inputs/donut_mask.png --selected_indices 0 1
+	$(BIN)/bld-edit --prompt "$(PROMPT)" --init_image inputs/img.png --mask inputs/mask.png
+	$(BIN)/bld-reconstruct --init_image inputs/img.png --mask inputs/mask.png --selected_indices 0 1
 
 test: dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile

@@ -8,21 +8,21 @@ from PIL import Image, ImageChops, ImageDraw
 from ldm.editing import Editor
 
 EDITS = [  # prompt, and the middle and the radius of its disc in pixels
-    ("a red ball", (330, 60), 34),
-    ("a green ball", (255, 42), 30),
-    ("a blue striped ball", (360, 135), 34),
-    ("a yellow donut", (350, 350), 38),
-    ("a purple donut", (305, 190), 38),
-    ("a white polka dot ball", (362, 225), 30),
-    ("a pink yarn ball", (285, 290), 36),
-    ("an orange checkered ball", (345, 285), 28),
-    ("a turquoise ball", (270, 360), 32),
-    ("a brick ball", (210, 368), 28),
+    ("an apple", (330, 60), 34),
+    ("a lemon", (255, 42), 30),
+    ("a strawberry", (360, 135), 34),
+    ("a cookie", (350, 350), 38),
+    ("an orange", (305, 190), 38),
+    ("a ladybug", (362, 225), 30),
+    ("a mushroom", (285, 290), 36),
+    ("a soccer ball", (345, 285), 28),
+    ("a cupcake", (270, 360), 32),
+    ("a tomato", (210, 368), 28),
 ]
 
 source = picture = Image.open("inputs/img.png").convert("RGB")
 covered = Image.new("L", source.size)
-editor = Editor.load("scenes")
+editor = Editor.load("things")
 for prompt, (x, y), radius in EDITS:
     mask = Image.new("L", source.size)
     ImageDraw.Draw(mask).ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)

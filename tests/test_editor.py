@@ -189,7 +189,7 @@ def test_tasks_of_different_steps_do_not_share_a_batch():
 def test_readme_s_lines_of_python_run(tmp_path, monkeypatch):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    for name in ("img.png", "donut_mask.png"):
+    for name in ("img.png", "mask.png"):
         (tmp_path / "inputs").mkdir(exist_ok=True)
         shutil.copy(ROOT / "inputs" / name, tmp_path / "inputs" / name)
     monkeypatch.chdir(tmp_path)
