@@ -15,7 +15,7 @@ def build_parser() -> Parser:
         "--model",
         nargs="+",
         default=["full", "scenes"],
-        help="full (the public architecture with random weights), scenes, text2img-large, or folders",
+        help="full (the public architecture with random weights), things, scenes, text2img-large, or folders",
     )
     parser.add_argument(
         "--parts",

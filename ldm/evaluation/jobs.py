@@ -19,7 +19,7 @@ LITE = "efficientnet-lite0"
 class MethodChoice:
     """The model of the methods that share ours, and how it is asked: as `scripts/text_editing.py` has it."""
 
-    model: str = option("scenes", "which model: scenes, text2img-large, or a folder", group="methods")
+    model: str = option("scenes", "which model: things, scenes, text2img-large, or a folder", group="methods")
     ddim_steps: int = option(
         50, "denoising steps; Blended Diffusion takes twice as many", group="methods", low=1, high=1000
     )

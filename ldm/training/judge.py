@@ -1,4 +1,4 @@
-"""Training of the judge that measures the embedded model; never used in training that model or in ranking.
+"""Training of the judge that measures `scenes`; never used in training that model or in ranking.
 
 It learns from renders of its own and has to judge what an autoencoder painted, inside a mask that the object need not
 fill. So its crops are anything from tight to twice the object's size and off its centre, and most are softened,
