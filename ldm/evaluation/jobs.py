@@ -80,6 +80,7 @@ THINGS_PARTS = ("things", "autoencoder", "shapes", "sheet")
 class ThingsJob(MethodChoice):
     """A model of everyday things and what is to be measured of it."""
 
+    model: str = same(MethodChoice, "model", default="things")
     parts: str = option(",".join(THINGS_PARTS), "what to measure, comma-separated", group="what")
     split: Literal["test", "val"] = option(
         "test", "test is for tables; val, other photographs and seeds, is what weights are chosen by", group="what"
